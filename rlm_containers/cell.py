@@ -1,0 +1,107 @@
+"""What a cell gives back."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlm_containers.lm.broker import LMCall
+
+__all__ = ["CellResult", "CellStatus", "OutputCallback", "OutputCollector", "StreamName"]
+
+StreamName = Literal["stdout", "stderr"]
+
+#: Called with the name of the stream and a piece of text, while the cell runs, in the thread that
+#: called ``execute``.
+OutputCallback = Callable[[StreamName, str], None]
+
+#: How a cell ended: to its end, with an exception, by ``sys.exit()``, by an interrupt, or with the
+#: death of the worker that ran it.
+CellStatus = Literal["ok", "error", "exit", "interrupted", "died"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult:
+    """The outcome of one cell.
+
+    Attributes:
+        stdout: what the cell and the processes it started wrote to standard output.
+        stderr: the same for standard error: tracebacks, warnings, and what this library has to
+            say of the cell, such as that its worker was killed.
+        locals: name to short repr of the session's variables, those with a leading underscore
+            left out. At most some tens of kilobytes in all, whatever the variables are.
+        execution_time: seconds from sending the cell until its answer was here.
+        lm_calls: the calls of language models that the cell made and that were answered.
+        final_answer: the content of ``answer`` if the cell left it marked ready.
+        status: how the cell ended.
+        lost: names of variables that were there before the cell and could not be restored after
+            its worker died.
+    """
+
+    stdout: str
+    stderr: str
+    locals: Mapping[str, str]
+    execution_time: float
+    lm_calls: tuple[LMCall, ...] = ()
+    final_answer: str | None = None
+    status: CellStatus = "ok"
+    lost: tuple[str, ...] = field(default=())
+
+
+class OutputCollector:
+    """Decodes one stream as it arrives and keeps a bounded part of it.
+
+    Args:
+        name: the stream's name, for the callback.
+        limit: characters to keep. Of longer output the first and the last half of that stay.
+        callback: given every piece as it arrives, whether it is kept or not.
+    """
+
+    def __init__(self, name: StreamName, limit: int, callback: OutputCallback | None) -> None:
+        self.name = name
+        self.limit = limit
+        self.callback = callback
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._head: list[str] = []
+        self._head_room = limit // 2
+        self._tail: list[str] = []
+        self._tail_length = 0
+        self._cut = 0
+
+    def feed(self, data: bytes, *, final: bool = False) -> None:
+        """Add bytes as read; with ``final`` whatever half a character is left over."""
+        text = self._decode(data, final)
+        if not text:
+            return
+        if self.callback is not None:
+            self.callback(self.name, text)
+        if self._head_room:
+            piece = text[: self._head_room]
+            self._head.append(piece)
+            self._head_room -= len(piece)
+            text = text[len(piece) :]
+        if text:
+            self._tail.append(text)
+            self._tail_length += len(text)
+            if self._tail_length > 2 * self.limit:
+                self._trim()
+
+    def text(self) -> str:
+        """Everything, or the head and the tail with a line between that counts what was cut."""
+        self.feed(b"", final=True)
+        self._trim()
+        head, tail = "".join(self._head), "".join(self._tail)
+        if not self._cut:
+            return head + tail
+        return f"{head}\n[... {self._cut} characters cut ...]\n{tail}"
+
+    def _trim(self) -> None:
+        keep = self.limit - self.limit // 2
+        tail = "".join(self._tail)
+        if len(tail) > keep:
+            self._cut += len(tail) - keep
+            tail = tail[-keep:]
+        self._tail = [tail] if tail else []
+        self._tail_length = len(tail)

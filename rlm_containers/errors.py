@@ -1,0 +1,98 @@
+"""What can go wrong with a sandbox.
+
+Everything raised here derives from :class:`ContainersError`, the base that ``runtimes.errors``
+shares, so one ``except ContainersError`` catches the whole project::
+
+    ContainersError
+    ├── …                        the engine: see runtimes.errors
+    ├── OptionError              an argument that is unknown, of a wrong type, or contradictory
+    ├── ContextError             a context that cannot be sent to the container
+    └── SandboxError
+        ├── SandboxStartError    the container is up, the guest in it is not
+        │   └── GuestPythonError the image has no Python, or too old a one
+        ├── SetupCodeError       the setup code raised an exception
+        ├── SandboxClosedError   it was closed, or never started
+        ├── SandboxLostError     the container or its engine went away
+        └── WorkspaceError       the workspace cannot be written or removed
+"""
+
+from __future__ import annotations
+
+from runtimes.errors import (
+    ContainersError,
+    ContainerStartError,
+    EngineCommandError,
+    EngineNotFoundError,
+    EngineTimeoutError,
+    EngineUnavailableError,
+    ImageNotFoundError,
+    MountError,
+    UnknownRuntimeError,
+    UnsupportedByEngineError,
+)
+
+__all__ = [
+    "ContainerStartError",
+    "ContainersError",
+    "ContextError",
+    "EngineCommandError",
+    "EngineNotFoundError",
+    "EngineTimeoutError",
+    "EngineUnavailableError",
+    "GuestPythonError",
+    "ImageNotFoundError",
+    "MountError",
+    "OptionError",
+    "SandboxClosedError",
+    "SandboxError",
+    "SandboxLostError",
+    "SandboxStartError",
+    "SetupCodeError",
+    "UnknownRuntimeError",
+    "UnsupportedByEngineError",
+    "WorkspaceError",
+]
+
+
+class OptionError(ContainersError, TypeError, ValueError):
+    """An argument is unknown, has a wrong type or value, or contradicts another."""
+
+
+class ContextError(ContainersError, TypeError):
+    """A context cannot be encoded for the container. Nothing was changed there."""
+
+
+class SandboxError(ContainersError):
+    """The base of what can go wrong with a sandbox that has been made."""
+
+
+class SandboxStartError(SandboxError):
+    """The engine started the container, but the guest in it did not come up."""
+
+
+class GuestPythonError(SandboxStartError):
+    """The image has no Python interpreter, or one that is too old."""
+
+
+class SetupCodeError(SandboxError):
+    """The setup code failed. ``stderr`` holds its traceback."""
+
+    def __init__(self, what: str, *, stderr: str, container: str | None = None) -> None:
+        super().__init__(
+            what,
+            remedy=f"Correct setup_code. It printed:\n{stderr}",
+            container=container,
+        )
+        self.stderr = stderr
+
+
+class SandboxClosedError(SandboxError):
+    """The sandbox was closed or has not been started."""
+
+
+class SandboxLostError(SandboxError):
+    """The container ended by itself, was removed by someone else, or its engine went away."""
+
+
+class WorkspaceError(SandboxError):
+    """The directory behind ``/workspace`` cannot be written to or removed."""

@@ -1,0 +1,214 @@
+"""``llm_query()`` and its kin, as the code in a cell calls them.
+
+A call goes to the proxy on the host over HTTP, or, where the network does not lead there, to the
+supervisor, which passes it on over the container's pipe. Both ends are the same broker on the
+host, and request and answer are the same JSON.
+
+As in rlms, an error comes back as a string that starts with ``Error: `` and not as an exception:
+the code that a model writes seldom handles exceptions, and a batch must not fail for one prompt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+from . import wire
+
+if TYPE_CHECKING:
+    import http.client
+
+__all__ = ["llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched"]
+
+Prompt = Any  # str, or whatever JSON the model's client takes: a list of messages, for instance
+
+#: Seconds to find out at start whether the proxy can be reached.
+_PROBE_TIMEOUT = 3.0
+
+
+def llm_query(prompt: Prompt, model: str | None = None) -> str:
+    """Ask a language model once, without a REPL of its own.
+
+    Args:
+        prompt: the prompt.
+        model: the model's name; ``None`` for the default.
+
+    Returns:
+        The answer, or a string that starts with ``Error: ``.
+    """
+    return _single("/llm_query", prompt, model)
+
+
+def llm_query_batched(prompts: list[Prompt], model: str | None = None) -> list[str]:
+    """Ask a language model many things at once; the answers come in the order of the prompts."""
+    return _batch("/llm_query_batched", prompts, model)
+
+
+def rlm_query(prompt: Prompt, model: str | None = None) -> str:
+    """Ask a recursive language model, which gets a REPL of its own where depth allows."""
+    return _single("/rlm_query", prompt, model)
+
+
+def rlm_query_batched(prompts: list[Prompt], model: str | None = None) -> list[str]:
+    """Ask many recursive language models; the answers come in the order of the prompts."""
+    return _batch("/rlm_query_batched", prompts, model)
+
+
+def _single(path: str, prompt: Prompt, model: str | None) -> str:
+    answer = _ask(path, {"prompt": prompt, "model": model})
+    response = answer.get("response")
+    return response if isinstance(response, str) else "Error: {}".format(answer.get("error"))
+
+
+def _batch(path: str, prompts: list[Prompt], model: str | None) -> list[str]:
+    if isinstance(prompts, (str, dict)):
+        return ["Error: prompts must be a list of prompts, not one {}".format(_type(prompts))]
+    prompts = list(prompts)
+    if not prompts:
+        return []
+    answer = _ask(path, {"prompts": prompts, "model": model})
+    responses = answer.get("responses")
+    if isinstance(responses, list) and len(responses) == len(prompts):
+        return responses
+    return ["Error: {}".format(answer.get("error"))] * len(prompts)
+
+
+def _ask(path: str, request: dict[str, Any]) -> dict[str, Any]:
+    try:
+        body = json.dumps(request).encode("ascii")
+        reply = _route.send(path, body)
+        answer = json.loads(reply)
+        if not isinstance(answer, dict):
+            raise ValueError("the answer is not an object")
+        return answer
+    except Exception as error:
+        return {"error": "{}: {}".format(_type(error), error)}
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
+class _NoRoute:
+    """Nobody to ask."""
+
+    name = "none"
+
+    def send(self, path: str, body: bytes) -> bytes:
+        raise ConnectionError("no language model is connected to this sandbox")
+
+
+class _HttpRoute:
+    """The proxy on the host. Connections are kept, one for each thread that asks."""
+
+    name = "http"
+
+    def __init__(self, host: str, port: int, token: str) -> None:
+        self.host = host
+        self.port = port
+        self.headers = {
+            "Authorization": "Bearer " + token,
+            "Content-Type": "application/json",
+        }
+        self.local = threading.local()
+
+    def probe(self) -> None:
+        """Raise OSError when the proxy cannot be reached."""
+        socket.create_connection((self.host, self.port), _PROBE_TIMEOUT).close()
+
+    def send(self, path: str, body: bytes) -> bytes:
+        connection = self._connection()
+        try:
+            connection.request("POST", path, body, self.headers)
+            response = connection.getresponse()
+            return response.read()
+        except BaseException:
+            # Also for KeyboardInterrupt: the answer to this request must not be read as the
+            # answer to the next one.
+            connection.close()
+            raise
+
+    def _connection(self) -> http.client.HTTPConnection:
+        import http.client  # late: it brings the email package along, and not every cell asks
+
+        # A forked child must not talk on its parent's connection.
+        if getattr(self.local, "pid", None) != os.getpid():
+            self.local.connection = http.client.HTTPConnection(self.host, self.port)
+            self.local.pid = os.getpid()
+        connection: http.client.HTTPConnection = self.local.connection
+        if connection.sock is not None and _is_readable(connection.sock):
+            # Between requests there is nothing to read but the other end's goodbye.
+            connection.close()
+        return connection
+
+
+class _PipeRoute:
+    """The supervisor, and through it the pipe that the host holds."""
+
+    name = "pipe"
+
+    def __init__(self, calls: socket.socket) -> None:
+        self.calls = calls
+
+    def send(self, path: str, body: bytes) -> bytes:
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                # A fresh pair for every call: any thread, and any child process, can ask
+                # without a lock, and hanging up is closing it.
+                socket.send_fds(self.calls, [b"c"], [theirs.fileno()])
+            request = b'{"path": "' + path.encode() + b'", "request": ' + body + b"}"
+            ours.sendall(wire.encode(wire.CALL, request))
+            decoder = wire.FrameDecoder()
+            while True:
+                data = ours.recv(1 << 20)
+                if not data:
+                    raise ConnectionError("the supervisor hung up")
+                for _, payload in decoder.feed(data):
+                    return payload
+
+
+def _is_readable(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.setblocking(True)
+
+
+_route: _NoRoute | _HttpRoute | _PipeRoute = _NoRoute()
+
+
+def connect(proxy: dict[str, Any] | None, calls: socket.socket | None) -> dict[str, Any]:
+    """Choose the way to the host, once, at the start.
+
+    Args:
+        proxy: ``{"host": str, "port": int, "token": str}``, or ``None`` to use the pipe.
+        calls: the socket to the supervisor, or ``None`` when there is nobody to ask.
+
+    Returns:
+        ``{"route": "http" | "pipe" | "none", "reason": str}``; the reason says why not HTTP.
+    """
+    global _route
+    reason = ""
+    if calls is None:
+        _route = _NoRoute()
+        return {"route": _route.name, "reason": "no language model was given"}
+    if proxy is not None:
+        route = _HttpRoute(proxy["host"], proxy["port"], proxy["token"])
+        try:
+            route.probe()
+            _route = route
+            return {"route": route.name, "reason": ""}
+        except OSError as error:
+            reason = "{}:{} cannot be reached: {}".format(route.host, route.port, error)
+    _route = _PipeRoute(calls)
+    return {"route": _route.name, "reason": reason or "there is no network to the host"}

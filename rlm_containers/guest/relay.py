@@ -1,0 +1,83 @@
+"""Passes calls of the worker on to the host, where there is no network to it."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable
+
+from . import wire
+
+__all__ = ["CallRelay"]
+
+
+class CallRelay:
+    """The calls that are waiting for the host's answer.
+
+    For each call the worker hands over one end of a fresh socket pair.
+
+    Args:
+        poll: the supervisor's; the descriptors of waiting calls are registered with it.
+        send: writes a frame to the host.
+    """
+
+    def __init__(self, poll: select.poll, send: Callable[[int, bytes], None]) -> None:
+        self.poll = poll
+        self.send = send
+        self.calls: dict[int, _Call] = {}  # by their descriptors
+        self.last = 0
+
+    def accept(self, source: socket.socket) -> None:
+        """Take the call that waits at ``source``, if there is one."""
+        try:
+            _, descriptors, _, _ = socket.recv_fds(source, 16, 1, socket.MSG_DONTWAIT)
+        except OSError:
+            return
+        for descriptor in descriptors:
+            self.last = (self.last + 1) & 0xFFFFFFFF
+            self.calls[descriptor] = _Call(self.last, socket.socket(fileno=descriptor))
+            self.poll.register(descriptor, select.POLLIN)
+
+    def read(self, descriptor: int) -> None:
+        """Pass on what a caller has sent, or forget it if it has hung up."""
+        call = self.calls.get(descriptor)
+        if call is None:
+            return
+        try:
+            data = call.socket.recv(1 << 20)
+            if not data:
+                self._drop(descriptor)
+                return
+            for _, payload in call.decoder.feed(data):
+                self.send(wire.CALL, call.number.to_bytes(4, "big") + payload)
+        except (OSError, wire.FrameError):
+            self._drop(descriptor)
+
+    def answer(self, number: int, payload: bytes) -> None:
+        """Give a caller the host's answer. It may have hung up."""
+        for descriptor, call in self.calls.items():
+            if call.number == number:
+                try:
+                    call.socket.sendall(wire.encode(wire.CALL, payload))
+                except OSError:
+                    pass
+                self._drop(descriptor)
+                return
+
+    def drop_all(self) -> None:
+        """Forget every call: the worker that made them is dead."""
+        for descriptor in list(self.calls):
+            self._drop(descriptor)
+
+    def _drop(self, descriptor: int) -> None:
+        self.poll.unregister(descriptor)
+        self.calls.pop(descriptor).socket.close()
+
+
+class _Call:
+    """One call, until it is answered."""
+
+    def __init__(self, number: int, connection: socket.socket) -> None:
+        self.number = number
+        self.socket = connection
+        self.decoder = wire.FrameDecoder()

@@ -1,0 +1,101 @@
+"""What a variable looks like, in a hundred characters and at little cost, whatever it is."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+from .interrupts import Interrupts
+
+__all__ = ["error_text", "short_form", "type_name"]
+
+_LIMIT = 120
+_TYPE_LIMIT = 80
+_STRING_LIMIT = 60
+_ERROR_LIMIT = 300
+_ITEMS = 5
+
+
+class _ShortRepr(reprlib.Repr):
+    """The standard library's bounded repr, with bounds for strings and numbers that are huge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxdict = self.maxlist = self.maxtuple = self.maxset = _ITEMS
+        self.maxfrozenset = self.maxdeque = self.maxarray = _ITEMS
+        self.maxstring = _STRING_LIMIT
+        self.maxother = _LIMIT
+
+    def repr_str(self, x: str, level: int) -> str:
+        if len(x) <= _STRING_LIMIT:
+            return repr(x)
+        return "{}... ({} characters)".format(repr(x[:_STRING_LIMIT]), len(x))
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 256:  # repr() of a huge int is quadratic, or refused
+            return "<int of {} bits>".format(x.bit_length())
+        return repr(x)
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if isinstance(x, (bytes, bytearray)) and len(x) > _STRING_LIMIT:
+            return "{}... ({} bytes)".format(repr(bytes(x[:_STRING_LIMIT])), len(x))
+        return super().repr_instance(x, level)
+
+    # The base class sorts what has no order, all of it, to show the first few.
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        if level <= 0:
+            return "{...}" if x else "{}"
+        parts = (
+            "{}: {}".format(self.repr1(key, level - 1), self.repr1(value, level - 1))
+            for key, value in islice(x.items(), _ITEMS)
+        )
+        return "{" + _joined(parts, len(x)) + "}"
+
+    def repr_set(self, x: set[Any], level: int) -> str:
+        return "{" + self._items(x, level) + "}" if x else "set()"
+
+    def repr_frozenset(self, x: frozenset[Any], level: int) -> str:
+        return "frozenset({" + self._items(x, level) + "})" if x else "frozenset()"
+
+    def _items(self, x: Any, level: int) -> str:
+        if level <= 0:
+            return "..."
+        return _joined((self.repr1(item, level - 1) for item in islice(x, _ITEMS)), len(x))
+
+
+def _joined(parts: Iterable[str], count: int) -> str:
+    return ", ".join((*parts, "...") if count > _ITEMS else parts)
+
+
+_short = _ShortRepr()
+
+
+def short_form(value: object, interrupts: Interrupts) -> str:
+    """A repr of at most about a hundred characters that never raises."""
+    try:
+        with interrupts:
+            form = _short.repr(value)
+    except BaseException as error:  # SystemExit and KeyboardInterrupt too: it is the cell's code
+        return "<{}, whose repr fails: {}>".format(type_name(value), type_name(error))
+    if len(form) > _LIMIT:
+        form = form[: _LIMIT - 3] + "..."
+    return form
+
+
+def type_name(value: object) -> str:
+    """The name of a value's type, whatever its metaclass and however long the name."""
+    name: str = type.__dict__["__name__"].__get__(type(value))
+    return name if len(name) <= _TYPE_LIMIT else name[: _TYPE_LIMIT - 3] + "..."
+
+
+def error_text(error: BaseException) -> str:
+    """An exception's type and message, bounded. The message may be made by a cell's own code."""
+    try:
+        text = "{}: {}".format(type_name(error), error)
+    except BaseException:
+        text = type_name(error)
+    return text if len(text) <= _ERROR_LIMIT else text[: _ERROR_LIMIT - 3] + "..."

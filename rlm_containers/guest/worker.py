@@ -1,0 +1,252 @@
+"""Runs cells, one after the other, in a live interpreter, and saves its variables after each."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import linecache
+import mmap
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from . import lm, wire
+from .interrupts import Interrupts
+from .namespace import Namespace
+from .shortforms import error_text
+from .streams import StandardStreams, print_exception, print_exit_code
+
+__all__ = ["main"]
+
+#: Where the workspace of the host is mounted.
+WORKSPACE = "/workspace"
+
+
+class Worker:
+    """The interpreter of a session.
+
+    Every request of the host is answered with exactly one ``result`` (or ``ready``). Then the
+    checkpoint is written; a ``saved`` follows when it turned out otherwise than the last one. The
+    next request is read only after that: no cell can lose what an earlier one was acknowledged
+    for.
+
+    Args:
+        control: frames from and to the supervisor.
+        calls: for calls to the host over the pipe, see :mod:`rlm_guest.lm`.
+        mode: ``"restore"`` to go on from the checkpoint, ``"fresh"`` to begin with nothing.
+        progress: memory that the supervisor sees too: the numbers, 8 bytes each, of the last
+            request whose checkpoint is written and of the last that was begun.
+    """
+
+    def __init__(
+        self, control: socket.socket, calls: socket.socket, mode: str, progress: mmap.mmap
+    ) -> None:
+        self.control = control
+        self.calls = calls
+        self.mode = mode
+        self.progress = progress
+        self.pid = os.getpid()
+        self.interrupts = Interrupts()
+        self.started = False
+        self.checkpoint: Any = None
+        self.reported: dict[str, Any] = {"unsaved": [], "error": None}
+        self.namespace = Namespace()
+        self.streams = StandardStreams()
+        signal.signal(signal.SIGINT, self.on_interrupt)
+
+    def on_interrupt(self, number: int, frame: object) -> None:
+        """Interrupt what runs of the cell's own code, and nothing else."""
+        if self.interrupts.allowed:
+            raise KeyboardInterrupt
+
+    # Frames
+
+    def serve(self) -> int:
+        """Answer requests until the supervisor closes its end; the exit status."""
+        decoder = wire.FrameDecoder()
+        while True:
+            data = self.control.recv(1 << 20)
+            if not data:
+                return 0
+            for _, payload in decoder.feed(data):
+                self.handle(json.loads(payload))
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message to the host."""
+        self.control.sendall(wire.encode(wire.MESSAGE, json.dumps(message).encode("ascii")))
+
+    def handle(self, request: dict[str, Any]) -> None:
+        """Do what a request says. The host is trusted, so a malformed one may end the worker."""
+        operation = request["op"]
+        if operation == "start":
+            self.start(request)
+        elif not self.started:
+            pass  # meant for a predecessor that died in the meantime; the host sends it again
+        else:
+            self.progress[8:] = request["id"].to_bytes(8, "big")
+            self.answer(request)
+
+    def answer(self, request: dict[str, Any]) -> None:
+        """Do what a request says, which is not the first."""
+        operation = request["op"]
+        if operation == "cell":
+            self.finish(request["id"], self.run_cell(request["cell"], request["code"]))
+        elif operation == "load":
+            self.finish(request["id"], self.load(request))
+        elif operation == "sync":
+            # Requests are answered in turn, so the checkpoint before this one is written.
+            if self.reported.get("error") is None:
+                self.progress[:8] = request["id"].to_bytes(8, "big")
+            self.send({"op": "result", "id": request["id"], "status": "ok"})
+        elif operation == "reset_answer":
+            self.namespace.reset_answer()
+            self.finish(request["id"], "ok")
+        else:
+            raise ValueError("unknown operation {!r}".format(operation))
+
+    # Start
+
+    def start(self, request: dict[str, Any]) -> None:
+        """Connect to the host's language model and go on from the checkpoint, if there is one."""
+        self.started = True
+        route = lm.connect(request["proxy"], self.calls if request["lm"] else None)
+        os.environ.update(request["env"])
+        os.chdir(WORKSPACE)
+        report: dict[str, Any] = {"lost": []}
+        if request["expected"] or os.path.lexists(os.path.join(WORKSPACE, "state.dill")):
+            report = self.restore()
+        for item in request.get("kept", ()):
+            try:
+                self.load(item)
+            except (OSError, ValueError) as error:
+                report["lost"].append([item["name"], "", str(error)])
+        self.namespace.restore_scaffold()
+        forms = self.namespace.short_forms(self.interrupts)
+        self.send({"op": "ready", "locals": forms, **route, **report})
+        # With nothing to do until the first cell: what the first checkpoint and the first
+        # query need, which takes a while where the image has no compiled byte code.
+        self.open_checkpoint()
+        if route["route"] == "http":
+            import http.client  # noqa: F401
+
+    def open_checkpoint(self) -> Any:
+        if self.checkpoint is None:
+            from .checkpoint import Checkpoint  # imports dill, which remembers __main__
+
+            self.checkpoint = Checkpoint(WORKSPACE)
+        return self.checkpoint
+
+    def restore(self) -> dict[str, Any]:
+        """Load the checkpoint; which variables are lost, and why."""
+        if self.mode == "fresh":
+            return {"lost": [["*", "", "restoring the checkpoint killed the interpreter"]]}
+        checkpoint = self.open_checkpoint()
+        with self.streams.silenced(), workspace_modules():
+            lost = checkpoint.load(self.namespace.values)
+        self.reported = {}  # what the next checkpoint has to say is news in any case
+        self.namespace.restore_scaffold()
+        return {"lost": lost}
+
+    # Cells
+
+    def run_cell(self, number: int, code: str) -> str:
+        """Run a cell; ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``."""
+        filename = "<cell {}>".format(number)
+        # Without a modification time linecache takes the entry as it is, and tracebacks as well
+        # as inspect.getsource() find the cell's source lines.
+        if type(linecache.cache) is not dict:  # a cell can reach this module, too
+            linecache.cache = {}
+        linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
+        try:
+            with self.interrupts, workspace_modules():
+                compiled = compile(code, filename, "exec", dont_inherit=True)
+                exec(compiled, self.namespace.values)
+            return "ok"
+        except SystemExit as error:
+            self.mend_streams()
+            print_exit_code(error)
+            return "exit"
+        except KeyboardInterrupt as error:
+            self.mend_streams()
+            print_exception(error, error.__traceback__)
+            return "interrupted"
+        except BaseException as error:
+            self.mend_streams()
+            print_exception(error, error.__traceback__)
+            return "error"
+
+    def mend_streams(self) -> None:
+        """Make sure that what is to be said of a cell's end is read, whatever the cell did."""
+        if os.getpid() == self.pid:
+            self.streams.restore()
+
+    def load(self, request: dict[str, Any]) -> str:
+        """Bind a variable to the contents of a file that the host put into the workspace."""
+        path = os.path.join(WORKSPACE, request["file"])
+        with open(path, "rb") as file:
+            raw = file.read()
+        text = raw.decode("utf-8", "surrogatepass")
+        value = text if request["kind"] == "text" else json.loads(text)
+        name = request["name"]
+        if request.get("keep"):
+            self.namespace.history_is_kept = True
+            self.namespace.history = value
+        self.namespace.values[name] = value
+        self.open_checkpoint().loaded.add(value, request["file"], request["superseded"])
+        return "ok"
+
+    def finish(self, number: int, status: str) -> None:
+        """Answer, then save."""
+        if os.getpid() != self.pid:
+            # A child that the cell forked has come back from it. There is one worker only.
+            self.streams.restore()
+            os._exit(0)
+        self.namespace.restore_scaffold()
+        self.streams.restore()
+        result = {
+            "op": "result",
+            "id": number,
+            "status": status,
+            "locals": self.namespace.short_forms(self.interrupts),
+            "final_answer": self.namespace.final_answer(),
+        }
+        self.streams.restore()  # a repr may have printed
+        self.send(result)
+        self.save(number)
+
+    def save(self, number: int) -> None:
+        """Write the checkpoint; tell the host only what it does not know already."""
+        with self.streams.silenced():
+            try:
+                checkpoint = self.open_checkpoint()
+                report = checkpoint.save(self.namespace.variables(), self.interrupts)
+            except Exception as error:
+                # A cell can break any module that saving needs. Its session goes on without.
+                report = {"unsaved": [], "error": error_text(error)}
+        if report["error"] is None:
+            self.progress[:8] = number.to_bytes(8, "big")
+        if report != self.reported:
+            self.reported = report
+            self.send({"op": "saved", **report})
+
+
+@contextlib.contextmanager
+def workspace_modules() -> Iterator[None]:
+    """Let modules be imported that cells have written next to their data.
+
+    At no other time: a cell's json.py must not be what dill or this package imports.
+    """
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        if "" in sys.path:
+            sys.path.remove("")
+
+
+def main(control: socket.socket, calls: socket.socket, mode: str, progress: mmap.mmap) -> int:
+    """Serve until the supervisor hangs up; the process's exit status."""
+    return Worker(control, calls, mode, progress).serve()

@@ -1,0 +1,89 @@
+"""The drop-in for rlms: ``RLM(environment="docker")`` runs in this project's containers.
+
+Written against rlms 0.1.3. Nothing else of this project imports rlms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import rlm.core.rlm
+import rlm.environments
+from rlm.core.types import ModelUsageSummary, REPLResult, RLMChatCompletion, UsageSummary
+from rlm.environments.base_env import NonIsolatedEnv, validate_custom_tools
+
+from rlm_containers.cell import CellResult
+from rlm_containers.lm.broker import LMCall
+from rlm_containers.repl import ContainerREPL
+
+__all__ = ["ContainerEnvironment", "register"]
+
+
+class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):
+    """:class:`ContainerREPL` as one of rlms's environments, with results of rlms's types.
+
+    Takes the same arguments. It satisfies rlms's ``SupportsPersistence`` and
+    ``SupportsCustomTools``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # The arguments that rlms's base class keeps, ContainerREPL keeps under the same names.
+        self.kwargs: dict[str, Any] = {}
+        validate_custom_tools(kwargs.get("custom_tools"))
+        ContainerREPL.__init__(self, *args, **kwargs)
+
+    def execute_code(self, code: str) -> REPLResult:
+        """Run a cell and give its outcome as rlms's ``REPLResult``."""
+        return repl_result(self.run_cell(code))
+
+
+def repl_result(result: CellResult) -> REPLResult:
+    """The same outcome as rlms's ``REPLResult``."""
+    return REPLResult(
+        stdout=result.stdout,
+        stderr=result.stderr,
+        locals=dict(result.locals),
+        execution_time=result.execution_time,
+        rlm_calls=[chat_completion(call) for call in result.lm_calls],
+        final_answer=result.final_answer,
+    )
+
+
+def chat_completion(call: LMCall) -> RLMChatCompletion:
+    """The same call as rlms's ``RLMChatCompletion``, for its logger and its usage."""
+    if isinstance(call.completion, RLMChatCompletion):
+        return call.completion
+    if isinstance(call.completion, dict):
+        usage = call.completion.get("usage_summary") or {}
+        return RLMChatCompletion.from_dict({**call.completion, "usage_summary": usage})
+    model = call.model or "unknown"
+    counted = ModelUsageSummary(total_calls=1, total_input_tokens=0, total_output_tokens=0)
+    return RLMChatCompletion(
+        root_model=model,
+        prompt=call.prompt,  # type: ignore[arg-type]  # rlms passes lists as well
+        response=call.response,
+        usage_summary=UsageSummary(model_usage_summaries={model: counted}),
+        execution_time=call.execution_time,
+    )
+
+
+def register() -> None:
+    """Make rlms use :class:`ContainerEnvironment` for ``environment="docker"``.
+
+    Children of a recursive call are made by the same function, so they follow. Calling it again
+    changes nothing.
+    """
+    original: Callable[..., Any] = rlm.environments.get_environment
+    if getattr(original, "replaced_by_rlm_containers", False):
+        return
+
+    def get_environment(environment: str, environment_kwargs: dict[str, Any]) -> Any:
+        if environment == "docker":
+            return ContainerEnvironment(**environment_kwargs)
+        return original(environment, environment_kwargs)
+
+    get_environment.replaced_by_rlm_containers = True  # type: ignore[attr-defined]
+    # rlms has no registry: RLM looks the function up in its own module, where it was imported to.
+    for module in (rlm.environments, rlm.core.rlm):
+        vars(module)["get_environment"] = get_environment

@@ -1,0 +1,182 @@
+"""From an image to a guest that has said hello."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rlm_containers import bundle as guest
+from rlm_containers import workspace as workspaces
+from rlm_containers.channel import Channel, Closed, Event
+from rlm_containers.errors import (
+    ContainersError,
+    GuestPythonError,
+    ImageNotFoundError,
+    SandboxStartError,
+)
+from rlm_containers.options import SandboxOptions
+from rlm_containers.workspace import Workspace
+from runtimes import ContainerSpec, Mount, Runtime
+
+__all__ = ["HOST_ALIAS", "Launch"]
+
+logger = logging.getLogger("rlm_containers")
+
+#: The name by which code in a container reaches the proxy on this host.
+HOST_ALIAS = "host.docker.internal"
+
+#: Images have one of these, most of them both.
+_INTERPRETERS = ("python3", "python")
+
+# How docker 20-28 and podman 3-5, with runc and crun, say that the program is not in the image; and
+# how their inits do, tini and catatonit, which start before it is looked for.
+_NO_PROGRAM = re.compile(
+    r"executable file .*not found|no such file or directory: OCI runtime|"
+    r"exec: \"python3?\"|stat python3?: no such file|exec python3? failed|failed to exec pid1",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Starts one container, as often as it takes to find the image and its Python.
+
+    Attributes:
+        runtime: the engine.
+        options: what the sandbox is to be.
+        workspace: the directory for its ``/workspace``.
+        name: the container's name.
+        labels: the container's labels.
+        on_call: see :class:`Channel`.
+        watch: told the process id of every client that is started.
+    """
+
+    runtime: Runtime
+    options: SandboxOptions
+    workspace: Workspace
+    name: str
+    labels: Mapping[str, str]
+    on_call: Callable[[int, bytes], None]
+    watch: Callable[[int], None] = lambda client: None
+
+    def run(self) -> tuple[Channel, str]:
+        """Start the container and wait for its guest's greeting.
+
+        Returns:
+            The channel to it, and the version of its Python.
+
+        Raises:
+            ImageNotFoundError: the image is not here and cannot be pulled.
+            GuestPythonError: the image has no Python, or too old a one.
+            ContainerStartError: the engine refused.
+            SandboxStartError: the guest did not come up.
+        """
+        bundle = guest.guest_bundle()
+        pulled = False
+        interpreters = list(_INTERPRETERS)
+        while True:
+            spec = self._spec(interpreters[0], bundle)
+            process = self.runtime.open(spec)
+            self.watch(process.pid)
+            channel = Channel(process, self.on_call)
+            try:
+                greeting = self._greeting(channel)
+            except BaseException:
+                channel.close(5.0)
+                raise
+            if isinstance(greeting, str):
+                return channel, greeting
+            channel.close(5.0)
+            if _NO_PROGRAM.search(greeting.stderr) and len(interpreters) > 1:
+                interpreters.pop(0)
+                continue
+            error = self._start_error(spec, greeting, bundle)
+            if isinstance(error, ImageNotFoundError) and not pulled:
+                # Only now: asking first would cost every start a call of the engine.
+                pulled = True
+                if not self.runtime.image_exists(self.options.image):
+                    logger.info("pulling the image %s", self.options.image)
+                    self.runtime.pull(self.options.image)
+                continue
+            raise error
+
+    def _greeting(self, channel: Channel) -> str | Closed:
+        """The version of the guest's Python, or how the container ended instead."""
+        deadline = time.monotonic() + self.options.start_timeout
+        while True:
+            try:
+                item = channel.receive(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                self.runtime.remove(self.name)
+                raise SandboxStartError(
+                    f"The container was not up within {self.options.start_timeout:g} s.",
+                    remedy="Raise start_timeout, or see what keeps the engine busy.",
+                    container=self.name,
+                ) from None
+            if isinstance(item, Closed):
+                return item
+            if isinstance(item, Event) and item.content.get("event") == "hello":
+                return str(item.content.get("python"))[:20]
+
+    def _spec(self, interpreter: str, bundle: guest.Bundle) -> ContainerSpec:
+        options = self.options
+        return ContainerSpec(
+            image=options.image,
+            command=(interpreter, "-c", bundle.boot),
+            name=self.name,
+            labels=self.labels,
+            mounts=(
+                Mount(source=bundle.path, target=guest.TARGET, shared=True),
+                Mount(source=self.workspace.path, target=workspaces.TARGET, read_only=False),
+            ),
+            # A home that exists and is writable, whoever the user is in the image.
+            env={"HOME": workspaces.TARGET},
+            workdir=workspaces.TARGET,
+            network=options.network,
+            host_alias=HOST_ALIAS,
+            memory=options.memory,
+            pids=options.pids,
+            # Unless the user's own arguments may have relative paths in them.
+            directory=None if options.run_args else self.workspace.path,
+            extra_args=options.run_args,
+        )
+
+    def _start_error(self, spec: ContainerSpec, closed: Closed, bundle: guest.Bundle) -> Exception:
+        needed = ".".join(str(part) for part in bundle.python)
+        if closed.exit_code == guest.TOO_OLD:
+            return GuestPythonError(
+                f"The Python in the image {spec.image!r} is too old: {_last_line(closed.stderr)}.",
+                remedy=f"Use an image with Python {needed} or later.",
+                container=self.name,
+            )
+        if _NO_PROGRAM.search(closed.stderr):
+            return GuestPythonError(
+                f"The image {spec.image!r} has neither python3 nor python on its PATH.",
+                remedy=f"Use an image with Python {needed} or later, such as python:3.11-slim.",
+                container=self.name,
+            )
+        if "No module named 'rlm_guest'" in closed.stderr:
+            return SandboxStartError(
+                f"The container does not see {bundle.path}, which is mounted into it.",
+                remedy="The engine must be able to mount this user's cache directory: a remote "
+                "engine cannot, and a virtual machine only shares some directories. "
+                "XDG_CACHE_HOME moves it.",
+                container=self.name,
+            )
+        if closed.reason:
+            return SandboxStartError(
+                f"The guest did not come up: {closed.reason}.",
+                remedy=f"Does `{spec.image}` print something when Python starts?",
+                container=self.name,
+            )
+        error = self.runtime.start_error(spec, closed.exit_code, closed.stderr)
+        assert isinstance(error, ContainersError)
+        return error
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].partition(": ")[2] or lines[-1] if lines else "it said nothing"

@@ -1,0 +1,81 @@
+"""Removes what a sandbox leaves when its host process dies without a chance to clean up.
+
+When this process ends, by SIGKILL or whatever, the container notices that its pipe is closed and
+goes by itself. Its workspace on the host would stay. So every sandbox has a small shell waiting at
+the end of another pipe: told that all is well it goes away, otherwise it cleans up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtimes.command import EngineCommand
+
+__all__ = ["Reaper"]
+
+# Arguments: the workspace, and the command line that removes the container. In a session of its
+# own already; a terminal that closes must not end it before its work is done. An engine that is
+# still making the container must finish that first, else it is removed before it exists: the client
+# ends soon after, for its input is closed as well.
+_SCRIPT = """\
+trap '' HUP INT TERM
+client=
+while read -r word value; do
+    case $word in
+        done) exit 0 ;;
+        client) client=$value ;;
+    esac
+done
+workspace=$1
+shift
+[ -n "$client" ] || sleep 1
+tries=0
+while [ -n "$client" ] && kill -0 "$client" 2>/dev/null && [ $tries -lt 30 ]; do
+    sleep 0.1
+    tries=$((tries + 1))
+done
+"$@" >/dev/null 2>&1
+rm -rf -- "$workspace" 2>/dev/null || {
+    # A cell has locked some of its directories.
+    chmod -R u+rwX -- "$workspace"
+    rm -rf -- "$workspace"
+}
+"""
+
+
+class Reaper:
+    """The watcher of one sandbox.
+
+    Args:
+        name: the container's name.
+        workspace: the directory to remove.
+        remove_container: the command line that removes the container.
+    """
+
+    def __init__(self, name: str, workspace: Path, remove_container: Sequence[str]) -> None:
+        shell = EngineCommand(("/bin/sh", "-c", _SCRIPT, "rlm-containers-reaper"))
+        self._process = shell.hold(name, str(workspace), *remove_container)
+
+    @property
+    def pid(self) -> int:
+        """The shell's process id."""
+        return self._process.pid
+
+    def watch(self, client: int) -> None:
+        """Name the process that holds the container, to be waited for before the cleaning up."""
+        self._tell(f"client {client}")
+
+    def dismiss(self) -> None:
+        """Send it away: the sandbox has been cleaned up."""
+        self._tell("done")
+        self._process.close_stdin()
+        self._process.wait(5.0)
+        self._process.close()
+
+    def _tell(self, word: str) -> None:
+        try:
+            os.write(self._process.stdin, f"{word}\n".encode())
+        except BrokenPipeError:
+            pass  # somebody killed it

@@ -1,0 +1,203 @@
+"""The environment that an RLM drives: contexts, histories, answers, around one sandbox.
+
+Everything is there that rlms 0.1.3 asks of an environment, in terms of this project's own types
+and without importing rlms; ``integrations.rlms`` turns the results into those of rlms.
+"""
+
+from __future__ import annotations
+
+import copy
+from types import TracebackType
+from typing import Any, Self
+
+from rlm_containers.cell import CellResult
+from rlm_containers.context import Context
+from rlm_containers.errors import OptionError
+from rlm_containers.lm.broker import LMBroker, SubcallFunction
+from rlm_containers.lm.handler import HandlerBackend
+from rlm_containers.options import DEFAULT_IMAGE, SandboxOptions, unknown_option
+from rlm_containers.sandbox import Sandbox
+
+__all__ = ["Address", "ContainerREPL", "History"]
+
+#: Host and port of an LM Handler.
+Address = tuple[str, int]
+
+#: The messages of a conversation.
+History = list[dict[str, Any]]
+
+# What the environment itself takes, besides the options of a sandbox.
+_ARGUMENTS = (
+    "compaction",
+    "context_payload",
+    "custom_sub_tools",
+    "custom_tools",
+    "depth",
+    "lm_handler_address",
+    "max_concurrent_subcalls",
+    "persistent",
+    "setup_code",
+    "subcall_fn",
+)
+
+
+class ContainerREPL:
+    """A REPL in a container, started at construction.
+
+    Args:
+        image: the image; any with Python 3.9 or later.
+        lm_handler_address: where rlms's LM Handler listens; it answers ``llm_query``.
+        context_payload: bound to ``context_0`` and ``context``.
+        setup_code: a cell to run before anything else.
+        persistent: whether several completions share this environment.
+        depth: the depth of the environment, by which the LM Handler chooses the model.
+        subcall_fn: answers ``rlm_query``; without it that is the same as ``llm_query``.
+        custom_tools: names and values for the cells.
+        custom_sub_tools: the same for the environments of recursive calls.
+        compaction: whether ``history`` holds the host's compacted history.
+        max_concurrent_subcalls: how many recursive calls of one batch run at once.
+        options: those of :class:`~rlm_containers.options.SandboxOptions`, ``runtime`` above all.
+
+    Raises:
+        OptionError: an argument is unknown (the message names the nearest that is not) or wrong.
+        ContextError: the context cannot be encoded.
+        SetupCodeError: the setup code failed.
+        ContainersError: the sandbox could not be started.
+    """
+
+    def __init__(
+        self,
+        image: str = DEFAULT_IMAGE,
+        lm_handler_address: Address | None = None,
+        context_payload: Context | None = None,
+        setup_code: str | None = None,
+        persistent: bool = False,
+        depth: int = 1,
+        subcall_fn: SubcallFunction | None = None,
+        custom_tools: dict[str, Any] | None = None,
+        custom_sub_tools: dict[str, Any] | None = None,
+        compaction: bool = False,
+        max_concurrent_subcalls: int = 4,
+        **options: Any,
+    ) -> None:
+        for name in options:
+            if name not in SandboxOptions.__dataclass_fields__:
+                raise unknown_option(name, {*SandboxOptions.__dataclass_fields__, *_ARGUMENTS})
+        checked = SandboxOptions.from_arguments({"image": image, **options})
+        self.image = image
+        self.persistent = persistent
+        self.depth = depth
+        self.compaction = compaction
+        self.max_concurrent_subcalls = max_concurrent_subcalls
+        self.custom_tools = custom_tools or {}
+        self.custom_sub_tools = (
+            custom_sub_tools if custom_sub_tools is not None else self.custom_tools
+        )
+        if self.custom_tools:
+            raise OptionError(
+                "custom_tools are not supported yet.",
+                remedy="Define them as functions in setup_code.",
+            )
+        self._lm_timeout = checked.lm_timeout
+        self._contexts = 0
+        self._histories = 0
+        self._compacted: list[Any] = []
+        self._broker = LMBroker(
+            self._backend(lm_handler_address), subcall_fn, max_concurrent_subcalls
+        )
+        self.sandbox = Sandbox(image, lm=self._broker, setup_code=setup_code, **options)
+        self.sandbox.start()
+        try:
+            if compaction:
+                self.sandbox.load("history", self._compacted, keep=True)
+            if context_payload is not None:
+                self.load_context(context_payload)
+        except BaseException:
+            self.cleanup()
+            raise
+
+    def _backend(self, address: Address | None) -> HandlerBackend | None:
+        if address is None:
+            return None
+        host, port = address
+        return HandlerBackend((host, port), self.depth, self._lm_timeout)
+
+    # Cells
+
+    def run_cell(self, code: str) -> CellResult:
+        """Run a cell; see :meth:`Sandbox.execute`."""
+        return self.sandbox.execute(code)
+
+    # Contexts and histories, as rlms's SupportsPersistence has them
+
+    def load_context(self, context_payload: Context) -> None:
+        """Bind the context to ``context_0`` and ``context``."""
+        self.add_context(context_payload, 0)
+
+    def add_context(self, context_payload: Context, context_index: int | None = None) -> int:
+        """Bind a context to ``context_N``.
+
+        Args:
+            context_payload: the context.
+            context_index: N; ``None`` for the next.
+
+        Returns:
+            N.
+
+        Raises:
+            ContextError: it cannot be encoded; nothing has changed.
+        """
+        index = self._contexts if context_index is None else context_index
+        self.sandbox.load(f"context_{index}", context_payload)
+        self._contexts = max(self._contexts, index + 1)
+        return index
+
+    def get_context_count(self) -> int:
+        """How many contexts there are."""
+        return self._contexts
+
+    def add_history(self, message_history: History, history_index: int | None = None) -> int:
+        """Bind the messages of a completion to ``history_N``; ``history`` is ``history_0``."""
+        index = self._histories if history_index is None else history_index
+        self.sandbox.load(f"history_{index}", message_history)
+        self._histories = max(self._histories, index + 1)
+        return index
+
+    def get_history_count(self) -> int:
+        """How many histories there are."""
+        return self._histories
+
+    def update_handler_address(self, address: Address) -> None:
+        """Another completion begins, with another LM Handler; the old answer is forgotten."""
+        self._broker.backend = self._backend(address)
+        self.sandbox.reset_answer()
+
+    def append_compaction_entry(self, entry: History | dict[str, Any]) -> None:
+        """Add a piece of the trajectory, or a summary, to ``history``.
+
+        The list is this process's; what cells see is a copy, made anew each time.
+        """
+        if not self.compaction:
+            return
+        self._compacted.append(copy.deepcopy(entry))
+        self.sandbox.load("history", self._compacted, keep=True)
+
+    # Life
+
+    def setup(self) -> None:
+        """Nothing is left to do: construction has started the sandbox."""
+
+    def cleanup(self) -> None:
+        """Close the sandbox. May be called again."""
+        self.sandbox.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.cleanup()

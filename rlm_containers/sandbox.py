@@ -1,0 +1,358 @@
+"""A sandbox: one container and one live interpreter in it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+from rlm_containers.cell import CellResult, OutputCallback
+from rlm_containers.channel import Channel
+from rlm_containers.context import Context, encode_context
+from rlm_containers.errors import (
+    OptionError,
+    SandboxClosedError,
+    SandboxError,
+    SetupCodeError,
+    WorkspaceError,
+)
+from rlm_containers.guest import wire
+from rlm_containers.launch import HOST_ALIAS, Launch
+from rlm_containers.lm.broker import LMBroker
+from rlm_containers.lm.handler import CallableBackend, LMCallable
+from rlm_containers.lm.pipe import PipeCalls
+from rlm_containers.lm.proxy import LMProxy
+from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
+from rlm_containers.reaper import Reaper
+from rlm_containers.session import Session, UnsavedVariable
+from rlm_containers.workspace import Workspace, workspaces_directory
+from runtimes import Runtime, get_runtime
+
+__all__ = ["LABEL", "Sandbox"]
+
+logger = logging.getLogger("rlm_containers")
+
+#: The label that every container of this project carries; its value is the owner's process id.
+LABEL = "io.github.rlm-containers.owner"
+
+#: Seconds for a container to end by itself once its pipe is closed.
+_CLOSE_TIMEOUT = 10.0
+
+
+class Sandbox:
+    """Runs Python in a container, cell after cell, with variables that live on.
+
+    Args:
+        image: the image; any with Python 3.9 or later.
+        lm: answers ``llm_query()`` in the cells: a callable that takes a prompt (and, if it
+            has such a parameter, a ``model``) and returns a string; or a broker.
+        setup_code: a cell to run first. If it fails, so does :meth:`start`.
+        options: see :class:`~rlm_containers.options.SandboxOptions`.
+
+    Raises:
+        OptionError: an argument is unknown or wrong.
+
+    Use it as a context manager, or call :meth:`start` and :meth:`close`. One cell runs at a
+    time; calls from several threads take turns.
+
+    >>> with Sandbox() as box:  # doctest: +SKIP
+    ...     box.execute("x = 6 * 7")
+    ...     print(box.execute("print(x)").stdout)
+    42
+    """
+
+    def __init__(
+        self,
+        image: str = DEFAULT_IMAGE,
+        *,
+        lm: LMCallable | LMBroker | None = None,
+        setup_code: str | None = None,
+        **options: Unpack[OptionArguments],
+    ) -> None:
+        self.options = SandboxOptions.from_arguments(
+            {"image": image, **options}, also=("lm", "setup_code")
+        )
+        if lm is not None and not callable(lm) and not isinstance(lm, LMBroker):
+            raise OptionError(f"lm must be callable, not {type(lm).__name__}.")
+        if setup_code is not None and not isinstance(setup_code, str):
+            raise OptionError(f"setup_code must be a string, not {type(setup_code).__name__}.")
+        self.name = f"rlm-{secrets.token_hex(6)}"
+        self.setup_code = setup_code
+        self.broker = lm if isinstance(lm, LMBroker) else LMBroker(lm and CallableBackend(lm))
+        self.python_version: str | None = None
+        self._runtime: Runtime | None = None
+        self._workspace: Workspace | None = None
+        self._reaper: Reaper | None = None
+        self._channel: Channel | None = None
+        self._proxy: LMProxy | None = None
+        self._session: Session | None = None
+        self._calls = PipeCalls(self.broker.handle, self._send)
+        self._kept: list[dict[str, Any]] = []  # see Session
+        # Of each variable that was loaded: its file, and how often it was.
+        self._files: dict[str, tuple[str, int]] = {}
+        self._closed = False
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "running" if self._session else "not started"
+        return f"<Sandbox {self.name} from {self.options.image}, {state}>"
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # Life
+
+    def start(self) -> Self:
+        """Start the container and its interpreter. Does nothing if it is running.
+
+        Returns:
+            This sandbox.
+
+        Raises:
+            ContainersError: one of its subclasses, see :mod:`rlm_containers.errors`; nothing is
+                left running.
+        """
+        with self._lock:
+            if self._closed:
+                raise self._not_open("was closed")
+            if self._session is not None:
+                return self
+            atexit.register(self.close)
+            try:
+                self._start()
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def _start(self) -> None:
+        self._runtime = runtime = get_runtime(self.options.runtime)
+        self._warn_of_limits(runtime)
+        # In this order, so that nothing exists at any time that nobody would remove.
+        place = workspaces_directory() / self.name
+        self._reaper = Reaper(self.name, place, runtime.remove_command(self.name))
+        self._workspace = Workspace(self.name, runtime.workspace_user())
+        launch = Launch(
+            runtime=runtime,
+            options=self.options,
+            workspace=self._workspace,
+            name=self.name,
+            labels={LABEL: str(os.getpid())},
+            on_call=self._calls.take,
+            watch=self._reaper.watch,
+        )
+        self._channel, self.python_version = launch.run()
+        told = {**self._connect_lm(runtime), "env": dict(self.options.env), "kept": self._kept}
+        self._session = Session(self._channel, told, self.options.max_output)
+        self._session.start()
+        if self.setup_code:
+            result = self.execute(self.setup_code)
+            if result.status not in ("ok", "exit"):
+                raise SetupCodeError(
+                    "The setup code failed.", stderr=result.stderr, container=self.name
+                )
+
+    def _warn_of_limits(self, runtime: Runtime) -> None:
+        limits = [name for name in ("memory", "pids") if getattr(self.options, name) is not None]
+        if limits and not runtime.info().enforces_limits:
+            logger.warning(
+                "%s: %s will not be enforced: %s is rootless on cgroups v1",
+                self.name,
+                " and ".join(limits),
+                runtime.name,
+            )
+
+    def _connect_lm(self, runtime: Runtime) -> dict[str, Any]:
+        """Open the proxy, where a container can reach it; what the guest is to be told."""
+        told: dict[str, Any] = {"lm": self.broker.connected, "proxy": None}
+        if not self.broker.connected or self.options.network == "none":
+            return told
+        route = runtime.host_route()
+        if route is None:
+            return told
+        try:
+            self._proxy = LMProxy(route.bind, self.broker.handle)
+        except OSError as error:
+            logger.warning(
+                "%s: the proxy cannot listen on %s (%s)", self.name, route.bind, error.strerror
+            )
+            return told
+        told["proxy"] = {
+            "host": HOST_ALIAS,
+            "port": self._proxy.port,
+            "token": self._proxy.token,
+        }
+        return told
+
+    def close(self) -> None:
+        """End the container and remove what it used. May be called at any time, and again.
+
+        A cell that runs in another thread ends with :class:`SandboxLostError`.
+
+        Raises:
+            WorkspaceError: the workspace could not be removed.
+        """
+        if not self._lock.acquire(blocking=False):
+            if self._channel is not None:
+                self._channel.hang_up()
+            self._lock.acquire()
+        try:
+            self._close()
+        finally:
+            self._lock.release()
+
+    def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        if self._channel is not None:
+            self._channel.close(_CLOSE_TIMEOUT)
+            ended = self._channel.closed
+            if (ended is None or ended.exit_code != 0) and self._runtime is not None:
+                # Not by itself, so --rm may not have had its chance.
+                self._remove_container()
+        if self._proxy is not None:
+            self._proxy.close()
+        self._calls.close()
+        try:
+            if self._workspace is not None:
+                self._workspace.remove()
+        finally:
+            if self._reaper is not None:
+                self._reaper.dismiss()
+
+    def _remove_container(self) -> None:
+        assert self._runtime is not None
+        try:
+            self._runtime.remove(self.name)
+        except Exception as error:
+            # An engine that is gone has nothing to remove; closing must go on in any case.
+            logger.warning("%s: %s", self.name, error)
+
+    # Cells
+
+    def execute(self, code: str, *, on_output: OutputCallback | None = None) -> CellResult:
+        """Run a cell and wait for it to end.
+
+        Args:
+            code: Python source.
+            on_output: called with ``"stdout"`` or ``"stderr"`` and a piece of text, as it is
+                printed, in this thread.
+
+        Returns:
+            What it printed and left. An exception in the cell is no exception here: its
+            traceback is in ``stderr``. Nor is the death of the interpreter: ``status`` is
+            ``"died"`` then, ``stderr`` says how, and the session goes on from its checkpoint.
+
+        Raises:
+            OptionError: ``code`` is not a string, or longer than 64 MiB.
+            SandboxClosedError: the sandbox is not running.
+            SandboxLostError: the container is gone.
+        """
+        if not isinstance(code, str):
+            raise OptionError(f"code must be a string, not {type(code).__name__}.")
+        with self._lock:
+            session = self._open_session()
+            self.broker.take_calls()
+            start = time.perf_counter()
+            outcome = session.request("cell", on_output, code=code)
+            elapsed = time.perf_counter() - start
+            return outcome.result(elapsed, self.broker.take_calls())
+
+    def interrupt(self) -> None:
+        """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing."""
+        if not self._closed:
+            self._send(wire.INTERRUPT, b"")
+
+    def _send(self, kind: int, payload: bytes) -> None:
+        if self._channel is not None:
+            self._channel.send(kind, payload)
+
+    def load(self, name: str, value: Context, *, keep: bool = False) -> None:
+        """Bind a variable in the container to a value of this process.
+
+        Args:
+            name: the variable's name.
+            value: a string of any length, or what JSON can express: a dict or a list.
+            keep: whether the name belongs to the host: it comes back after a cell has bound it
+                to something else. For ``history`` only.
+
+        Raises:
+            ContextError: the value cannot be encoded.
+            WorkspaceError: there is no room for it.
+            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+        """
+        if not _is_identifier(name):
+            raise OptionError(f"{name!r} is not the name of a variable.")
+        kind, chunks = encode_context(name, value)
+        with self._lock:
+            session = self._open_session()
+            assert self._workspace is not None
+            # Never a file that the checkpoint may refer to: the old value is needed until the
+            # next one is written.
+            superseded, count = self._files.get(name, (None, 0))
+            file = f"{name}{f'-{count}' if count else ''}.{'txt' if kind == 'text' else 'json'}"
+            self._workspace.write(file, chunks)
+            self._files[name] = (file, count + 1)
+            told = {"name": name, "file": file, "kind": kind, "keep": keep}
+            self._kept[:] = [item for item in self._kept if item["name"] != name]
+            if keep:
+                self._kept.append({**told, "superseded": None})
+            outcome = session.request("load", None, **told, superseded=superseded)
+            if outcome.status != "ok":
+                raise WorkspaceError(
+                    f"The variable {name} could not be loaded: {outcome.stderr.strip()}",
+                    container=self.name,
+                )
+
+    def reset_answer(self) -> None:
+        """Forget a final answer: a new question begins."""
+        with self._lock:
+            self._open_session().request("reset_answer", None)
+
+    @property
+    def unsaved(self) -> Sequence[UnsavedVariable]:
+        """The variables that the last checkpoint could not save.
+
+        They live on in the interpreter, and would be lost with it. Waits for the checkpoint.
+        """
+        with self._lock:
+            return self._open_session().unsaved()
+
+    @property
+    def lm_route(self) -> str | None:
+        """How ``llm_query()`` travels: ``"http"``, ``"pipe"``, or ``"none"`` without a model."""
+        return self._session.route if self._session else None
+
+    def _open_session(self) -> Session:
+        if self._closed:
+            raise self._not_open("was closed")
+        if self._session is None:
+            raise self._not_open("has not been started")
+        return self._session
+
+    def _not_open(self, how: str) -> SandboxError:
+        return SandboxClosedError(
+            f"The sandbox {how}.",
+            remedy="Use it inside of `with Sandbox(…) as box:`, or call start() first.",
+            container=self.name,
+        )
+
+
+def _is_identifier(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier()

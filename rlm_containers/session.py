@@ -1,0 +1,352 @@
+"""The conversation with one guest: requests, answers, and what happens in between."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, cast, get_args
+
+from rlm_containers.cell import CellResult, CellStatus, OutputCallback, OutputCollector
+from rlm_containers.channel import Channel, Closed, Event, Item, Message, Output
+from rlm_containers.errors import OptionError, SandboxLostError
+from rlm_containers.guest import wire
+from rlm_containers.lm.broker import LMCall
+
+__all__ = ["Outcome", "Session", "UnsavedVariable"]
+
+logger = logging.getLogger("rlm_containers")
+
+#: Seconds that an interrupted cell has for its end before its worker is killed.
+_GRACE = 5.0
+
+#: Variables, and characters of a name or reason, that are believed of a guest's report.
+_REPORT_COUNT = 10_000
+_REPORT_TEXT = 2_000
+
+#: The same for the short forms of variables.
+_LOCALS_COUNT = 1_000
+_LOCALS_TEXT = 200
+
+#: Workers that may die one after the other without any of them becoming ready.
+_DEATHS = 5
+
+
+@dataclass(frozen=True)
+class UnsavedVariable:
+    """A variable that is not in the checkpoint: its name, its type's name, and why."""
+
+    name: str
+    type: str
+    reason: str
+
+    def __str__(self) -> str:
+        kind = f" ({self.type})" if self.type else ""
+        return f"{self.name}{kind}: {self.reason}"
+
+
+@dataclass
+class Outcome:
+    """What came of one request, while it comes in."""
+
+    stdout: OutputCollector
+    collected_stderr: OutputCollector
+    status: CellStatus = "ok"
+    locals: dict[str, str] = field(default_factory=dict)
+    final_answer: str | None = None
+    notices: list[str] = field(default_factory=list)
+    lost: tuple[str, ...] = ()
+
+    @property
+    def stderr(self) -> str:
+        """What was written, and after it what this library has to say."""
+        text = self.collected_stderr.text()
+        notices = "".join(f"{notice}\n" for notice in self.notices)
+        if notices and text and not text.endswith("\n"):
+            text += "\n"
+        return text + notices
+
+    def result(self, elapsed: float, calls: tuple[LMCall, ...]) -> CellResult:
+        """The same as the user gets it."""
+        return CellResult(
+            stdout=self.stdout.text(),
+            stderr=self.stderr,
+            locals=self.locals,
+            execution_time=elapsed,
+            lm_calls=calls,
+            final_answer=self.final_answer,
+            status=self.status,
+            lost=self.lost,
+        )
+
+
+class Session:
+    """Requests to one guest, one at a time.
+
+    Args:
+        channel: the pipe.
+        told: what every worker is told at its start: ``{"lm": bool, "proxy": dict | None,
+            "env": dict, "kept": list}``. The list is the variables that belong to the host, each as
+            the ``load`` request that binds it.
+        max_output: characters to keep of each output stream of a cell.
+
+    Attributes:
+        route: how the guest reaches the language model.
+    """
+
+    def __init__(self, channel: Channel, told: dict[str, Any], max_output: int) -> None:
+        self.channel = channel
+        self.route = "none"
+        self._told = told
+        self._max_output = max_output
+        self._number = 0
+        self._acknowledged = 0
+        self._cells = 0
+        self._unsaved: tuple[UnsavedVariable, ...] = ()
+        self._locals: dict[str, str] = {}
+
+    @property
+    def _container(self) -> str:
+        return self.channel.process.name
+
+    def start(self) -> None:
+        """Tell the worker what it needs to know and wait until it is ready."""
+        outcome = self._outcome(None)
+        self._send_start()
+        deaths = 0
+        while True:
+            item = self._receive(outcome)
+            if isinstance(item, Message) and item.content.get("op") == "ready":
+                self._note_ready(item.content)
+                return
+            if isinstance(item, Event):
+                self._count(deaths := deaths + 1)
+                self._died(item, outcome)
+                self._send_start()
+
+    def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Outcome:
+        """Send one request and wait for its answer.
+
+        Args:
+            op: the operation, see ``rlm_guest.worker``.
+            on_output: see :meth:`Sandbox.execute`.
+            content: the rest of the request.
+
+        Raises:
+            OptionError: the request is too large. Nothing was sent.
+            SandboxLostError: the container went away.
+        """
+        self._number += 1
+        number = self._number
+        if op == "cell":
+            self._cells += 1
+            content["cell"] = self._cells  # as tracebacks name it
+        outcome = self._outcome(on_output)
+        try:
+            self.channel.send_message(op=op, id=number, **content)
+            self._wait(number, outcome, {"op": op, "id": number, **content})
+        except SandboxLostError:
+            raise
+        except wire.FrameError as error:
+            raise OptionError(
+                f"The request is too large to be sent: {error}.",
+                remedy="Send what is long as a context, with Sandbox.load().",
+                container=self._container,
+            ) from None
+        except BaseException:
+            # Ctrl-C here is meant for the cell as well; a callback that fails ends it, too. In
+            # any case the session must stay in step with the guest.
+            outcome.stdout.callback = outcome.collected_stderr.callback = None
+            self._stop(number, outcome)
+            raise
+        self._acknowledged = number
+        return outcome
+
+    def unsaved(self) -> Sequence[UnsavedVariable]:
+        """See :attr:`Sandbox.unsaved`."""
+        self.request("sync", None)
+        return self._unsaved
+
+    # Answers
+
+    def _wait(self, number: int, outcome: Outcome, request: dict[str, Any] | None) -> None:
+        """Take what comes until the answer to ``number`` is there."""
+        deaths = 0
+        while True:
+            item = self._receive(outcome)
+            if isinstance(item, Message):
+                op = item.content.get("op")
+                if op == "result" and item.content.get("id") == number:
+                    self._note_result(item.content, outcome)
+                    return
+            elif isinstance(item, Event):
+                self._count(deaths := deaths + 1)
+                begun = item.content.get("begun") == number
+                self._revive(item, outcome)
+                if begun or request is None:
+                    outcome.status = "died"
+                    outcome.locals = dict(self._locals)
+                    return
+                # The worker died before this request came to it, so nothing of it was done.
+                self.channel.send_message(**request)
+
+    def _revive(self, item: Event, outcome: Outcome) -> None:
+        """A worker died and another is there: start it."""
+        self._died(item, outcome)
+        self._send_start()
+        deaths = 1
+        while True:
+            item_now = self._receive(outcome)
+            if isinstance(item_now, Message) and item_now.content.get("op") == "ready":
+                outcome.notices += self._note_ready(item_now.content)
+                outcome.lost = tuple(variable.name for variable in self._unsaved)
+                return
+            if isinstance(item_now, Event):
+                self._count(deaths := deaths + 1)
+                self._died(item_now, outcome)
+                self._send_start()
+
+    def _stop(self, number: int, outcome: Outcome) -> None:
+        """Interrupt a request, kill its worker if it goes on, and wait for either to show."""
+        self.channel.send(wire.INTERRUPT)
+        try:
+            self._wait_briefly(outcome)
+        except (TimeoutError, KeyboardInterrupt):
+            self.channel.send(wire.RESTART)
+            self._wait(number, outcome, None)
+
+    def _wait_briefly(self, outcome: Outcome) -> None:
+        deadline = time.monotonic() + _GRACE
+        while True:
+            item = self._receive(outcome, deadline)
+            if isinstance(item, Message) and item.content.get("op") == "result":
+                return
+            if isinstance(item, Event):
+                self._revive(item, outcome)
+                return
+
+    def _receive(self, outcome: Outcome, deadline: float | None = None) -> Item:
+        """The next item that is not output. The news of a checkpoint is noted on its way."""
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            item = self.channel.receive(left)
+            if left == 0.0 and isinstance(item, Output):
+                raise TimeoutError  # a cell that goes on printing does not get more time
+            if isinstance(item, Output):
+                stream = outcome.stdout if item.stream == wire.STDOUT else outcome.collected_stderr
+                stream.feed(item.data)
+            elif isinstance(item, Closed):
+                raise self._lost(item)
+            else:
+                if isinstance(item, Message) and item.content.get("op") == "saved":
+                    self._note_saved(item.content)
+                return item
+
+    # What the guest says, taken with care: it may be anything
+
+    def _note_result(self, content: dict[str, Any], outcome: Outcome) -> None:
+        status = content.get("status")
+        outcome.status = cast(CellStatus, status) if status in get_args(CellStatus) else "error"
+        if "locals" in content:
+            self._locals = _strings(content["locals"])
+        outcome.locals = dict(self._locals)
+        answer = content.get("final_answer")
+        outcome.final_answer = answer if isinstance(answer, str) else None
+
+    def _note_saved(self, content: dict[str, Any]) -> None:
+        self._unsaved = _variables(content.get("unsaved"))
+        if content.get("error"):
+            error = str(content["error"])[:_REPORT_TEXT]
+            logger.warning("%s: the checkpoint failed: %s", self._container, error)
+            self._unsaved = (UnsavedVariable("*", "", error),)
+
+    def _note_ready(self, content: dict[str, Any]) -> list[str]:
+        """Take note of a worker that is ready; what is to be said of its predecessor's death."""
+        self.route = str(content.get("route"))[:20]
+        if self._told["proxy"] and self.route == "pipe":
+            logger.warning(
+                "%s: the container does not reach the proxy (%s); llm_query goes over the pipe",
+                self._container,
+                str(content.get("reason"))[:_REPORT_TEXT],
+            )
+        self._locals = _strings(content.get("locals"))
+        self._unsaved = _variables(content.get("lost"))
+        if self._unsaved:
+            return ["These variables are lost: " + "; ".join(map(str, self._unsaved)) + "."]
+        return []
+
+    def _died(self, item: Event, outcome: Outcome) -> None:
+        how = _death(item.content)
+        if item.content.get("event") != "died":
+            return
+        logger.info("%s: the worker %s", self._container, how)
+        outcome.notices.append(
+            f"The Python process of this session {how}. A new one goes on with the variables "
+            "as they were after the last cell that ended."
+        )
+        saved = item.content.get("saved")
+        if isinstance(saved, int) and saved < self._acknowledged:
+            # Killed from outside, in the moment between a cell's answer and its checkpoint.
+            outcome.notices.append(
+                "What that cell changed had not been saved yet and is lost: its variables are "
+                "as they were before it."
+            )
+
+    def _count(self, deaths: int) -> None:
+        if deaths > _DEATHS:
+            raise SandboxLostError(
+                f"The Python process of this session died {deaths} times before it was ready.",
+                remedy="Make a new Sandbox.",
+                container=self._container,
+            )
+
+    # The rest
+
+    def _send_start(self) -> None:
+        self.channel.send_message(op="start", expected=self._acknowledged > 0, **self._told)
+
+    def _outcome(self, on_output: OutputCallback | None) -> Outcome:
+        return Outcome(
+            OutputCollector("stdout", self._max_output, on_output),
+            OutputCollector("stderr", self._max_output, on_output),
+        )
+
+    def _lost(self, closed: Closed) -> SandboxLostError:
+        why = closed.reason or f"its program ended with status {closed.exit_code}"
+        said = closed.stderr.strip()
+        return SandboxLostError(
+            f"The container is gone: {why}." + (f" It said: {said}" if said else ""),
+            remedy="Make a new Sandbox. Was it removed by someone, or its engine stopped?",
+            container=self._container,
+        )
+
+
+def _death(content: dict[str, Any]) -> str:
+    number = content.get("signal")
+    if isinstance(number, int):
+        try:
+            return f"was killed by {signal.Signals(number).name}"
+        except ValueError:
+            return f"was killed by signal {number}"
+    status = content.get("exit")
+    return f"ended itself with status {status if isinstance(status, int) else 'unknown'}"
+
+
+def _strings(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {}
+    entries = islice(value.items(), _LOCALS_COUNT)
+    return {str(key)[:_LOCALS_TEXT]: str(text)[:_LOCALS_TEXT] for key, text in entries}
+
+
+def _variables(value: object) -> tuple[UnsavedVariable, ...]:
+    if not isinstance(value, list):
+        return ()
+    return tuple(
+        UnsavedVariable(*(str(part)[:_REPORT_TEXT] for part in entry))
+        for entry in value[:_REPORT_COUNT]
+        if isinstance(entry, list) and len(entry) == 3
+    )

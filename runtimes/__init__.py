@@ -1,0 +1,21 @@
+"""Containers by command line: docker and podman behind one narrow interface.
+
+Nothing here knows of language models, and nothing here imports ``rlm_containers``.
+"""
+
+from runtimes.base import ContainerRecord, EngineInfo, HostRoute, ImageRecord, Runtime
+from runtimes.detect import get_runtime
+from runtimes.process import ContainerProcess
+from runtimes.spec import ContainerSpec, Mount
+
+__all__ = [
+    "ContainerProcess",
+    "ContainerRecord",
+    "ContainerSpec",
+    "EngineInfo",
+    "HostRoute",
+    "ImageRecord",
+    "Mount",
+    "Runtime",
+    "get_runtime",
+]

@@ -1,0 +1,212 @@
+"""Calling an engine's command line: the one place that quotes, logs, waits and maps errors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sh
+
+from runtimes.errors import (
+    EngineCommandError,
+    EngineNotFoundError,
+    EngineTimeoutError,
+)
+from runtimes.process import ContainerProcess
+
+__all__ = ["CommandResult", "EngineCommand"]
+
+logger = logging.getLogger("runtimes")
+
+#: Seconds that a command which only asks or removes may take. Engines stall for many seconds
+#: under load (podman's store is behind one lock), and hang for ever when their daemon is stuck.
+DEFAULT_TIMEOUT = 60.0
+
+# An error of the engine is an answer here, not an exception of sh's.
+_ANY_STATUS = list(range(256))
+
+# In every call below: sh gives the child a terminal for its output unless told otherwise, and
+# engines then print progress bars and colours; and a new session, since Ctrl-C in the host's
+# terminal is for the host to handle.
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """How a command ended. ``stdout`` and ``stderr`` are decoded, undecodable bytes replaced."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+class EngineCommand:
+    """A binary and its fixed leading arguments, for instance ``("podman", "--remote")``.
+
+    No secret may be among the arguments of a call: ``sh`` logs whole command lines, puts them
+    into its exceptions, and every local user can read them in the process list.
+
+    Args:
+        argv: the binary, a name to look up on ``PATH`` or a path, and leading arguments.
+
+    Raises:
+        EngineNotFoundError: there is no such binary.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.argv = tuple(argv)
+        try:
+            self._command = sh.Command(self.argv[0])
+        except sh.CommandNotFound:
+            raise EngineNotFoundError(
+                f"There is no program {self.argv[0]!r} on PATH.",
+                remedy="Install Docker or Podman, or name the engine's binary with runtime=…",
+            ) from None
+
+    def __str__(self) -> str:
+        return shlex.join(self.argv)
+
+    def run(
+        self,
+        *args: str,
+        timeout: float = DEFAULT_TIMEOUT,
+        check: bool = True,
+    ) -> CommandResult:
+        """Run to the end and collect what it prints.
+
+        Args:
+            args: arguments after the fixed ones.
+            timeout: seconds until the local client is killed.
+            check: raise when the exit status is not 0.
+
+        Raises:
+            EngineCommandError: the exit status was not 0 and ``check`` is set.
+            EngineTimeoutError: it did not end in time.
+        """
+        logger.debug("run %s %s", self, shlex.join(args))
+        overdue = threading.Event()
+        try:
+            with open(os.devnull, "rb") as nothing:
+                # Not with sh's own _timeout: that polls, ten times a second.
+                done = self._command(
+                    *self.argv[1:],
+                    *args,
+                    _return_cmd=True,
+                    _in=nothing,
+                    _bg=True,
+                    _bg_exc=False,
+                    _ok_code=_ANY_STATUS,
+                    _tty_out=False,
+                    _new_session=True,
+                )
+            timer = threading.Timer(timeout, _give_up, (done, overdue))
+            timer.daemon = True
+            timer.start()
+            try:
+                done.wait()
+            finally:
+                timer.cancel()
+            result = CommandResult(done.exit_code, _text(done.stdout), _text(done.stderr))
+        except sh.ErrorReturnCode as error:  # ended by a signal: not in _ANY_STATUS
+            result = CommandResult(int(error.exit_code), _text(error.stdout), _text(error.stderr))
+        except sh.ForkException as error:
+            raise self._not_runnable(error) from None
+        if overdue.is_set():
+            raise EngineTimeoutError(
+                f"`{self} {_summary(args)}` did not end within {timeout:g} s.",
+                remedy=f"See whether the engine is stuck: `{self} info` should answer.",
+            )
+        if check and result.exit_code != 0:
+            raise EngineCommandError(
+                f"`{self} {_summary(args)}` failed with status {result.exit_code}: "
+                f"{_last_line(result.stderr) or 'it said nothing'}",
+                exit_code=result.exit_code,
+                stderr=result.stderr,
+            )
+        return result
+
+    def hold(self, name: str, *args: str, directory: Path | None = None) -> ContainerProcess:
+        """Start and return at once, holding the three standard streams.
+
+        Args:
+            name: the container's name, for the returned object.
+            args: arguments after the fixed ones.
+            directory: the working directory; ``None`` for this process's own.
+        """
+        logger.debug("hold %s %s", self, shlex.join(args))
+        if shutil.which(self.argv[0]) is None:  # sh would find out after its fork, and leak
+            raise self._not_runnable("it is gone")
+        ours_in, theirs_in = _pipe_to_child()
+        ours_out, theirs_out = _pipe_from_child()
+        ours_err, theirs_err = _pipe_from_child()
+        try:
+            # Real descriptors, so that sh hands them to the child and copies nothing itself.
+            # Its queue and callback streams go through a polling thread: 0.1-160 MB/s.
+            with (
+                os.fdopen(theirs_in, "rb", buffering=0) as child_in,
+                os.fdopen(theirs_out, "wb", buffering=0) as child_out,
+                os.fdopen(theirs_err, "wb", buffering=0) as child_err,
+            ):
+                running = self._command(
+                    *self.argv[1:],
+                    *args,
+                    _return_cmd=True,
+                    _in=child_in,
+                    _out=child_out,
+                    _err=child_err,
+                    _cwd=str(directory) if directory else None,
+                    _bg=True,
+                    _bg_exc=False,
+                    _tty_out=False,
+                    _new_session=True,
+                )
+        except BaseException as error:
+            for descriptor in (ours_in, ours_out, ours_err):
+                os.close(descriptor)
+            if isinstance(error, sh.ForkException):
+                raise self._not_runnable(error) from None
+            raise
+        return ContainerProcess(name, running, ours_in, ours_out, ours_err)
+
+    def _not_runnable(self, error: object) -> EngineNotFoundError:
+        return EngineNotFoundError(
+            f"The program {self.argv[0]!r} could not be run: {_last_line(str(error))}",
+            remedy="Check that it is an executable for this machine.",
+        )
+
+
+def _give_up(running: sh.RunningCommand, overdue: threading.Event) -> None:
+    overdue.set()
+    # Its whole group, which is its own: a client's child must not keep the output open.
+    with contextlib.suppress(ProcessLookupError):
+        running.kill_group()
+
+
+def _pipe_to_child() -> tuple[int, int]:
+    reading, writing = os.pipe()
+    return writing, reading
+
+
+def _pipe_from_child() -> tuple[int, int]:
+    reading, writing = os.pipe()
+    return reading, writing
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _summary(args: Sequence[str]) -> str:
+    """The first words of a command line: enough to recognise it, too few to hold a mount list."""
+    return shlex.join(args[:2])
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -1,0 +1,151 @@
+"""Which engine to use: the one that was named, or the first that really answers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import threading
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path, PurePath
+
+from runtimes.base import Runtime
+from runtimes.command import EngineCommand
+from runtimes.docker import DockerRuntime
+from runtimes.engine import ContainerEngine
+from runtimes.errors import (
+    ContainersError,
+    EngineNotFoundError,
+    EngineUnavailableError,
+    UnknownRuntimeError,
+)
+from runtimes.podman import PodmanRuntime
+
+__all__ = ["ENTRY_POINT_GROUP", "ENVIRONMENT_VARIABLE", "get_runtime"]
+
+logger = logging.getLogger("runtimes")
+
+#: Names the runtime to use when the caller names none.
+ENVIRONMENT_VARIABLE = "RLM_CONTAINERS_RUNTIME"
+
+#: Third parties add a runtime here: the entry's name is what users write, and it loads to a
+#: callable that takes no argument and returns a :class:`~runtimes.base.Runtime`.
+ENTRY_POINT_GROUP = "rlm_containers.runtimes"
+
+#: Tried in this order when nothing is named.
+_PREFERENCE: tuple[str, ...] = ("docker", "podman")
+
+_BUILT_IN: dict[str, type[ContainerEngine]] = {"docker": DockerRuntime, "podman": PodmanRuntime}
+
+_SETTINGS = ("PATH", "DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINERS_CONF")
+
+# One object per command line and environment: what an engine says of itself is asked once.
+_known: dict[tuple[str, ...], Runtime] = {}
+_known_lock = threading.Lock()
+
+
+def get_runtime(runtime: str | Runtime | None = None) -> Runtime:
+    """The runtime for a name, checked to answer.
+
+    Args:
+        runtime: ``"docker"``, ``"podman"``, a path to either's binary, either with leading
+            arguments (``"podman --remote"``), the name of an entry point in the group
+            ``rlm_containers.runtimes``, a :class:`Runtime`, or ``None``: what the environment
+            variable ``RLM_CONTAINERS_RUNTIME`` names, else the first of docker and podman
+            whose engine answers.
+
+    Raises:
+        UnknownRuntimeError: the name means nothing.
+        EngineNotFoundError: the program is not installed.
+        EngineUnavailableError: the program is there and no engine answers.
+    """
+    if isinstance(runtime, Runtime):
+        return runtime
+    if runtime is None:
+        runtime = os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if runtime is None:
+        return _detect()
+    if not isinstance(runtime, str):
+        raise UnknownRuntimeError(
+            f"runtime must be a name, a path or a Runtime, not {type(runtime).__name__}."
+        )
+    found = _named(runtime)
+    found.info()
+    return found
+
+
+def _detect() -> Runtime:
+    refusals = []
+    for name in _PREFERENCE:
+        try:
+            found = _named(name)
+            found.info()
+        except ContainersError as error:
+            refusals.append(error)
+        else:
+            logger.debug("detected %s %s", name, found.info().version_text)
+            return found
+    installed = [error for error in refusals if not isinstance(error, EngineNotFoundError)]
+    if installed:
+        raise EngineUnavailableError(
+            "No container engine answers. " + " ".join(error.what for error in installed),
+            remedy=installed[0].remedy,
+        )
+    raise EngineNotFoundError(
+        "Neither docker nor podman is on PATH.",
+        remedy="Install Docker (https://docs.docker.com/engine/install/) or Podman "
+        "(https://podman.io/docs/installation), or set RLM_CONTAINERS_RUNTIME.",
+    )
+
+
+def _named(text: str) -> Runtime:
+    try:
+        # A path with a space in it is a path, not a program with arguments.
+        argv = (text,) if Path(text).is_file() else tuple(shlex.split(text))
+    except ValueError as error:
+        raise UnknownRuntimeError(f"The runtime {text!r} cannot be read: {error}.") from None
+    if not argv:
+        raise UnknownRuntimeError("runtime is empty.", remedy='Write "docker" or "podman".')
+    # What the answer of `info` depends on, besides the command line itself.
+    with _known_lock:
+        key = (*argv, *(os.environ.get(name, "") for name in _SETTINGS))
+        if key not in _known:
+            _known[key] = _make(text, argv)
+        return _known[key]
+
+
+def _make(text: str, argv: tuple[str, ...]) -> Runtime:
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name == text:
+            return _load(entry)
+    engine = _engine_class(PurePath(argv[0]).name)
+    if engine is None:
+        raise UnknownRuntimeError(
+            f"The runtime {text!r} is not known.",
+            remedy='Write "docker", "podman", a path to one of them, or the name of an entry '
+            f"point in the group {ENTRY_POINT_GROUP!r}.",
+        )
+    return engine(EngineCommand(argv))
+
+
+def _load(entry: EntryPoint) -> Runtime:
+    try:
+        made = entry.load()()
+    except Exception as error:
+        raise UnknownRuntimeError(
+            f"The runtime {entry.name!r} ({entry.value}) could not be loaded: {error!r}."
+        ) from error
+    if not isinstance(made, Runtime):
+        raise UnknownRuntimeError(
+            f"The runtime {entry.name!r} ({entry.value}) is a {type(made).__name__}, "
+            "not a runtimes.Runtime."
+        )
+    return made
+
+
+def _engine_class(binary: str) -> type[ContainerEngine] | None:
+    """By the binary's name: ``podman-remote`` and ``docker.exe`` count, ``kubectl`` does not."""
+    for name, engine in _BUILT_IN.items():
+        if binary == name or binary.startswith((f"{name}-", f"{name}.")):
+            return engine
+    return None

@@ -1,0 +1,287 @@
+"""What Docker and Podman have in common, which is nearly everything."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from runtimes.base import ContainerRecord, EngineInfo, HostRoute, ImageRecord, Runtime
+from runtimes.command import EngineCommand
+from runtimes.errors import (
+    ContainersError,
+    ContainerStartError,
+    EngineCommandError,
+    ImageNotFoundError,
+)
+from runtimes.process import ContainerProcess
+from runtimes.spec import ContainerSpec, Mount
+
+__all__ = ["ContainerEngine"]
+
+#: Seconds that a pull may take: gigabytes over a slow line.
+PULL_TIMEOUT = 3600.0
+
+# The words with which docker 20-28 and podman 3-5 say that an image is not in their store.
+_NO_IMAGE = re.compile(
+    r"no such image|unable to find image|image not known|image not found|"
+    r"short-name .* did not resolve|no such object",
+    re.IGNORECASE,
+)
+
+
+class ContainerEngine(Runtime):
+    """A Docker-compatible command line.
+
+    Args:
+        command: how to call it.
+    """
+
+    #: The argument with which ``ps`` prints JSON.
+    _ps_format = "--format=json"
+
+    def __init__(self, command: EngineCommand) -> None:
+        self.command = command
+        self._info: EngineInfo | None = None
+        self._route: HostRoute | None = None
+        self._route_known = False
+        self._names: dict[str, str] = {}
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.command}>"
+
+    # What the engines do not have in common.
+
+    @abstractmethod
+    def _ask_info(self) -> EngineInfo: ...
+
+    @abstractmethod
+    def _find_host_route(self) -> HostRoute | None: ...
+
+    @abstractmethod
+    def _engine_args(self, spec: ContainerSpec) -> list[str]:
+        """Arguments of ``run`` that only this engine has or needs."""
+
+    @abstractmethod
+    def _qualify(self, image: str) -> str:
+        """The full name to pull and look for, where the engine does not complete short ones."""
+
+    @abstractmethod
+    def _parse_records(self, output: str) -> list[ContainerRecord]: ...
+
+    # Runtime
+
+    def info(self) -> EngineInfo:
+        with self._lock:
+            if self._info is None:
+                self._info = self._ask_info()
+            return self._info
+
+    def host_route(self) -> HostRoute | None:
+        with self._lock:
+            if not self._route_known:
+                self._route = self._find_host_route()
+                self._route_known = True
+            return self._route
+
+    def open(self, spec: ContainerSpec) -> ContainerProcess:
+        return self.command.hold(spec.name, *self._run_args(spec), directory=spec.directory)
+
+    def start_error(self, spec: ContainerSpec, exit_code: int | None, stderr: str) -> Exception:
+        said = _tail(stderr)
+        if _NO_IMAGE.search(stderr):
+            return ImageNotFoundError(
+                f"The image {spec.image!r} is not in the store of {self.name}.",
+                remedy=f"Pull or build it: `{self.command} pull {spec.image}`.",
+                container=spec.name,
+                exit_code=exit_code,
+                stderr=stderr,
+            )
+        return ContainerStartError(
+            f"{self.name} could not start a container from the image {spec.image!r} "
+            f"(status {exit_code}): {said or 'it said nothing'}",
+            remedy=f"Try it by hand: `{self.command} run --rm {spec.image}`.",
+            container=spec.name,
+            exit_code=exit_code,
+            stderr=stderr,
+        )
+
+    def remove(self, name: str) -> None:
+        result = self.command.run(*self.remove_command(name)[len(self.command.argv) :], check=False)
+        if result.exit_code != 0 and "no such container" not in result.stderr.lower():
+            # Being removed by --rm at this very moment is what was wanted, too.
+            if "already in progress" in result.stderr or "no container with" in result.stderr:
+                return
+            raise EngineCommandError(
+                f"{self.name} could not remove the container: {_tail(result.stderr)}",
+                remedy=f"Remove it by hand: `{self.command} rm -f {name}`.",
+                container=name,
+                exit_code=result.exit_code,
+                stderr=result.stderr,
+            )
+
+    def remove_command(self, name: str) -> tuple[str, ...]:
+        return (*self.command.argv, "rm", "--force", "--volumes", name)
+
+    def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
+        filters = [
+            f"--filter=label={key}" + (f"={value}" if value else "")
+            for key, value in labels.items()
+        ]
+        output = self.command.run("ps", "--all", "--no-trunc", *filters, self._ps_format).stdout
+        return self._parse_records(output)
+
+    def image_exists(self, image: str) -> bool:
+        try:
+            self.inspect_image(image)
+        except ImageNotFoundError:
+            return False
+        return True
+
+    def inspect_image(self, image: str) -> ImageRecord:
+        for name in dict.fromkeys((self._names.get(image, image), image, self._qualify(image))):
+            result = self.command.run("image", "inspect", name, "--format={{json .}}", check=False)
+            if result.exit_code == 0:
+                self._names[image] = name
+                found = json.loads(result.stdout)
+                # podman before 4.4 prints a list, whatever the format says.
+                return _image_record(found[0] if isinstance(found, list) else found)
+            if not _NO_IMAGE.search(result.stderr):
+                raise EngineCommandError(
+                    f"{self.name} could not inspect the image {image!r}: {_tail(result.stderr)}",
+                    exit_code=result.exit_code,
+                    stderr=result.stderr,
+                )
+        raise ImageNotFoundError(
+            f"The image {image!r} is not in the store of {self.name}.",
+            remedy=f"Pull or build it: `{self.command} pull {self._qualify(image)}`.",
+        )
+
+    def pull(self, image: str) -> None:
+        name = self._qualify(image)
+        result = self.command.run("pull", name, timeout=PULL_TIMEOUT, check=False)
+        if result.exit_code != 0:
+            raise ImageNotFoundError(
+                f"The image {image!r} is not in the store of {self.name} "
+                f"and could not be pulled: {_tail(result.stderr)}",
+                remedy="Check its name and the network, or name an image that is there: "
+                f"`{self.command} images` lists them.",
+                exit_code=result.exit_code,
+                stderr=result.stderr,
+            )
+        self._names[image] = name
+
+    # Arguments
+
+    def _run_args(self, spec: ContainerSpec) -> list[str]:
+        info = self.info()
+        args = [
+            "run",
+            "--interactive",
+            "--rm",
+            # Without this a missing image is pulled here, silently and for as long as it takes.
+            "--pull=never",
+            f"--name={spec.name}",
+            f"--workdir={spec.workdir}",
+            f"--entrypoint={spec.command[0]}",
+            # Model-written code needs no privilege whatever; what a container gets by default
+            # (raw sockets, chown, setuid, …) is what escapes are made of.
+            "--cap-drop=ALL",
+            "--security-opt=no-new-privileges",
+        ]
+        args += [f"--label={key}={value}" for key, value in spec.labels.items()]
+        args += [_mount_arg(mount, selinux=info.selinux) for mount in spec.mounts]
+        args += [f"--env={name}={value}" for name, value in spec.env.items()]
+        if spec.init and info.has_init:
+            args.append("--init")
+        if spec.pids is not None:
+            args.append(f"--pids-limit={spec.pids}")
+        if spec.memory is not None:
+            args += [f"--memory={spec.memory}", f"--memory-swap={spec.memory}"]
+        if spec.network == "none":
+            args.append("--network=none")
+        elif spec.host_alias and (route := self.host_route()) and route.address:
+            args.append(f"--add-host={spec.host_alias}:{route.address}")
+        args += self._engine_args(spec)
+        args += spec.extra_args
+        args.append(self._names.get(spec.image, spec.image))
+        args += spec.command[1:]
+        return args
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: ``"20.10.24+dfsg1"`` is ``(20, 10, 24)``."""
+    match = re.match(r"\d+(\.\d+)*", text)
+    return tuple(int(part) for part in match.group().split(".")) if match else (0,)
+
+
+def parse_info(output: str, engine: str) -> dict[str, Any]:
+    """The JSON that ``info --format=json`` printed.
+
+    Raises:
+        ContainersError: it is not JSON.
+    """
+    try:
+        parsed = json.loads(output)
+        if isinstance(parsed, dict):
+            return parsed
+    except ValueError:
+        pass
+    raise ContainersError(
+        f"{engine} answered `info` with something that is not JSON: {output[:80]!r}",
+        remedy="Is the program really a Docker-compatible command line?",
+    )
+
+
+def parse_list(output: str) -> list[dict[str, Any]]:
+    """The objects of a JSON array; none if it is anything else."""
+    try:
+        parsed = json.loads(output)
+    except ValueError:
+        return []
+    return [entry for entry in parsed if isinstance(entry, dict)] if parsed else []
+
+
+def first_gateway(pools: list[dict[str, Any]], key: str) -> str | None:
+    """The first IPv4 gateway of some address pools."""
+    for pool in pools:
+        gateway = str(pool.get(key) or "")
+        if gateway and ":" not in gateway:
+            return gateway
+    return None
+
+
+def _mount_arg(mount: Mount, *, selinux: bool) -> str:
+    if selinux:
+        # docker's --mount has no way to ask for a label.
+        access, label = "ro" if mount.read_only else "rw", "z" if mount.shared else "Z"
+        return f"--volume={mount.source}:{mount.target}:{access},{label}"
+    # Unlike --volume this refuses a source that does not exist. docker would make the directory,
+    # also one that has just been cleaned up after a host that died.
+    access = ",readonly" if mount.read_only else ""
+    return f"--mount=type=bind,source={mount.source},target={mount.target}{access}"
+
+
+def _image_record(raw: Mapping[str, Any]) -> ImageRecord:
+    config = raw.get("Config") or {}
+    return ImageRecord(
+        id=str(raw.get("Id", "")),
+        tags=tuple(raw.get("RepoTags") or ()),
+        size=int(raw.get("Size") or 0),
+        architecture=str(raw.get("Architecture", "")),
+        labels=dict(config.get("Labels") or {}),
+    )
+
+
+def _tail(text: str, lines: int = 3) -> str:
+    """The last lines of what an engine said: the cause stands at the end, after the progress."""
+    kept = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and "'docker run --help'" not in line
+    ]
+    return " / ".join(kept[-lines:])

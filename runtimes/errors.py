@@ -1,0 +1,120 @@
+"""What can go wrong between this program and a container engine.
+
+The tree, every branch of which derives from :class:`ContainersError` (as does everything that
+``rlm_containers`` raises, so that one ``except`` catches the whole project)::
+
+    ContainersError
+    ├── UnknownRuntimeError      the name given for a runtime means nothing here
+    ├── MountError               a path that no engine can mount
+    ├── EngineNotFoundError      there is no such binary
+    ├── EngineUnavailableError   the binary is there, no engine answers behind it
+    ├── EngineCommandError       the engine refused or failed a command
+    │   ├── ImageNotFoundError   the image is neither here nor to be had
+    │   ├── ContainerStartError  the container could not be started
+    │   └── EngineTimeoutError   the engine did not answer in time
+    └── UnsupportedByEngineError this engine, or this version of it, cannot do what was asked
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "ContainerStartError",
+    "ContainersError",
+    "EngineCommandError",
+    "EngineNotFoundError",
+    "EngineTimeoutError",
+    "EngineUnavailableError",
+    "ImageNotFoundError",
+    "MountError",
+    "UnknownRuntimeError",
+    "UnsupportedByEngineError",
+]
+
+
+class ContainersError(Exception):
+    """The base of every error of this project.
+
+    Args:
+        what: what happened, as a full sentence.
+        remedy: what the reader can do next, as a full sentence. May be empty.
+        container: the name of the container concerned, where there is one.
+
+    The three parts stay available as attributes; ``str()`` joins them.
+    """
+
+    def __init__(self, what: str, *, remedy: str = "", container: str | None = None) -> None:
+        self.what = what
+        self.remedy = remedy
+        self.container = container
+        where = f" [container {container}]" if container else ""
+        super().__init__(f"{what}{where}" + (f" {remedy}" if remedy else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its state: pools of processes pickle exceptions, and would call the constructor with
+        # the joined text.
+        return (_restore, (type(self), self.args, self.__dict__))
+
+
+def _restore(
+    kind: type[ContainersError], args: tuple[Any, ...], state: dict[str, Any]
+) -> ContainersError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class UnknownRuntimeError(ContainersError, ValueError):
+    """The value given as ``runtime`` names no runtime."""
+
+
+class MountError(ContainersError, ValueError):
+    """A path cannot be mounted into a container."""
+
+
+class EngineNotFoundError(ContainersError):
+    """The engine's command-line program is not installed, or not on ``PATH``."""
+
+
+class EngineUnavailableError(ContainersError):
+    """The command-line program is there, but no engine answers behind it."""
+
+
+class EngineCommandError(ContainersError):
+    """The engine's command line ended with an error.
+
+    Attributes:
+        exit_code: the client's exit status, or ``None`` when it never ended by itself.
+        stderr: what it wrote to standard error, at most the last few kilobytes.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        remedy: str = "",
+        container: str | None = None,
+        exit_code: int | None = None,
+        stderr: str = "",
+    ) -> None:
+        super().__init__(what, remedy=remedy, container=container)
+        self.exit_code = exit_code
+        self.stderr = stderr
+
+
+class ImageNotFoundError(EngineCommandError):
+    """The image is not in the engine's store and could not be pulled."""
+
+
+class ContainerStartError(EngineCommandError):
+    """The engine could not start the container."""
+
+
+class EngineTimeoutError(EngineCommandError):
+    """The engine's command line did not end in time; the local client was killed."""
+
+
+class UnsupportedByEngineError(ContainersError):
+    """This engine, or this version of it, cannot do what was asked of it."""

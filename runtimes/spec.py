@@ -1,0 +1,85 @@
+"""What a container should be: plain data, the same for every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtimes.errors import MountError
+
+__all__ = ["ContainerSpec", "Mount"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mount:
+    """One directory or file of the host, visible in the container.
+
+    Attributes:
+        source: an absolute path on the host. It must exist: some engines would create it.
+        target: an absolute POSIX path in the container.
+        read_only: whether the container may only read it.
+        shared: whether several containers mount the same source. Decides the SELinux label
+            (``z`` or ``Z``) where the engine has SELinux switched on.
+    """
+
+    source: Path
+    target: str
+    read_only: bool = True
+    shared: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.source.is_absolute():
+            raise MountError(f"The source of a mount must be an absolute path, not {self.source}.")
+        if not self.target.startswith("/"):
+            raise MountError(f"The target of a mount must be an absolute path, not {self.target}.")
+        if any(mark in f"{self.source}{self.target}" for mark in ":,"):
+            # --volume SOURCE:TARGET:OPTIONS cannot quote a colon, nor --mount a comma.
+            raise MountError(
+                f"A path with a colon or comma in it cannot be mounted: {self.source}.",
+                remedy="XDG_CACHE_HOME can move a user's cache to another place.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerSpec:
+    """One container, to be started once with its standard streams held by the caller.
+
+    Attributes:
+        image: the image reference, as the user wrote it.
+        command: the program and its arguments. Replaces both the image's entrypoint and its
+            command: an image made to start a service must not start it here.
+        name: the container's name; unique per engine.
+        labels: labels to find it by later.
+        mounts: what of the host is visible inside.
+        env: environment variables. No secrets: they are arguments of the command line, which any
+            local user can read. (``--env NAME`` would take the value from the environment of the
+            client, which reads HOME, PATH and many more for itself.)
+        workdir: the working directory inside.
+        user: ``UID:GID`` inside the container; ``None`` leaves it to the runtime, which picks
+            an unprivileged user that can write to the caller's directories.
+        network: ``"bridge"`` or ``"none"``.
+        host_alias: the name under which the container finds this host, or ``None``.
+        init: run the engine's own init as PID 1, so that orphans are reaped.
+        pids: the most processes and threads it may have, or ``None``.
+        memory: the most memory it may use, in bytes, or ``None``.
+        directory: where the command-line client runs, if it matters: podman's monitor leaves a
+            file ``oom`` in its working directory when a container runs out of memory.
+        extra_args: further arguments for ``run``, as the user wrote them.
+    """
+
+    image: str
+    command: tuple[str, ...]
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[Mount, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str = "/"
+    user: str | None = None
+    network: str = "bridge"
+    host_alias: str | None = None
+    init: bool = True
+    pids: int | None = None
+    memory: int | None = None
+    directory: Path | None = None
+    extra_args: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""Tests against the real rlms package, with models that follow a script."""

@@ -1,0 +1,69 @@
+"""RLM objects of the real rlms package, on the engine under test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import pytest
+import rlm.core.rlm as rlm_module
+from rlm import RLM, environments
+from rlm.clients.base_lm import BaseLM
+
+import rlm_containers
+from rlm_containers.workspace import workspaces_directory
+from tests.support import Engine, assert_gone
+
+
+class MakeRLM(Protocol):
+    """Makes an RLM whose root model, and whose sub-calls' model, are the given ones."""
+
+    def __call__(self, root: BaseLM, sub: BaseLM | None = None, **arguments: Any) -> RLM: ...
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    """rlms with this project's environment, and afterwards without it again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(environments, "get_environment", environments.get_environment)
+        patch.setattr(rlm_module, "get_environment", rlm_module.get_environment)
+        rlm_containers.register()
+        yield
+
+
+@pytest.fixture
+def make_rlm(
+    engine: Engine, registered: None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeRLM]:
+    """RLMs in containers of the engine. Nothing may be left of them."""
+    clients: dict[str, BaseLM] = {}
+    # rlms makes its clients itself, by the name of a backend; there is no other way in.
+    monkeypatch.setattr(
+        rlm_module, "get_client", lambda backend, arguments: clients[arguments["model_name"]]
+    )
+    made: list[RLM] = []
+
+    def make(root: BaseLM, sub: BaseLM | None = None, **arguments: Any) -> RLM:
+        clients[root.model_name] = root
+        if sub is not None:
+            clients[sub.model_name] = sub
+            arguments |= {
+                "other_backends": ["openai"],
+                "other_backend_kwargs": [{"model_name": sub.model_name}],
+            }
+        settings = {"image": engine.image(), "runtime": engine.runtime}
+        settings |= arguments.pop("environment_kwargs", {})
+        model = RLM(
+            backend="openai",
+            backend_kwargs={"model_name": root.model_name},
+            environment="docker",
+            environment_kwargs=settings,
+            **arguments,
+        )
+        made.append(model)
+        return model
+
+    yield make
+    for model in made:
+        model.close()
+    assert_gone(engine, str(workspaces_directory()))

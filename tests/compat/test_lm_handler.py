@@ -1,0 +1,182 @@
+"""The socket protocol against rlms's own LM Handler. Needs no engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from rlm.core.comms_utils import LMRequest
+from rlm.core.lm_handler import LMHandler
+from rlm.core.types import RLMChatCompletion
+
+from rlm_containers.integrations.rlms import chat_completion
+from rlm_containers.lm.broker import LMBroker, LMCall
+from rlm_containers.lm.handler import CallableBackend, HandlerBackend
+from tests.compat.scripted import EchoLM
+
+# rlms's LM Handler never closes the socket that it listened on.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
+
+
+def answer(prompt: str) -> str:
+    if "fail" in prompt:
+        raise RuntimeError("the model is down")
+    return f"re: {prompt}"
+
+
+@pytest.fixture
+def handler() -> Iterator[LMHandler]:
+    """A handler with a model for depth 0, another for depth 1, and a third by name."""
+    root = EchoLM(answer, model_name="root")
+    other = EchoLM(lambda prompt: f"other: {prompt}", model_name="other")
+    named = EchoLM(lambda prompt: f"named: {prompt}", model_name="named")
+    with LMHandler(root, other_backend_client=other) as handler:
+        handler.register_client("other", other)
+        handler.register_client("named", named)
+        yield handler
+
+
+def backend(handler: LMHandler, depth: int = 0) -> HandlerBackend:
+    return HandlerBackend(handler.address, depth=depth, timeout=30)
+
+
+def test_one_question(handler: LMHandler) -> None:
+    call = backend(handler).query("hello", None)
+    assert (call.response, call.model, call.error) == ("re: hello", "root", None)
+    assert call.execution_time >= 0
+
+
+def test_the_handler_chooses_the_model_by_depth_and_name(handler: LMHandler) -> None:
+    assert backend(handler, depth=1).query("x", None).response == "other: x"
+    assert backend(handler, depth=2).query("x", None).response == "re: x"
+    assert backend(handler, depth=1).query("x", "named").response == "named: x"
+    # A name that it does not know is passed over, by rlms itself.
+    assert backend(handler, depth=1).query("x", "nobody").response == "other: x"
+
+
+def test_messages_are_a_prompt_too(handler: LMHandler) -> None:
+    messages = [{"role": "user", "content": "ü\ud800"}]
+    call = backend(handler).query(messages, None)
+    assert call.response == f"re: {messages}"
+    assert call.prompt == messages
+
+
+def test_a_batch_with_one_failure(handler: LMHandler) -> None:
+    calls = backend(handler).query_batch(["a", "fail", "c"], None)
+    assert [call.response for call in calls] == ["re: a", "", "re: c"]
+    assert calls[1].error == "llm() call failed - the model is down"
+    broker = LMBroker(backend(handler))
+    response = broker.handle("/llm_query_batched", {"prompts": ["a", "fail"]})
+    assert response == {"responses": ["re: a", "Error: llm() call failed - the model is down"]}
+
+
+def test_a_model_that_fails(handler: LMHandler) -> None:
+    assert backend(handler).query("fail", None).error == "the model is down"
+
+
+def test_an_empty_prompt_is_refused_by_rlms(handler: LMHandler) -> None:
+    assert "Missing 'prompt'" in (backend(handler).query("", None).error or "")
+
+
+def test_a_long_batch_keeps_its_order(handler: LMHandler) -> None:
+    prompts = [str(number) for number in range(300)]
+    calls = backend(handler).query_batch(prompts, None)
+    assert [call.response for call in calls] == [f"re: {prompt}" for prompt in prompts]
+
+
+def test_a_long_prompt(handler: LMHandler) -> None:
+    prompt = "x" * 3_000_000
+    assert backend(handler).query(prompt, None).response == f"re: {prompt}"
+
+
+def test_many_threads(handler: LMHandler) -> None:
+    asked = backend(handler)
+    with ThreadPoolExecutor(20) as pool:
+        prompts = [f"p{number}" for number in range(100)]
+        calls = list(pool.map(lambda prompt: asked.query(prompt, None), prompts))
+    assert [call.response for call in calls] == [f"re: {prompt}" for prompt in prompts]
+
+
+def test_a_handler_that_has_stopped(handler: LMHandler) -> None:
+    server = handler._server
+    address = handler.address
+    handler.stop()
+    assert server is not None
+    server.server_close()  # rlms leaves it open, and the next caller waiting for ever
+    call = HandlerBackend(address, depth=0, timeout=30).query("x", None)
+    assert (call.error or "").startswith("Request failed: ")
+
+
+def test_a_handler_that_rlms_has_stopped_is_given_up_in_time(handler: LMHandler) -> None:
+    server = handler._server
+    address = handler.address
+    handler.stop()  # its socket still listens, and nobody answers
+    assert server is not None  # nor does anything close it, as long as somebody knows it
+    call = HandlerBackend(address, depth=0, timeout=0.1).query("x", None)
+    server.server_close()
+    assert "did not answer in 0.1 s" in (call.error or "")
+
+
+def test_the_request_is_one_that_rlms_reads() -> None:
+    read = LMRequest.from_dict({"prompts": ["a"], "model": "m", "depth": 3})
+    assert (read.is_batched, read.model, read.depth) == (True, "m", 3)
+
+
+def test_a_call_becomes_rlmss_own_record(handler: LMHandler) -> None:
+    call = backend(handler).query("hello", None)
+    record = chat_completion(call)
+    assert isinstance(record, RLMChatCompletion)
+    assert record.to_dict() == call.completion
+    usage = record.usage_summary.model_usage_summaries["root"]
+    assert (usage.total_calls, usage.total_input_tokens) == (1, 1)
+
+
+@pytest.mark.parametrize("model", [None, "gpt"])
+def test_a_call_of_a_callable_becomes_one_too(model: str | None) -> None:
+    call = CallableBackend(str.upper).query("hello", model)
+    record = chat_completion(call)
+    assert (record.prompt, record.response, record.root_model) == (
+        "hello",
+        "HELLO",
+        model or "unknown",
+    )
+    assert record.usage_summary.total_input_tokens == 0
+    assert record.to_dict()["usage_summary"]["model_usage_summaries"]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        {},
+        {"response": "x"},
+        {"response": "x", "usage_summary": {}},
+        {"response": "x", "usage_summary": None},
+        {"response": "x", "unknown": 5},
+    ],
+)
+def test_a_record_with_parts_missing_is_still_one(completion: dict[str, object]) -> None:
+    call = LMCall(prompt="x", response="x", model=None, execution_time=0.0, completion=completion)
+    record = chat_completion(call)
+    assert isinstance(record, RLMChatCompletion)
+    assert record.to_dict()["usage_summary"] == {"model_usage_summaries": {}}
+
+
+def test_handlers_do_not_mix(handler: LMHandler) -> None:
+    second = EchoLM(lambda prompt: f"second: {prompt}", model_name="second")
+    answers: list[str] = []
+    with LMHandler(second) as other:
+        threads = [
+            threading.Thread(
+                target=lambda h=h: answers.append(backend(h).query("x", None).response)
+            )
+            for h in (handler, other) * 10
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(answers) == ["re: x"] * 10 + ["second: x"] * 10

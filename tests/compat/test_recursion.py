@@ -1,0 +1,134 @@
+"""Recursive calls: every child is an RLM with a container of its own."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+from rlm.logger import RLMLogger
+
+from tests.compat.conftest import MakeRLM
+from tests.compat.scripted import Prompt, ScriptedLM, _CountingLM, repl
+
+# rlms's LM Handler never closes the socket that it listened on.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
+)
+
+DONE = "answer['content'] = text\nanswer['ready'] = True"
+WHERE = "import socket\nwhere = socket.gethostname()\n"
+
+
+class TwoLevels(_CountingLM):
+    """The root follows a script; each child runs one cell, whatever its question."""
+
+    def __init__(self, *script: str, child: str, model_name: str = "scripted") -> None:
+        super().__init__(model_name)
+        self._script = list(script)
+        self._child = child
+
+    def _answer(self, prompt: Prompt) -> str:
+        # A child's context is short; the root's begins with a word that no question has.
+        text = json.dumps(prompt)
+        with self._lock:
+            return self._script.pop(0) if "the root" in text else self._child
+
+
+def test_children_run_elsewhere_and_their_answers_come_in_order(make_rlm: MakeRLM) -> None:
+    root = TwoLevels(
+        repl(WHERE + "told = rlm_query_batched(['a', 'b', 'c'])"),
+        repl(
+            "text = f'{[t.split()[0] for t in told]} '\n" + "hosts = {t.split()[1] for t in told}"
+        ),
+        repl("text += f'{len(hosts)} {where in hosts}'\n" + DONE),
+        child=repl(WHERE + "text = f'{context} {where}'\n" + DONE),
+    )
+    done = make_rlm(root, max_depth=2, max_concurrent_subcalls=2).completion(
+        "a long text", root_prompt="the root question"
+    )
+    assert done.response == "['a', 'b', 'c'] 3 False"
+
+
+def test_the_trajectory_of_a_child_is_in_its_parents(make_rlm: MakeRLM) -> None:
+    logger = RLMLogger()
+    root = TwoLevels(
+        repl("text = rlm_query('look')\n" + DONE),
+        child=repl("print('in the child')\ntext = 'seen'\n" + DONE),
+    )
+    done = make_rlm(root, max_depth=2, logger=logger).completion(
+        "text", root_prompt="the root question"
+    )
+    assert done.response == "seen"
+    trajectory: Any = json.loads(json.dumps(logger.get_trajectory()))
+    (call,) = trajectory["iterations"][0]["code_blocks"][0]["result"]["rlm_calls"]
+    assert call["response"] == "seen"
+    (turn,) = call["metadata"]["iterations"]
+    assert turn["code_blocks"][0]["result"]["stdout"] == "in the child\n"
+    assert call["metadata"]["run_metadata"]["environment_type"] == "docker"
+
+
+def test_at_the_greatest_depth_a_child_is_a_plain_model(make_rlm: MakeRLM) -> None:
+    root = TwoLevels(
+        repl("told = rlm_query('one')\nprint(told)"),
+        repl("text = told\n" + DONE),
+        # In the child at depth 1 another rlm_query finds the cap of 2, so it asks the model.
+        child=repl("deeper = rlm_query('two')\ntext = deeper[:7]\n" + DONE),
+    )
+    done = make_rlm(root, max_depth=2).completion("text", root_prompt="the root question")
+    assert done.response == "```repl"
+
+
+def test_callbacks_tell_of_children(make_rlm: MakeRLM) -> None:
+    lock = threading.Lock()
+    told: list[tuple[Any, ...]] = []
+
+    def started(depth: int, model: str, prompt: str) -> None:
+        with lock:
+            told.append(("start", depth, model, prompt))
+
+    def completed(depth: int, model: str, seconds: float, error: str | None) -> None:
+        with lock:
+            told.append(("end", depth, model, error))
+
+    root = TwoLevels(
+        repl("told = rlm_query_batched(['a', 'b'])\ntext = str(told)\n" + DONE),
+        child=repl("text = context\n" + DONE),
+    )
+    model = make_rlm(root, max_depth=2, on_subcall_start=started, on_subcall_complete=completed)
+    assert model.completion("t", root_prompt="the root question").response == "['a', 'b']"
+    assert sorted(told, key=str) == [
+        ("end", 1, "scripted", None),
+        ("end", 1, "scripted", None),
+        ("start", 1, "scripted", "a"),
+        ("start", 1, "scripted", "b"),
+    ]
+
+
+def test_a_child_whose_cells_fail_does_not_fail_its_parent(make_rlm: MakeRLM) -> None:
+    root = TwoLevels(
+        repl("told = rlm_query('x')\ntext = f'parent: {told}'\n" + DONE),
+        child=repl("import os\nos._exit(1)"),
+    )
+    done = make_rlm(root, max_depth=2, max_iterations=2).completion(
+        "text", root_prompt="the root question"
+    )
+    assert done.response.startswith("parent: ")
+
+
+def test_a_child_that_cannot_start_is_an_error_in_the_cell(
+    make_rlm: MakeRLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = ScriptedLM(repl("text = rlm_query('x')\n" + DONE))
+    model = make_rlm(root, max_depth=2)
+    settings = dict(model.environment_kwargs)
+    subcall = model._subcall
+
+    def with_a_wrong_image(prompt: str, name: str | None = None) -> Any:
+        model.environment_kwargs = {**settings, "image": "localhost/no-such-image:0"}
+        return subcall(prompt, name)
+
+    monkeypatch.setattr(model, "_subcall", with_a_wrong_image)
+    done = model.completion("text")
+    assert done.response.startswith("Error: Child RLM completion failed - The image")

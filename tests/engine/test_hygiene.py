@@ -1,0 +1,298 @@
+"""What is left: nothing, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import Sandbox
+from rlm_containers.errors import SandboxClosedError, SandboxLostError
+from rlm_containers.workspace import workspaces_directory
+from tests.conftest import MakeBox
+from tests.support import (
+    Engine,
+    assert_gone,
+    eventually,
+    execute,
+    leftovers,
+    printed,
+    processes,
+    workspace,
+)
+
+# Ends
+
+
+def test_after_close(engine: Engine) -> None:
+    box = Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper).start()
+    printed(box, "open('file', 'w').write('left here')")
+    assert len(engine.containers(box.name)) == 1
+    assert workspace(box).is_dir()
+    assert len(processes("rlm-containers-reaper")) >= 1
+    box.close()
+    assert not engine.containers(box.name)
+    assert not list(workspaces_directory().glob(f"{box.name}*"))
+    assert not [p for p in processes(box.name) if "rlm-containers-reaper" in p[1]]
+    box.close()
+    with pytest.raises(SandboxClosedError):
+        box.execute("1")
+    with pytest.raises(SandboxClosedError):
+        box.start()
+
+
+def test_close_in_the_middle_of_a_cell(make_box: MakeBox) -> None:
+    # By another thread; the cell's own is told that it will get no answer.
+    box = make_box()
+    raised: list[BaseException] = []
+    started = threading.Event()
+
+    def run() -> None:
+        try:
+            box.execute(
+                "print('started')\nimport time\ntime.sleep(60)", on_output=lambda *_: started.set()
+            )
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert started.wait(30)
+    # close() takes its turn; an interrupt gives it one.
+    box.interrupt()
+    box.close()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert all(isinstance(error, (SandboxClosedError, SandboxLostError)) for error in raised)
+
+
+@pytest.mark.parametrize(
+    "left",
+    {
+        "a locked directory": "os.mkdir('d'); open('d/f', 'w').close(); os.chmod('d', 0)",
+        "a read-only tree": "os.makedirs('a/b'); open('a/b/f', 'w'); os.chmod('a/b', 0o500);"
+        " os.chmod('a', 0o500)",
+        "no access to itself": "os.chmod('.', 0)",
+        "deep directories": "for _ in range(3000): os.mkdir('d'); os.chdir('d')",
+        "long names": "[open(f'{n}' + 'n' * 250, 'w').close() for n in range(100)]",
+        "odd names": "[open(n, 'w').close() for n in (b'\\xff\\xfe', b'a\\nb', b'-rf', b'*')]",
+        "special files": "os.mkfifo('fifo'); os.symlink('/', 'root'); os.symlink('loop', 'loop')",
+        "running processes": "subprocess.Popen(['sleep', '600'], start_new_session=True)",
+        "processes that ignore SIGTERM": "subprocess.Popen(['sh', '-c',"
+        " 'trap \"\" TERM HUP INT; while :; do sleep 1; done'], start_new_session=True)",
+    }.items(),
+    ids=lambda left: left[0],
+)
+def test_what_cells_leave_behind(make_box: MakeBox, left: tuple[str, str]) -> None:
+    box = make_box()
+    printed(box, f"import os, subprocess\n{left[1]}")
+    box.close()
+    assert not list(workspaces_directory().glob(f"{box.name}*"))
+
+
+def test_what_is_linked_from_a_workspace_stays(make_box: MakeBox, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "file").write_text("mine")
+    box = make_box()
+    printed(box, f"import os\nos.symlink({str(victim)!r}, 'link')")
+    box.close()
+    assert (victim / "file").read_text() == "mine"
+
+
+def test_the_host_loses_no_descriptors_and_no_threads(engine: Engine) -> None:
+    def in_use() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    for turn in range(4):
+        with Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper) as box:
+            printed(box, "print(llm_query('x'))")
+        if turn == 0:
+            most = in_use()
+    assert eventually(lambda: all(now <= was for now, was in zip(in_use(), most, strict=True)))
+
+
+def test_several_at_once(engine: Engine) -> None:
+    results: list[str] = []
+
+    def run(number: int) -> None:
+        with Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper) as box:
+            results.append(printed(box, f"print(llm_query('n{number}'))"))
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [f"N{n}\n" for n in range(6)]
+
+
+# Losses
+
+
+def lose(box: Sandbox) -> str:
+    """Run cells until one finds the container gone; what the error says."""
+    for _ in range(1000):
+        try:
+            box.execute("pass")
+        except SandboxLostError as error:
+            return str(error)
+    raise AssertionError("the container is still there")
+
+
+def test_a_container_that_somebody_removes(engine: Engine, make_box: MakeBox) -> None:
+    box = make_box()
+    engine.run("rm", "--force", box.name)
+    assert box.name in lose(box)
+    with pytest.raises(SandboxLostError):
+        box.execute("1")
+
+
+def test_a_client_that_somebody_kills(make_box: MakeBox) -> None:
+    box = make_box()
+    (client,) = {
+        pid
+        for pid, arguments in processes(f"--name={box.name}")
+        if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1] == str(os.getpid())
+        and " run " in arguments
+    }
+    os.kill(client, signal.SIGKILL)
+    lose(box)
+
+
+def test_a_reaper_that_somebody_kills(make_box: MakeBox) -> None:
+    box = make_box()
+    for pid, arguments in processes(box.name):
+        if "rlm-containers-reaper" in arguments:
+            os.kill(pid, signal.SIGKILL)
+    assert printed(box, "print('on')") == "on\n"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "os.kill(os.getppid(), 9)",
+        "os.kill(os.getppid(), 19)\nos.kill(os.getppid(), 9)",
+        # Into the pipe to the host, in place of frames.
+        "for fd in os.listdir(f'/proc/{os.getppid()}/fd'):\n"
+        "    try: os.write(os.open(f'/proc/{os.getppid()}/fd/{fd}', os.O_WRONLY), b'\\xff' * 99)\n"
+        "    except OSError: pass\n"
+        "import time; time.sleep(2); os.kill(os.getppid(), 9)",
+        # A frame that is none of a guest's: its length is right, its JSON is not.
+        "for fd in os.listdir(f'/proc/{os.getppid()}/fd'):\n"
+        "    try: os.write(os.open(f'/proc/{os.getppid()}/fd/{fd}', os.O_WRONLY),\n"
+        "                  b'\\0\\0\\0\\2m[]')\n"
+        "    except OSError: pass\n"
+        "import time; time.sleep(2); os.kill(os.getppid(), 9)",
+    ],
+    ids=["killed", "stopped and killed", "garbage", "a false frame"],
+)
+def test_a_cell_that_harms_its_supervisor(make_box: MakeBox, harm: str) -> None:
+    box = make_box()
+    with pytest.raises(SandboxLostError):
+        execute(box, f"import os\n{harm}")
+    lose(box)
+
+
+# A host that dies
+
+HOST = """
+import sys, threading
+from rlm_containers import Sandbox
+
+runtime, image, end = sys.argv[1:]
+cells = ["import time; print('in'); time.sleep(600)", "print('in')\\nwhile True: pass",
+         "import subprocess; print('in'); subprocess.run(['sleep', '600'])"]
+boxes = [Sandbox(image, runtime=runtime, lm=str.upper) for _ in cells]
+print(*(box.name for box in boxes), flush=True)
+def open_one(box):
+    box.start().execute("import os; os.mkdir('d'); open('d/f', 'w').close(); os.chmod('d', 0)")
+starters = [threading.Thread(target=open_one, args=(box,)) for box in boxes]
+for starter in starters:
+    starter.start()
+for starter in starters:
+    starter.join()
+if end == "busy":
+    inside = threading.Semaphore(0)
+    for box, code in zip(boxes, cells):
+        threading.Thread(
+            target=box.execute, args=(code,),
+            kwargs={"on_output": lambda *_: inside.release()}, daemon=True,
+        ).start()
+    for _ in boxes:
+        inside.acquire()
+print("ready", flush=True)
+if end == "exit":
+    sys.exit()
+if end == "error":
+    raise RuntimeError("an error in the user's program")
+if end == "_exit":
+    import os
+    os._exit(0)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def host(engine: Engine, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that opens three sandboxes and then does what the parameter says."""
+    with subprocess.Popen(
+        (sys.executable, "-c", HOST, engine.runtime, engine.image(), request.param),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("host", "number"),
+    [("idle", signal.SIGKILL), ("busy", signal.SIGKILL), ("busy", signal.SIGTERM)],
+    indirect=["host"],
+)
+def test_a_host_that_is_killed(
+    engine: Engine, host: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    assert host.stdout is not None
+    names = host.stdout.readline().split()
+    assert host.stdout.readline() == "ready\n"
+    assert len(engine.containers(*names)) == 3
+    host.send_signal(number)
+    host.wait(30)
+    assert_gone(engine, *names)
+
+
+@pytest.mark.parametrize("host", ["exit", "error", "_exit"], indirect=True)
+def test_a_host_that_ends_without_closing(engine: Engine, host: subprocess.Popen[str]) -> None:
+    assert host.stdout is not None
+    names = host.stdout.readline().split()
+    assert host.stdout.readline() == "ready\n"
+    host.wait(30)
+    assert_gone(engine, *names)
+
+
+@pytest.mark.parametrize("host", ["idle"], indirect=True)
+@pytest.mark.parametrize("moment", ["a name", "a workspace", "a process", "a container"])
+def test_a_host_that_is_killed_while_it_starts(
+    engine: Engine, host: subprocess.Popen[str], moment: str
+) -> None:
+    assert host.stdout is not None
+    names = host.stdout.readline().split()
+    signs = {
+        "a name": lambda: True,
+        "a workspace": lambda: list(workspaces_directory().glob(f"{names[0]}*")),
+        "a process": lambda: processes(f"--name={names[0]}"),
+        "a container": lambda: engine.containers(names[0]),
+    }
+    assert eventually(signs[moment], 30)
+    host.kill()
+    host.wait(30)
+    # An engine may be in the middle of making the container.
+    assert eventually(lambda: not leftovers(engine, *names), 15), leftovers(engine, *names)

@@ -1,0 +1,208 @@
+"""Output: whose it is, in which order, while it happens, how much of it is kept."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rlm_containers import Sandbox
+from tests.conftest import MakeBox
+from tests.support import execute, printed
+
+
+def test_the_two_streams(box: Sandbox) -> None:
+    result = box.execute("import sys\nprint('out')\nprint('err', file=sys.stderr)")
+    assert (result.stdout, result.stderr) == ("out\n", "err\n")
+
+
+def test_output_of_children_comes_in_order(box: Sandbox) -> None:
+    assert printed(
+        box,
+        """
+        import os, subprocess
+        print(1)
+        os.system('echo 2')
+        print(3, end=' ')
+        subprocess.run(['sh', '-c', 'echo 4'])
+        print(5, end=' ')
+        os.spawnlp(os.P_WAIT, 'echo', 'echo', '6')
+        print(7, end=' ')
+        if os.fork() == 0:
+            os.write(1, b'8 ')
+            os._exit(0)
+        os.wait()
+        print(9)
+        """,
+    ) == "1\n2\n3 4\n5 6\n7 8 9\n"  # fmt: skip
+
+
+def test_stderr_of_children(box: Sandbox) -> None:
+    result = box.execute("import os\nos.system('echo problem >&2')")
+    assert (result.status, result.stdout, result.stderr) == ("ok", "", "problem\n")
+
+
+def test_what_c_code_writes(box: Sandbox) -> None:
+    assert printed(box, "import os\nprint('a')\nos.write(1, b'b\\n')\nprint('c')") == "a\nb\nc\n"
+
+
+def test_output_without_a_newline_at_the_end(box: Sandbox) -> None:
+    assert printed(box, "print('no end', end='')") == "no end"
+    assert printed(box, "print('next')") == "next\n"
+
+
+def test_output_can_be_watched_while_the_cell_runs(box: Sandbox) -> None:
+    # Only what was seen before the end can interrupt the cell.
+    seen = []
+
+    def watch(stream: str, text: str) -> None:
+        seen.append((stream, text))
+        if "last" in text:
+            box.interrupt()
+
+    result = execute(
+        box,
+        """
+        import os, sys, time
+        print('first')
+        print('to stderr', file=sys.stderr)
+        os.system('echo child')
+        print('last')
+        time.sleep(30)
+        print('never')
+        """,
+        on_output=watch,
+    )
+    assert result.status == "interrupted"
+    assert result.stdout == "first\nchild\nlast\n"
+    assert "".join(text for stream, text in seen if stream == "stdout") == result.stdout
+    assert "".join(text for stream, text in seen if stream == "stderr") == result.stderr
+    assert result.stderr.startswith("to stderr\nTraceback")
+
+
+# How much is kept
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_big_output_is_cut_in_the_middle(make_box: MakeBox, stream: str) -> None:
+    box = make_box(max_output=1000)
+    watched = []
+    result = box.execute(
+        f"import sys\nprint('<' + 'm' * 3_000_000 + '>', file=sys.{stream})",
+        on_output=lambda _, text: watched.append(len(text)),
+    )
+    text = getattr(result, stream)
+    match = re.fullmatch(r"(<m*)\n\[\.\.\. (\d+) characters cut \.\.\.\]\n(m*>\n)", text)
+    assert match, text[:200]
+    assert (len(match[1]), len(match[3])) == (500, 500)
+    assert int(match[2]) + 1000 == 3_000_003
+    assert sum(watched) == 3_000_003
+    assert result.status == "ok"
+
+
+def test_output_up_to_the_limit_is_whole(make_box: MakeBox) -> None:
+    box = make_box(max_output=1000)
+    whole = "".join(f"{n:04}\n" for n in range(200))
+    assert printed(box, "print(''.join(f'{n:04}\\n' for n in range(200)), end='')") == whole
+    assert "[... 1 characters cut ...]" in printed(box, "print('x' * 1000)")
+
+
+def test_each_stream_and_each_cell_has_its_own_limit(make_box: MakeBox) -> None:
+    box = make_box(max_output=1000)
+    for _ in range(3):
+        result = box.execute("import sys\nprint('o' * 900)\nprint('e' * 900, file=sys.stderr)")
+        assert (len(result.stdout), len(result.stderr)) == (901, 901)
+
+
+def test_the_default_limit(box: Sandbox) -> None:
+    result = box.execute("for n in range(1000): print('x' * 20_000)")
+    assert 1_000_000 <= len(result.stdout) < 1_000_100
+    assert "[... 19001000 characters cut ...]" in result.stdout
+
+
+# Text
+
+
+def test_unicode(box: Sandbox) -> None:
+    text = "grüße, 世界 \U0001f680 \u202e \x1b[0m \x00"
+    assert printed(box, f"print({text!r})") == text + "\n"
+    assert printed(box, f"name = {text!r}\nprint(name, end='')") == text
+
+
+def test_lone_surrogates(box: Sandbox) -> None:
+    assert printed(box, "print('half \\ud800 a pair')") == "half \\ud800 a pair\n"
+    result = box.execute("half = '\\udfff'\nraise ValueError(half)")
+    assert result.stderr.endswith("ValueError: \\udfff\n")
+    assert result.locals["half"] == "'\\udfff'"
+
+
+def test_bytes_that_are_no_text(box: Sandbox) -> None:
+    assert printed(box, "import os\nos.write(1, b'a\\xff\\xfez\\n')") == "a\ufffd\ufffdz\n"
+
+
+def test_characters_are_not_torn_apart(box: Sandbox) -> None:
+    # The pieces arrive at different times.
+    pieces = []
+    result = execute(
+        box,
+        """
+        import os, time
+        for byte in '\U0001f680 rocket\\n'.encode():
+            os.write(1, bytes([byte]))
+            time.sleep(0.01)
+        """,
+        on_output=lambda _, text: pieces.append(text),
+    )
+    assert result.stdout == "".join(pieces) == "\U0001f680 rocket\n"
+
+
+# What cells do to their streams
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "import io, sys; sys.stdout = io.StringIO()",
+        "import sys; sys.stdout = sys.stderr = None",
+        "import sys; del sys.stdout",
+        "import sys; sys.stdout.close(); sys.stderr.close()",
+        "import sys; sys.__stdout__.close()",
+        "import sys; sys.stdin.close()",
+        "import sys; sys.stdout.detach()",
+        "import sys; sys.stdout.buffer.close()",
+        "import sys; sys.stdout.buffer.raw.close()",
+        "import sys; sys.stdout = object()",
+        "import os; os.close(1)",
+        "import os; os.close(0); os.close(1); os.close(2)",
+        "import os; os.dup2(os.open('elsewhere.txt', os.O_CREAT | os.O_WRONLY), 1)",
+        "import os; os.closerange(0, 3)",
+    ],
+)
+def test_the_streams_are_whole_again_in_the_next_cell(box: Sandbox, harm: str) -> None:
+    printed(box, "mark = 'kept'")
+    assert box.execute(f"print('before')\n{harm}").stdout == "before\n"
+    result = box.execute(
+        "import os, sys\nprint(mark, 'ü')\nos.system('echo child')\nprint('e', file=sys.stderr)"
+    )
+    assert (result.status, result.stdout, result.stderr) == ("ok", "kept ü\nchild\n", "e\n")
+    assert box.execute("input()").stderr.splitlines()[-1].startswith("EOFError")
+
+
+def test_a_cell_may_capture_its_own_output(box: Sandbox) -> None:
+    assert printed(
+        box,
+        """
+        import contextlib, io
+        with contextlib.redirect_stdout(io.StringIO()) as captured:
+            print('inside')
+        print('outside', captured.getvalue())
+        """,
+    ) == "outside inside\n\n"  # fmt: skip
+
+
+def test_descriptors_are_not_used_up(box: Sandbox) -> None:
+    count = "import os\nprint(len(os.listdir('/proc/self/fd')))"
+    before = printed(box, count)
+    for _ in range(20):
+        box.execute("import os, sys\nsys.stdout.close(); os.close(2)")
+    assert printed(box, count) == before

@@ -1,0 +1,124 @@
+"""Processes and threads: what cells start, and threads of the host that share a sandbox."""
+
+from __future__ import annotations
+
+import threading
+
+from rlm_containers import Sandbox
+from tests.conftest import MakeBox
+from tests.support import execute, printed
+
+
+def test_a_forked_child_that_comes_back_is_no_second_session(box: Sandbox) -> None:
+    result = execute(
+        box,
+        """
+        import os
+        side = 'parent'
+        child = os.fork()
+        if child == 0:
+            side = 'child'
+            print('child printed', flush=True)
+        else:
+            os.waitpid(child, 0)
+            print('parent printed')
+        """,
+    )
+    assert (result.status, result.stdout) == ("ok", "child printed\nparent printed\n")
+    assert [printed(box, "print(side)") for _ in range(3)] == ["parent\n"] * 3
+
+
+def test_a_forked_child_that_raises(box: Sandbox) -> None:
+    result = execute(
+        box,
+        """
+        import os
+        child = os.fork()
+        if child == 0:
+            raise RuntimeError('in the child')
+        os.waitpid(child, 0)
+        here = 'parent'
+        """,
+    )
+    assert result.status == "ok"
+    assert result.stderr.endswith("RuntimeError: in the child\n")
+    assert printed(box, "print(here)") == "parent\n"
+
+
+def test_multiprocessing(box: Sandbox) -> None:
+    # One that forks and one that starts an interpreter, which has to find the cell's function.
+    assert printed(
+        box,
+        """
+        import multiprocessing
+        def square(n):
+            return n * n
+        with multiprocessing.get_context('fork').Pool(2) as pool:
+            print(pool.map(square, range(5)))
+        """,
+    ) == "[0, 1, 4, 9, 16]\n"  # fmt: skip
+
+
+def test_threads_print_and_bind(box: Sandbox) -> None:
+    assert printed(
+        box,
+        """
+        import threading
+        found = {}
+        def look(n):
+            found[n] = n * 2
+        threads = [threading.Thread(target=look, args=(n,)) for n in range(20)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        go = threading.Event()
+        late = threading.Thread(target=lambda: (go.wait(), print('late')))
+        late.start()
+        print(sum(found.values()))
+        """,
+    ) == "380\n"  # fmt: skip
+    assert printed(box, "go.set(); late.join(); del go, late, threads") == "late\n"
+
+
+def test_a_failing_thread_shows_its_traceback(box: Sandbox) -> None:
+    result = execute(
+        box,
+        """
+        import threading
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        """,
+    )
+    assert result.status == "ok"
+    assert result.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_a_child_that_never_stops_printing_does_not_hold_the_answer(make_box: MakeBox) -> None:
+    box = make_box(max_output=1000)
+    result = execute(
+        box,
+        """
+        import subprocess
+        child = subprocess.Popen(['sh', '-c', 'while :; do echo noise; done'])
+        print('answer')
+        """,
+    )
+    assert result.status == "ok"
+    assert execute(box, "child.kill(); child.wait(); stopped = True").status == "ok"
+    assert box.execute("print(stopped)").stdout.endswith("True\n")
+
+
+def test_calls_from_several_threads_take_turns(box: Sandbox) -> None:
+    printed(box, "turns = []")
+    results: list[str] = []
+
+    def run(number: int) -> None:
+        results.append(box.execute(f"turns.append({number}); print({number})").stdout)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results) == [f"{n}\n" for n in range(8)]
+    assert printed(box, "print(sorted(turns))") == f"{list(range(8))}\n"

@@ -1,0 +1,238 @@
+"""The proxy on the host: who is let in, and where it listens."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import Sandbox
+from tests.support import Engine, eventually, execute, printed
+
+#: What the container was told of the proxy. It is no secret inside: it is the sandbox's own.
+LOOK = "import sys; route = sys.modules['rlm_guest.lm']._route"
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A sandbox's proxy, as the code in the container knows it."""
+
+    box: Sandbox
+    host: str
+    port: int
+    authorization: str
+    prompts: list[str]
+
+    def request(self, **arguments: object) -> tuple[int, dict[str, object]]:
+        """Send a request from inside of the container; the status and the answer."""
+        printed(self.box, f"arguments = {arguments!r}")
+        output = printed(
+            self.box,
+            f"""
+            import http.client
+            connection = http.client.HTTPConnection({self.host!r}, {self.port}, timeout=20)
+            connection.request(**{{'method': 'POST', 'url': '/llm_query', **arguments}})
+            response = connection.getresponse()
+            print(response.status)
+            print(response.read().decode())
+            connection.close()
+            """,
+        )
+        status, _, body = output.partition("\n")
+        return int(status), json.loads(body)
+
+    def headers(self) -> dict[str, str]:
+        """The headers of a request that is let in."""
+        return {"Authorization": self.authorization, "Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def proxy(engine: Engine) -> Iterator[Proxy]:
+    """The proxy of a running sandbox."""
+    prompts: list[str] = []
+
+    def lm(prompt: str) -> str:
+        prompts.append(prompt)
+        return "answered"
+
+    with Sandbox(engine.image(), runtime=engine.runtime, lm=lm) as box:
+        told = printed(
+            box, f"{LOOK}\nprint(route.host, route.port, route.headers['Authorization'])"
+        )
+        host, port, authorization = told.strip().split(" ", 2)
+        yield Proxy(box, host, int(port), authorization, prompts)
+
+
+def listening(port: int) -> list[str]:
+    """The local addresses on which something listens on a TCP port of this machine."""
+    found = []
+    for table, size in (("tcp", 4), ("tcp6", 16)):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            local, state = line.split()[1], line.split()[3]
+            address, _, number = local.partition(":")
+            if int(number, 16) == port and state == "0A":
+                raw = bytes.fromhex(address)
+                words = (raw[i : i + 4][::-1] for i in range(0, size, 4))
+                found.append(str(ipaddress.ip_address(b"".join(words))))
+    return found
+
+
+def test_the_container_reaches_it_under_the_name_of_the_workflow(proxy: Proxy) -> None:
+    assert proxy.box.lm_route == "http"
+    assert proxy.host == "host.docker.internal"
+    body = json.dumps({"prompt": "by hand", "model": None})
+    assert proxy.request(body=body, headers=proxy.headers()) == (200, {"response": "answered"})
+    assert proxy.prompts[-1] == "by hand"
+
+
+def test_requests_can_be_used(proxy: Proxy) -> None:
+    # The cells have it, and it is how rlms's own environment asks.
+    assert printed(
+        proxy.box,
+        f"""
+        import requests
+        reply = requests.post('http://{proxy.host}:{proxy.port}/llm_query', timeout=20,
+                              json={{'prompt': 'p'}}, headers={proxy.headers()!r})
+        print(reply.status_code, reply.json())
+        """,
+    ) == "200 {'response': 'answered'}\n"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        "Bearer ",
+        "Bearer wrong",
+        "Bearer " + "A" * 43,
+        "Basic dXNlcjpwYXNz",
+        "Bearer \xe9\xff",
+        "Bearer " + "x" * 10_000,
+    ],
+)
+def test_who_has_not_the_token_is_refused(proxy: Proxy, authorization: str | None) -> None:
+    before = len(proxy.prompts)
+    headers = {} if authorization is None else {"Authorization": authorization}
+    status, answer = proxy.request(body='{"prompt": "spend money"}', headers=headers)
+    assert status == 401
+    assert set(answer) == {"error"}
+    assert len(proxy.prompts) == before
+
+
+def test_nearly_the_token_is_not_the_token(proxy: Proxy) -> None:
+    before = len(proxy.prompts)
+    for nearly in (
+        proxy.authorization[:-1],
+        proxy.authorization + "x",
+        proxy.authorization.swapcase(),
+        proxy.authorization.removeprefix("Bearer "),
+    ):
+        status, _ = proxy.request(body='{"prompt": "p"}', headers={"Authorization": nearly})
+        assert status == 401
+    assert len(proxy.prompts) == before
+
+
+def test_another_sandboxs_token_is_refused(engine: Engine, proxy: Proxy) -> None:
+    before = len(proxy.prompts)
+    with Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper) as other:
+        told = printed(other, f"{LOOK}\nprint(route.headers['Authorization'])").strip()
+    assert told != proxy.authorization
+    assert proxy.request(body='{"prompt": "p"}', headers={"Authorization": told})[0] == 401
+    assert len(proxy.prompts) == before
+
+
+@pytest.mark.parametrize("path", ["/", "/admin", "/llm_query/", "/../etc/passwd"])
+def test_unknown_paths(proxy: Proxy, path: str) -> None:
+    before = len(proxy.prompts)
+    _, answer = proxy.request(url=path, body='{"prompt": "p"}', headers=proxy.headers())
+    assert set(answer) == {"error"}
+    assert len(proxy.prompts) == before
+
+
+@pytest.mark.parametrize(
+    "body", ["", "no json", "[" * 100_000, "[]", "null", '{"prompt": 7}', "{}", "\xff\xfe"]
+)
+def test_bodies_that_are_no_requests(proxy: Proxy, body: str) -> None:
+    before = len(proxy.prompts)
+    _, answer = proxy.request(body=body.encode("latin-1"), headers=proxy.headers())
+    assert set(answer) == {"error"}
+    assert len(proxy.prompts) == before
+    assert printed(proxy.box, "print(llm_query('on'))") == "answered\n"
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "BREW"])
+def test_other_methods(proxy: Proxy, method: str) -> None:
+    before = len(proxy.prompts)
+    status, answer = proxy.request(method=method, headers=proxy.headers())
+    assert status >= 400
+    assert set(answer) == {"error"}
+    assert len(proxy.prompts) == before
+
+
+def test_callers_that_hang_up_or_send_rubbish(proxy: Proxy) -> None:
+    execute(
+        proxy.box,
+        f"""
+        import socket
+        for data in (b'', b'\\0' * 1000, b'POST /llm_query HTTP/1.1\\r\\n', b'x' * 100_000,
+                     b'POST /llm_query HTTP/1.1\\r\\nContent-Length: 99\\r\\n\\r\\nshort'):
+            with socket.create_connection(({proxy.host!r}, {proxy.port})) as connection:
+                try:
+                    connection.sendall(data)
+                except OSError:
+                    pass
+        """,
+    )
+    assert printed(proxy.box, "print(llm_query('on'))") == "answered\n"
+
+
+def test_it_listens_on_one_address_and_not_on_all(engine: Engine, proxy: Proxy) -> None:
+    addresses = listening(proxy.port)
+    assert len(addresses) == 1
+    address = ipaddress.ip_address(addresses[0])
+    assert not address.is_unspecified
+    assert address.is_private
+    if engine.name == "podman-rootless":
+        assert address.is_loopback
+
+
+def test_from_the_host_the_token_is_wanted_as_well(proxy: Proxy) -> None:
+    before = len(proxy.prompts)
+    (address,) = listening(proxy.port)
+    connection = http.client.HTTPConnection(address, proxy.port, timeout=20)
+    connection.request("POST", "/llm_query", b'{"prompt": "p"}')
+    response = connection.getresponse()
+    assert response.status == 401
+    response.read()
+    connection.close()
+    assert len(proxy.prompts) == before
+
+
+def test_it_ends_with_its_sandbox(engine: Engine) -> None:
+    with Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper) as box:
+        port = int(printed(box, f"{LOOK}\nprint(route.port)"))
+        (address,) = listening(port)
+        # A caller that stays connected does not keep it.
+        stranger = socket.create_connection((address, port))
+    with stranger:
+        stranger.settimeout(20)
+        assert stranger.recv(1) == b""
+    assert eventually(lambda: not listening(port))
+
+
+def test_ports_are_random(engine: Engine) -> None:
+    with (
+        Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper) as one,
+        Sandbox(engine.image(), runtime=engine.runtime, lm=str.lower) as other,
+    ):
+        look = f"{LOOK}\nprint(route.port)"
+        assert printed(one, look) != printed(other, look)
+        assert printed(one, "print(llm_query('Aa'))") == "AA\n"
+        assert printed(other, "print(llm_query('Aa'))") == "aa\n"

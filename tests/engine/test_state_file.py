@@ -1,0 +1,192 @@
+"""The file that a session lives on in, ``/workspace/state.dill``, and the files beside it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import Sandbox
+from tests.conftest import MakeBox
+from tests.support import execute, printed, workspace
+
+BIG = 5_000_000
+
+
+def disk_use(box: Sandbox) -> int:
+    """Bytes of the files in a sandbox's workspace."""
+    assert box.unsaved == ()  # waits until the checkpoint is written
+    files = (Path(top, name) for top, _, names in os.walk(workspace(box)) for name in names)
+    return sum(file.lstat().st_size for file in files)
+
+
+def die(box: Sandbox, code: str = "") -> tuple[str, ...]:
+    """Have the interpreter die; the names that are lost."""
+    result = box.execute(f"import os\n{code}\nos._exit(1)")
+    assert result.status == "died", result.stderr
+    return result.lost
+
+
+def test_the_state_is_on_the_host(make_box: MakeBox) -> None:
+    box = make_box()
+    printed(box, "x = 1")
+    assert box.unsaved == ()
+    assert (workspace(box) / "state.dill").stat().st_size > 0
+    assert printed(box, "import os\nprint(os.path.samefile('.', '/workspace'))") == "True\n"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "empty": "open('/workspace/state.dill', 'wb').close()",
+        "half": "os.truncate(state, os.path.getsize(state) // 2)",
+        "one byte less": "os.truncate(state, os.path.getsize(state) - 1)",
+        "one byte more": "open(state, 'ab').write(b'x')",
+        "other bytes": "open(state, 'wb').write(os.urandom(10_000))",
+        "one bit flipped": "f = open(state, 'r+b'); f.seek(20); b = f.read(1); f.seek(20);"
+        " f.write(bytes([b[0] ^ 1])); f.close()",
+        "not there": "os.remove(state)",
+        "a link to nowhere": "os.remove(state); os.symlink('/nowhere', state)",
+    }.items(),
+    ids=lambda damage: damage[0],
+)
+def test_a_damaged_state_is_a_clear_loss(make_box: MakeBox, damage: tuple[str, str]) -> None:
+    box = make_box()
+    printed(box, "state = '/workspace/state.dill'\nprecious = [1, 2, 3]")
+    printed(box, "import os\nothers = 'x' * 1000")
+    assert box.unsaved == ()
+    result = box.execute(f"{damage[1]}\nos._exit(1)")
+    assert result.status == "died"
+    # Whole or not at all, and said: what is never right is a part of it in silence.
+    assert result.lost
+    assert "lost" in result.stderr
+    assert "state.dill" in result.stderr
+    assert "rlm_guest" not in result.stderr
+    assert printed(box, "print('precious' in globals())\nnew = 'n'") == "False\n"
+    assert die(box) == ()
+    assert printed(box, "print(new)") == "n\n"
+
+
+def test_the_file_is_whole_at_any_moment(make_box: MakeBox) -> None:
+    # A copy of what is there while it is being written, over and over; each copy is then given to
+    # a session as its state. There is no other judge of a whole file than the guest.
+    box = make_box()
+    printed(box, "rows = [str(n) for n in range(20_000)]\nmark = -1")
+    assert box.unsaved == ()
+    path = workspace(box) / "state.dill"
+    copies: list[bytes] = []
+    stop = threading.Event()
+
+    def copy() -> None:
+        while not stop.is_set():
+            copies.append(path.read_bytes())
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    for number in range(10):
+        printed(box, f"mark = {number}\nrows.append({number})")
+    assert box.unsaved == ()
+    stop.set()
+    thread.join()
+    different = list(dict.fromkeys(copies))
+    assert len(different) > 1
+    other = make_box()
+    for number, content in enumerate(different[:6]):
+        given = workspace(other) / f"given-{number}"
+        given.write_bytes(content)
+        given.chmod(0o644)
+        printed(other, "mine = 1")
+        assert other.unsaved == ()
+        assert die(other, f"os.system('cp given-{number} state.dill')") == ()
+        assert printed(other, "print(len(rows) - mark, 'mine' in globals())") == "20001 False\n"
+        assert printed(other, "del rows, mark") == ""
+
+
+def test_long_strings_come_back(make_box: MakeBox) -> None:
+    box = make_box()
+    execute(
+        box,
+        """
+        import os
+        text = 'grüße \\ud800 \\0\\r\\n' * 100_000
+        raw = os.urandom(1_000_000)
+        held = {'list': [text, 'y' * 400_000], 'pair': (raw, b'z' * 300_000)}
+        copy, digest = str(text), hash(raw)
+        """,
+    )
+    assert box.unsaved == ()
+    assert die(box) == ()
+    assert printed(
+        box,
+        "print(text == 'grüße \\ud800 \\0\\r\\n' * 100_000, held['list'][0] is text, len(raw),"
+        " held['list'][1] == 'y' * 400_000, held['pair'][0] is raw, held['pair'][1][:3])",
+    ) == "True True 1000000 True True b'zzz'\n"  # fmt: skip
+
+
+def test_long_strings_take_their_room_once(make_box: MakeBox) -> None:
+    box = make_box()
+    printed(box, f"big = 'x' * {BIG}\nalso = big\nheld = [big] * 3")
+    assert BIG < disk_use(box) < 1.5 * BIG
+    for number in range(5):
+        printed(box, f"n = {number}")
+    assert disk_use(box) < 1.5 * BIG
+    assert die(box) == ()
+    printed(box, "n = 'after the restore'")
+    assert disk_use(box) < 1.5 * BIG
+
+
+@pytest.mark.parametrize("kind", ["'x'", "b'x'"])
+def test_the_files_of_long_strings_go_with_them(make_box: MakeBox, kind: str) -> None:
+    box = make_box()
+    printed(box, "small = 1")
+    before = disk_use(box)
+    for number in range(5):
+        printed(box, f"big = {kind} * ({BIG} + {number})")
+        assert disk_use(box) < 1.5 * BIG
+    assert die(box) == ()
+    assert BIG < disk_use(box) < 1.5 * BIG
+    printed(box, "del big")
+    assert disk_use(box) < before + 10_000
+    printed(box, f"big = {kind} * {BIG}\nbig = None")
+    assert disk_use(box) < before + 10_000
+
+
+def test_a_long_string_whose_file_is_damaged(make_box: MakeBox) -> None:
+    box = make_box()
+    printed(box, f"big = 'x' * {BIG}\nholder = [big]\nother = 'y' * 300_000\nsmall = 's'")
+    assert box.unsaved == ()
+    lost = die(
+        box,
+        "for top, _, names in os.walk('/workspace'):\n"
+        "    for name in names:\n"
+        f"        if os.path.getsize(os.path.join(top, name)) == {BIG}:\n"
+        "            os.remove(os.path.join(top, name))",
+    )
+    assert set(lost) == {"big", "holder"}
+    assert printed(box, "print(len(other), small, 'big' in globals())") == "300000 s False\n"
+
+
+def test_a_loaded_context_is_not_stored_twice(make_box: MakeBox) -> None:
+    box = make_box()
+    box.load("context_0", "c" * BIG)
+    printed(box, "part = context[:10]")
+    assert BIG < disk_use(box) < 1.5 * BIG
+    assert die(box) == ()
+    assert printed(box, "print(len(context_0), context is context_0, part)") == (
+        f"{BIG} True cccccccccc\n"
+    )
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(make_box: MakeBox) -> None:
+    # A directory cannot be replaced by a file: nothing can be saved, as on a full disk.
+    box = make_box()
+    printed(box, "first = 1")
+    assert box.unsaved == ()
+    printed(box, "import os\nos.remove('state.dill'); os.makedirs('state.dill/in the way')")
+    printed(box, "second = 2")
+    printed(box, "import shutil\nshutil.rmtree('state.dill')\nthird = 3")
+    assert box.unsaved == ()
+    assert die(box) == ()
+    assert printed(box, "print(first, second, third)") == "1 2 3\n"

@@ -1,0 +1,79 @@
+"""Guests and engines for tests that have neither a container nor an engine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import Sandbox
+from rlm_containers.bundle import Bundle, guest_bundle
+from tests.unit.guests import Guest, LocalRuntime
+from tests.unit.sessions import Boxes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Workspaces and bundles go below this directory and not into the user's."""
+    directory = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(directory))
+        yield directory
+
+
+@pytest.fixture(scope="session")
+def made_bundle(private_cache: Path) -> Bundle:
+    """The bundle, made once."""
+    return guest_bundle()
+
+
+@pytest.fixture
+def guest(made_bundle: Bundle, tmp_path: Path) -> Iterator[Guest]:
+    """A guest that has just been started."""
+    with Guest(made_bundle, tmp_path) as guest:
+        yield guest
+
+
+@pytest.fixture
+def local() -> LocalRuntime:
+    """A runtime without containers."""
+    return LocalRuntime()
+
+
+@pytest.fixture
+def box(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Sandbox]:
+    """A sandbox without a container."""
+    with Sandbox(runtime=local) as box:
+        yield box
+
+
+@pytest.fixture
+def boxes(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Boxes]:
+    """Makes sandboxes without a container."""
+    boxes = Boxes(local)
+    yield boxes
+    for box in boxes.made:
+        box.close()
+
+
+@pytest.fixture
+def bin_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only directory on PATH with engines in it; nothing else names one."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    (directory / "sleep").symlink_to(sleep)
+    monkeypatch.setenv("PATH", str(directory))
+    for name in ("RLM_CONTAINERS_RUNTIME", "DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def shared(made_bundle: Bundle) -> Iterator[Sandbox]:
+    """A sandbox for cells that leave it as it was, or nearly."""
+    with Sandbox(runtime=LocalRuntime()) as box:
+        yield box

@@ -1,0 +1,127 @@
+"""Command lines that answer as docker and podman do, without an engine behind them.
+
+Each is a small shell script. What they say was taken from real ones: docker 20.10.24 and 28.2.2,
+podman 3.4.4, 4.3.1, 4.9.4, 5.2.3 and 5.4.0.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FakeCli", "docker_info", "fake_docker", "fake_podman", "podman_info"]
+
+_SCRIPT = """\
+#!/bin/sh
+home={home}
+{{ [ $# -eq 0 ] || printf '%s\\0' "$@"; printf '\\036\\0'; }} >>"$home/calls"
+for word in "$1 $2" "$1"; do
+    if [ -e "$home/answers/$word" ]; then
+        . "$home/answers/$word"
+    fi
+done
+echo "unknown command: $*" >&2
+exit 125
+"""
+
+
+class FakeCli:
+    """A command-line program that knows a few commands by heart.
+
+    Args:
+        directory: where to put it.
+        name: its name.
+
+    Attributes:
+        path: the program.
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._home = directory / f".{name}"
+        (self._home / "answers").mkdir(parents=True)
+        self.path = directory / name
+        self.path.write_text(_SCRIPT.format(home=shlex.quote(str(self._home))))
+        self.path.chmod(0o755)
+
+    def script(self, command: str, script: str) -> None:
+        """Answer a command, named by its first one or two words, with a shell script."""
+        (self._home / "answers" / command).write_text(script + "\n")
+
+    def answer(
+        self, command: str, stdout: object = "", *, stderr: str = "", exit_code: int = 0
+    ) -> None:
+        """Answer a command; an object that is no string is said as JSON."""
+        text = stdout if isinstance(stdout, str) else json.dumps(stdout)
+        said = f"printf '%s' {shlex.quote(text)}\nprintf '%s' {shlex.quote(stderr)} >&2\n"
+        self.script(command, f"{said}exit {exit_code}")
+
+    @property
+    def calls(self) -> list[list[str]]:
+        """The arguments of every call so far."""
+        try:
+            raw = (self._home / "calls").read_text()
+        except FileNotFoundError:
+            return []
+        return [call.split("\0")[:-1] for call in raw.split("\036\0")[:-1]]
+
+    def called(self, *words: str) -> list[list[str]]:
+        """The arguments of the calls that begin with these."""
+        return [call for call in self.calls if call[: len(words)] == list(words)]
+
+
+def docker_info(**more: Any) -> dict[str, Any]:
+    """What ``docker info --format '{{json .}}'`` says of an ordinary engine."""
+    return {
+        "ServerVersion": "20.10.24+dfsg1",
+        "OperatingSystem": "Debian GNU/Linux 12 (bookworm)",
+        "CgroupVersion": "2",
+        "InitBinary": "docker-init",
+        "SecurityOptions": ["name=seccomp,profile=default", "name=cgroupns"],
+        "ClientInfo": {"Debug": False, "Context": "default", "Plugins": [], "Warnings": None},
+        **more,
+    }
+
+
+def podman_info(version: str = "4.3.1", **host: Any) -> dict[str, Any]:
+    """What ``podman info --format json`` says of an ordinary rootful podman."""
+    return {
+        "host": {
+            "cgroupVersion": "v2",
+            "networkBackend": "netavark",
+            "ociRuntime": {"name": "crun"},
+            "security": {"rootless": False, "selinuxEnabled": False, "seccompEnabled": True},
+            "serviceIsRemote": False,
+            **host,
+        },
+        "store": {"graphDriverName": "overlay"},
+        "version": {"APIVersion": version, "Version": version, "OsArch": "linux/amd64"},
+    }
+
+
+def rootless(**host: Any) -> dict[str, Any]:
+    """The part of podman's info that says it runs without root."""
+    security = {"rootless": True, "selinuxEnabled": False, "seccompEnabled": True}
+    return {"security": security, **host}
+
+
+def fake_docker(directory: Path, info: Mapping[str, Any] | None = None) -> FakeCli:
+    """A docker whose engine answers."""
+    cli = FakeCli(directory, "docker")
+    cli.answer("info", dict(info or docker_info()))
+    pool = [{"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.1"}]
+    cli.answer("network inspect", pool)
+    cli.answer("rm", exit_code=1, stderr="Error: No such container: x")
+    return cli
+
+
+def fake_podman(directory: Path, info: Mapping[str, Any] | None = None) -> FakeCli:
+    """A podman that works."""
+    cli = FakeCli(directory, "podman")
+    cli.answer("info", dict(info or podman_info()))
+    network = {"name": "podman", "subnets": [{"subnet": "10.88.0.0/16", "gateway": "10.88.0.1"}]}
+    cli.answer("network inspect", [network])
+    cli.answer("rm", exit_code=1, stderr='Error: no container with name or ID "x" found')
+    return cli

@@ -1,0 +1,265 @@
+"""The guest without a container: the same program, as a process of this machine.
+
+What a container would see at ``/opt/rlm-containers`` and ``/workspace`` it sees where the host has
+them. Cells run with this user's rights, so the tests' cells are harmless ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rlm_containers import bundle, workspace
+from rlm_containers.bundle import Bundle
+from rlm_containers.guest import wire
+from runtimes import (
+    ContainerProcess,
+    ContainerRecord,
+    ContainerSpec,
+    EngineInfo,
+    HostRoute,
+    ImageRecord,
+    Runtime,
+)
+from runtimes.command import EngineCommand
+from runtimes.errors import ContainerStartError
+
+__all__ = ["PATIENCE", "Guest", "LocalRuntime", "boot_program", "guest_path", "run_python"]
+
+#: Seconds after which a test gives up waiting for something that should come at once.
+PATIENCE = 30.0
+
+
+def guest_path(made: Bundle) -> list[str]:
+    """The directories in which Python finds ``rlm_guest`` and dill."""
+    return [str(made.path / "guest"), str(made.path / "dill")]
+
+
+def boot_program(boot: str, bundle_path: Path, directory: Path) -> str:
+    """The boot program for a guest whose directories are those of the host."""
+    moved = boot.replace(bundle.TARGET, str(bundle_path))
+    assert moved != boot
+    place = f"import rlm_guest.worker\nrlm_guest.worker.WORKSPACE = {str(directory)!r}\n"
+    return moved.replace("from rlm_guest.boot import", place + "from rlm_guest.boot import")
+
+
+def run_python(
+    program: str,
+    *arguments: str,
+    path: Sequence[str],
+    python: str = sys.executable,
+    cwd: Path | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run a program in a Python of its own and wait for it."""
+    return subprocess.run(
+        (python, "-c", program, *arguments),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+
+class Guest:
+    """A guest and the pipes to it, for tests of what goes over them.
+
+    Args:
+        made: the bundle to run.
+        directory: its workspace.
+    """
+
+    def __init__(self, made: Bundle, directory: Path) -> None:
+        self.directory = directory
+        self._process = subprocess.Popen(
+            (sys.executable, "-E", "-c", boot_program(made.boot, made.path, directory)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=directory,
+        )
+        self._decoder = wire.FrameDecoder()
+        self._frames: list[tuple[int, bytes]] = []
+        self._ended: tuple[int, bytes] | None = None
+        self.number = 0
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.hang_up()
+
+    def hang_up(self) -> tuple[int, bytes]:
+        """Close the pipe; the exit status that follows, and what was on standard error."""
+        if self._ended is None:
+            try:
+                _, stderr = self._process.communicate(timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.communicate()
+                raise
+            self._ended = self._process.returncode, stderr
+        return self._ended
+
+    def write(self, raw: bytes) -> None:
+        """Send bytes as they are."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(raw)
+        self._process.stdin.flush()
+
+    def send(self, kind: int, payload: bytes = b"") -> None:
+        """Send a frame."""
+        self.write(wire.encode(kind, payload))
+
+    def request(self, op: str, **content: Any) -> int:
+        """Send a request; its number."""
+        self.number += 1
+        message = {"op": op, "id": self.number, **content}
+        self.send(wire.MESSAGE, json.dumps(message).encode())
+        return self.number
+
+    def start(self, **content: Any) -> dict[str, Any]:
+        """Tell a new worker to start; its answer."""
+        told = {"lm": False, "proxy": None, "env": {}, "expected": False, "kept": [], **content}
+        self.send(wire.MESSAGE, json.dumps({"op": "start", **told}).encode())
+        return self.message("ready")
+
+    def cell(self, code: str) -> int:
+        """Send a cell; its number."""
+        return self.request("cell", code=code, cell=self.number + 1)
+
+    def frame(self) -> tuple[int, bytes]:
+        """The next frame."""
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + PATIENCE
+        while not self._frames:
+            readable, _, _ = select.select((self._process.stdout,), (), (), PATIENCE)
+            if not readable or time.monotonic() > deadline:
+                raise TimeoutError("the guest says nothing")
+            data = os.read(self._process.stdout.fileno(), 1 << 20)
+            if not data:
+                raise EOFError("the guest is gone")
+            self._frames += self._decoder.feed(data)
+        return self._frames.pop(0)
+
+    def until(self, kind: int, **wanted: Any) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
+        """The next JSON frame of that kind with that content, and the frames before it."""
+        before: list[tuple[int, bytes]] = []
+        while True:
+            found, payload = self.frame()
+            if found == kind:
+                content = json.loads(payload)
+                if content.items() >= wanted.items():
+                    return content, before
+            elif found == wire.EVENT and kind != wire.EVENT:
+                said = b"".join(p for k, p in before if k == wire.STDERR).decode()
+                raise AssertionError(f"instead of {wanted}: {payload!r} {said}")
+            before.append((found, payload))
+
+    def message(self, op: str, **wanted: Any) -> dict[str, Any]:
+        """The next message of the worker with that content."""
+        return self.until(wire.MESSAGE, op=op, **wanted)[0]
+
+    def event(self, event: str) -> dict[str, Any]:
+        """The next such event of the supervisor."""
+        return self.until(wire.EVENT, event=event)[0]
+
+    def run(self, code: str) -> tuple[dict[str, Any], str, str]:
+        """Run a cell: its result, and what it wrote to stdout and stderr."""
+        result, before = self.until(wire.MESSAGE, op="result", id=self.cell(code))
+        texts = [
+            b"".join(payload for kind, payload in before if kind == stream).decode()
+            for stream in (wire.STDOUT, wire.STDERR)
+        ]
+        return result, texts[0], texts[1]
+
+
+class LocalRuntime(Runtime):
+    """A runtime as a third party may write one, which starts a process and no container.
+
+    Attributes:
+        specs: what was opened.
+        removed: the names that were removed.
+        programs: what to run instead of the guest, one after the other; at the end the guest.
+        route: what :meth:`host_route` says.
+    """
+
+    name = "local"
+
+    def __init__(self, route: HostRoute | None = None) -> None:
+        self.specs: list[ContainerSpec] = []
+        self.processes: list[ContainerProcess] = []
+        self.removed: list[str] = []
+        self.pulled: list[str] = []
+        self.programs: list[tuple[str, ...]] = []
+        self.route = route
+
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            engine=self.name,
+            version=(1, 0),
+            rootless=True,
+            cgroup_version=2,
+            selinux=False,
+            remote=False,
+            has_init=False,
+        )
+
+    def open(self, spec: ContainerSpec) -> ContainerProcess:
+        self.specs.append(spec)
+        sources = {mount.target: mount.source for mount in spec.mounts}
+        boot = boot_program(spec.command[-1], sources[bundle.TARGET], sources[workspace.TARGET])
+        program: tuple[str, ...] = (sys.executable, "-E", "-c", boot)
+        if self.programs:
+            program = self.programs.pop(0)
+        process = EngineCommand(program[:1]).hold(spec.name, *program[1:])
+        self.processes.append(process)
+        return process
+
+    def start_error(self, spec: ContainerSpec, exit_code: int | None, stderr: str) -> Exception:
+        what = f"It ended with status {exit_code}: {stderr}"
+        return ContainerStartError(what, container=spec.name, exit_code=exit_code, stderr=stderr)
+
+    def remove(self, name: str) -> None:
+        self.removed.append(name)
+        for process in self.processes:
+            process.kill()
+
+    def remove_command(self, name: str) -> tuple[str, ...]:
+        return ("true", name)
+
+    def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
+        return []
+
+    def image_exists(self, image: str) -> bool:
+        return not image.startswith("missing")
+
+    def inspect_image(self, image: str) -> ImageRecord:
+        return ImageRecord(id=image, tags=(image,), size=0, architecture="any", labels={})
+
+    def pull(self, image: str) -> None:
+        self.pulled.append(image)
+
+    def host_route(self) -> HostRoute | None:
+        return self.route
+
+    def workspace_user(self) -> tuple[int, int]:
+        return os.getuid(), os.getgid()

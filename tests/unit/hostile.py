@@ -1,0 +1,50 @@
+"""Guests that are not what they should be: programs that speak the frames by themselves."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from rlm_containers import CellResult
+from tests.unit.guests import LocalRuntime
+from tests.unit.sessions import Boxes
+
+# What a guest does until a test's own lines follow: it greets, and is ready.
+PRELUDE = """
+import json, os, sys
+def raw(data):
+    while data:
+        data = data[os.write(1, data):]
+def put(kind, payload):
+    raw(len(payload).to_bytes(4, "big") + kind + payload)
+def say(**message):
+    put(b"m", json.dumps(message).encode())
+def event(**message):
+    put(b"e", json.dumps(message).encode())
+def hear():
+    head = sys.stdin.buffer.read(5)
+    if not head:
+        sys.exit(0)
+    return json.loads(sys.stdin.buffer.read(int.from_bytes(head[:4], "big")) or b"null")
+"""
+GREETING = "event(event='hello', python='3.11.0', pid=1)\n"
+READY = GREETING + "hear()\nsay(op='ready', locals={}, route='none', reason='', lost=[])\n"
+CELL = READY + "cell = hear()\n"
+LINGER = "\nwhile True: hear()\n"
+
+
+def script(local: LocalRuntime, code: str) -> None:
+    """The next container runs this."""
+    local.programs.append((sys.executable, "-E", "-c", PRELUDE + code))
+
+
+def execute(boxes: Boxes, code: str) -> CellResult:
+    """What comes of a cell in a guest that does this after it got the cell."""
+    script(boxes.local, CELL + code + LINGER)
+    return boxes(max_output=1000).execute("x = 1")
+
+
+def result(**more: object) -> str:
+    """The guest's line that answers the cell."""
+    said = json.dumps(json.dumps({"op": "result", "status": "ok", **more}))
+    return f"say(**{{'id': cell['id'], **json.loads({said})}})\n"

@@ -1,0 +1,57 @@
+"""Sessions of sandboxes without a container, and what their tests do with them."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from rlm_containers import CellResult, Sandbox
+from tests.unit.guests import LocalRuntime
+
+__all__ = ["DIE", "Boxes", "revive", "run", "settle", "workspace_of"]
+
+#: A cell that ends its interpreter.
+DIE = "import os\nos._exit(1)"
+
+
+class Boxes:
+    """Makes sandboxes on a :class:`LocalRuntime`; the fixture closes them."""
+
+    def __init__(self, local: LocalRuntime) -> None:
+        self.local = local
+        self.made: list[Sandbox] = []
+
+    def __call__(self, **options: Any) -> Sandbox:
+        box = Sandbox(runtime=self.local, **options)
+        self.made.append(box)
+        return box.start()
+
+
+def run(box: Sandbox, code: str) -> CellResult:
+    """Run a cell, indented as the test is, that must end well."""
+    result = box.execute(textwrap.dedent(code))
+    assert (result.status, result.stderr) == ("ok", "")
+    return result
+
+
+def settle(box: Sandbox) -> None:
+    """Wait until the checkpoint of the last cell is on disk."""
+    assert box.unsaved is not None
+
+
+def revive(box: Sandbox, *lost: str) -> CellResult:
+    """Kill the interpreter; exactly these variables may be lost."""
+    settle(box)
+    result = box.execute(DIE)
+    assert result.status == "died"
+    assert sorted(result.lost) == sorted(lost), result.stderr
+    return result
+
+
+def workspace_of(box: Sandbox) -> Path:
+    """The directory that a sandbox on a :class:`LocalRuntime` has as its workspace."""
+    runtime = box.options.runtime
+    assert isinstance(runtime, LocalRuntime)
+    (spec,) = [spec for spec in runtime.specs if spec.name == box.name]
+    return next(mount.source for mount in spec.mounts if not mount.read_only)

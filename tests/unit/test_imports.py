@@ -1,0 +1,200 @@
+"""Who imports whom, what is public, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from importlib.metadata import requires
+from pathlib import Path
+
+import pytest
+
+import rlm_containers
+import runtimes
+from tests.unit.guests import run_python
+
+REPOSITORY = Path(rlm_containers.__file__).parent.parent
+
+
+def sources(folder: str) -> list[Path]:
+    found = sorted((REPOSITORY / folder).rglob("*.py"))
+    assert found
+    return found
+
+
+def imported(source: Path) -> set[str]:
+    """The absolute names of the modules that a file imports, anywhere in it."""
+    package = ".".join(source.relative_to(REPOSITORY).parent.parts)
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base]).rstrip(".")
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return names
+
+
+def within(names: set[str], package: str) -> set[str]:
+    return {name for name in names if name == package or name.startswith(package + ".")}
+
+
+def test_runtimes_know_nothing_of_the_rest() -> None:
+    for source in sources("runtimes"):
+        assert not within(imported(source), "rlm_containers"), source
+        assert not within(imported(source), "rlm"), source
+
+
+def test_the_guest_knows_nothing_of_the_host() -> None:
+    allowed = set(sys.stdlib_module_names) | {"dill"}
+    for source in sources("rlm_containers/guest"):
+        for name in imported(source):
+            assert name.startswith("rlm_containers.guest") or name.split(".")[0] in allowed, (
+                source,
+                name,
+            )
+
+
+def test_only_the_integration_imports_rlms() -> None:
+    for folder in ("rlm_containers", "runtimes"):
+        for source in sources(folder):
+            if source.parent.name != "integrations":
+                assert not within(imported(source), "rlm"), source
+
+
+@pytest.mark.parametrize(
+    "name", ["subprocess", "docker", "podman", "dspy", "pty", "multiprocessing"]
+)
+def test_no_other_way_to_an_engine(name: str) -> None:
+    for folder in ("rlm_containers", "runtimes"):
+        for source in sources(folder):
+            if "integrations" not in source.parts:
+                assert not within(imported(source), name), source
+
+
+def test_nothing_unpickles_on_the_host() -> None:
+    # What a container wrote may say anything, and a pickle is a program.
+    loaders = {"load", "loads", "Unpickler", "find_class"}
+    modules = {"pickle", "_pickle", "dill", "marshal", "shelve", "cloudpickle", "joblib"}
+    for folder in ("rlm_containers", "runtimes"):
+        for source in sources(folder):
+            if "guest" in source.parts:
+                continue
+            found = imported(source)
+            for name in modules - {"marshal"}:  # marshal.dumps is harmless
+                assert not within(found, name), source
+            for node in ast.walk(ast.parse(source.read_text())):
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                    assert not (node.value.id in modules and node.attr in loaders), source
+
+
+def test_every_import_is_of_a_declared_dependency() -> None:
+    declared = {"sh", "platformdirs"}  # and dill and requests, which only containers import
+    for folder in ("rlm_containers", "runtimes"):
+        for source in sources(folder):
+            if "guest" in source.parts or "integrations" in source.parts:
+                continue
+            for name in imported(source):
+                top = name.split(".")[0]
+                assert top in sys.stdlib_module_names or top in declared | {
+                    "rlm_containers",
+                    "runtimes",
+                }, (source, name)
+
+
+def modules_after(program: str) -> list[str]:
+    done = run_python(
+        f"{program}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))",
+        path=[str(REPOSITORY)],
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def test_importing_the_package_imports_nothing_that_is_not_needed() -> None:
+    found = modules_after("import rlm_containers")
+    for name in ("rlm", "dill", "requests", "openai", "rlm_containers.integrations.rlms"):
+        assert name not in found
+    assert "rlm_containers.sandbox" in found
+
+
+def test_importing_the_runtimes_imports_only_them() -> None:
+    found = modules_after("import runtimes")
+    assert not [name for name in found if name.startswith("rlm")]
+
+
+def test_importing_says_nothing_and_starts_nothing() -> None:
+    done = run_python(
+        "import threading, rlm_containers, runtimes, rlm_containers.errors\n"
+        "assert threading.active_count() == 1",
+        path=[str(REPOSITORY)],
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_without_rlms_registering_says_what_is_missing() -> None:
+    done = run_python(
+        "import sys\nsys.modules['rlm'] = None\nimport rlm_containers\n"
+        "try:\n    rlm_containers.register()\n"
+        "except ImportError as error:\n    print(error)",
+        path=[str(REPOSITORY)],
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rlm" in done.stdout
+
+
+def test_what_is_public() -> None:
+    assert set(rlm_containers.__all__) == {
+        "CellResult",
+        "ContainersError",
+        "LMCall",
+        "Sandbox",
+        "SandboxOptions",
+        "register",
+    }
+    assert set(runtimes.__all__) == {
+        "ContainerProcess",
+        "ContainerRecord",
+        "ContainerSpec",
+        "EngineInfo",
+        "HostRoute",
+        "ImageRecord",
+        "Mount",
+        "Runtime",
+        "get_runtime",
+    }
+    for package in (rlm_containers, runtimes):
+        for name in package.__all__:
+            assert getattr(package, name).__doc__, name
+
+
+def test_every_module_has_a_description_and_what_it_lists() -> None:
+    for source in [*sources("rlm_containers"), *sources("runtimes")]:
+        tree = ast.parse(source.read_text())
+        assert ast.get_docstring(tree), source
+        defined: set[str] = set()
+        for node in tree.body:
+            if isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                defined |= {target.id for target in targets if isinstance(target, ast.Name)}
+            elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                defined.add(node.name)
+            elif isinstance(node, (ast.Import, ast.ImportFrom)):
+                defined |= {alias.asname or alias.name for alias in node.names}
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+                assert set(ast.literal_eval(node.value)) <= defined, source
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert rlm_containers.__version__.count(".") == 2
+    try:
+        needed = requires("rlm-containers") or []
+    except ImportError:  # not installed: run from a checkout
+        return
+    assert any(line.startswith("sh") for line in needed)

@@ -1,0 +1,188 @@
+"""Options: what is accepted, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from rlm_containers import Sandbox, SandboxOptions
+from rlm_containers.errors import ContainersError, OptionError
+from rlm_containers.repl import ContainerREPL
+
+GOOD: list[tuple[str, Any]] = [
+    ("image", "python"),
+    ("image", "registry.example:5000/a/b@sha256:0123"),
+    ("runtime", None),
+    ("runtime", "podman --remote"),
+    ("network", "bridge"),
+    ("network", "none"),
+    ("env", {}),
+    ("env", {"KEY": "", "OTHER": "a=b\nc", "ÜNÏCODE": "€"}),
+    ("env", MappingProxyType({"A": "b"})),
+    ("memory", None),
+    ("memory", 64 * 1024**2),
+    ("pids", None),
+    ("pids", 1),
+    ("run_args", []),
+    ("run_args", ["--cpus=1", "--label", "a=b"]),
+    ("run_args", ("--cpus=1",)),
+    ("start_timeout", 1),
+    ("start_timeout", 0.5),
+    ("lm_timeout", 3600),
+    ("max_output", 100),
+]
+
+BAD: list[tuple[str, Any]] = [
+    *(("image", value) for value in (None, "", 5, b"python", ["python"], "-it", "--privileged")),
+    ("image", "python\0"),
+    *(("runtime", value) for value in (5, b"podman", ["podman"], True, pathlib.Path("podman"))),
+    *(("network", value) for value in (None, "", "host", "Bridge", 1, ["none"], True)),
+    *(("env", value) for value in (None, "A=b", ["A=b"], {"A": 1}, {1: "a"}, {"A": None})),
+    *(("env", value) for value in ({"": "a"}, {"A=B": "c"}, {"A\0": "b"}, {"A": "b\0"})),
+    ("env", {"A": "\ud800"}),  # no environment can hold it
+    *(("memory", value) for value in (0, -1, 1.5, "1g", True, [1])),
+    *(("pids", value) for value in (0, -1, 1.0, "100", True, False)),
+    *(("run_args", value) for value in (None, "--cpus=1", 5, [1], [None], [b"--cpus=1"], [""])),
+    *(("start_timeout", value) for value in (None, 0, -1, "60", True, float("nan"), [60])),
+    *(("lm_timeout", value) for value in (None, 0, -0.1, "600", False, float("nan"))),
+    # No clock waits that long: queue.get and socket.settimeout raise OverflowError.
+    ("start_timeout", float("inf")),
+    ("lm_timeout", float("inf")),
+    ("lm_timeout", 1e300),
+    *(("max_output", value) for value in (None, 0, 99, -1, 1e6, "1000", True)),
+]
+
+
+def named(case: tuple[str, Any]) -> str:
+    return f"{case[0]}={case[1]!r}"[:60]
+
+
+@pytest.mark.parametrize("case", GOOD, ids=named)
+def test_what_is_right_is_accepted(case: tuple[str, Any]) -> None:
+    name, value = case
+    options = SandboxOptions.from_arguments({name: value})
+    kept = getattr(options, name)
+    assert kept == (tuple(value) if name == "run_args" else value)
+
+
+@pytest.mark.parametrize("case", BAD, ids=named)
+def test_what_is_wrong_is_refused_by_name(case: tuple[str, Any]) -> None:
+    name, value = case
+    with pytest.raises(OptionError, match=f"^{name} must be ") as caught:
+        SandboxOptions.from_arguments({name: value})
+    assert isinstance(caught.value, (TypeError, ValueError))
+    assert len(str(caught.value)) < 200
+
+
+def test_a_sandbox_refuses_the_same_without_an_engine() -> None:
+    with pytest.raises(OptionError, match="memory must be"):
+        Sandbox(memory="1g")  # type: ignore[arg-type]
+
+
+def test_the_message_shows_the_value_but_never_a_huge_one() -> None:
+    with pytest.raises(OptionError, match="not 'host'"):
+        SandboxOptions(network="host")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"not a list\.$"):
+        SandboxOptions(image=["x" * 1000])  # type: ignore[arg-type]
+
+
+def test_the_message_never_shows_the_environment() -> None:
+    with pytest.raises(OptionError) as caught:
+        SandboxOptions(env={"TOKEN": "s3cret", "OTHER": 5})  # type: ignore[dict-item]
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in repr(caught.value)
+
+
+def test_the_defaults_are_right_by_themselves() -> None:
+    options = SandboxOptions()
+    assert options.image == "python:3.11-slim"
+    assert options.runtime is None
+    assert options.network == "bridge"
+    assert options.run_args == ()
+
+
+def test_options_cannot_be_changed() -> None:
+    options = SandboxOptions()
+    for field in dataclasses.fields(options):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(options, field.name, getattr(options, field.name))
+
+
+def test_what_the_caller_changes_later_changes_nothing() -> None:
+    env, run_args = {"A": "1"}, ["--cpus=1"]
+    options = SandboxOptions(env=env, run_args=run_args)  # type: ignore[arg-type]
+    env["B=C"] = "never checked"
+    run_args.append("--privileged")
+    assert options.env == {"A": "1"}
+    assert options.run_args == ("--cpus=1",)
+
+
+def test_a_copy_with_changes_is_checked_again() -> None:
+    options = SandboxOptions(image="a", env={"A": "b"}, run_args=("--cpus=1",))
+    changed = dataclasses.replace(options, pids=5)
+    assert (changed.pids, changed.env, changed.run_args) == (5, {"A": "b"}, ("--cpus=1",))
+    with pytest.raises(OptionError, match="pids must be"):
+        dataclasses.replace(options, pids=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("imgae", "image"),
+        ("Image", "image"),
+        ("run_time", "runtime"),
+        ("netwrok", "network"),
+        ("enviroment", None),
+        ("mem", None),
+        ("memory_limit", "memory"),
+        ("timeout", "lm_timeout"),
+        ("max_ouput", "max_output"),
+        ("setupcode", "setup_code"),
+    ],
+)
+@pytest.mark.parametrize("maker", [Sandbox, ContainerREPL], ids=lambda maker: maker.__name__)
+def test_an_unknown_argument_names_the_nearest(
+    maker: Callable[..., object], wrong: str, right: str | None
+) -> None:
+    with pytest.raises(OptionError, match=f"There is no argument '{wrong}'") as caught:
+        maker(**{wrong: "x"})
+    if right is not None:
+        assert f"Did you mean {right!r}?" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("context", "context_payload"),
+        ("lm_handler_adress", "lm_handler_address"),
+        ("subcall", "subcall_fn"),
+        ("persist", "persistent"),
+        ("max_subcalls", "max_concurrent_subcalls"),
+        ("compact", "compaction"),
+    ],
+)
+def test_the_environment_suggests_its_own_arguments_too(wrong: str, right: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        ContainerREPL(**{wrong: 1})  # type: ignore[arg-type]
+    assert f"Did you mean {right!r}?" in caught.value.remedy
+
+
+def test_an_argument_like_nothing_lists_all() -> None:
+    with pytest.raises(OptionError) as caught:
+        SandboxOptions.from_arguments({"qqqqq": 1}, also=("setup_code",))
+    for field in dataclasses.fields(SandboxOptions):
+        assert field.name in caught.value.remedy
+    assert "setup_code" in caught.value.remedy
+
+
+def test_wrong_arguments_of_the_sandbox_itself() -> None:
+    with pytest.raises(OptionError, match="lm must be callable, not str"):
+        Sandbox(lm="gpt")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match="setup_code must be a string, not bytes"):
+        Sandbox(setup_code=b"x = 1")  # type: ignore[arg-type]
+    assert issubclass(OptionError, ContainersError)

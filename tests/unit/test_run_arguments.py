@@ -1,0 +1,244 @@
+"""The arguments of ``run``: hardening always, secrets never, and what each engine needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtimes import ContainerSpec, Mount
+from runtimes.command import EngineCommand
+from runtimes.docker import DockerRuntime
+from runtimes.engine import ContainerEngine
+from runtimes.podman import PodmanRuntime
+from tests.unit.engines import (
+    FakeCli,
+    docker_info,
+    fake_docker,
+    fake_podman,
+    podman_info,
+    rootless,
+)
+
+Make = Callable[..., tuple[ContainerEngine, FakeCli]]
+
+NOBODY = "65534:65534" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}"
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of this machine's own engines."""
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def docker(directory: Path, **info: Any) -> tuple[ContainerEngine, FakeCli]:
+    cli = fake_docker(directory, docker_info(**info))
+    return DockerRuntime(EngineCommand((str(cli.path),))), cli
+
+
+def podman(directory: Path, version: str = "4.3.1", **host: Any) -> tuple[ContainerEngine, FakeCli]:
+    cli = fake_podman(directory, podman_info(version, **host))
+    return PodmanRuntime(EngineCommand((str(cli.path),))), cli
+
+
+def spec(directory: Path, **more: Any) -> ContainerSpec:
+    return replace(
+        ContainerSpec(
+            image="python:3.11-slim",
+            command=("python3", "-c", "print('-rm --privileged')\n"),
+            name="rlm-test",
+            labels={"io.github.rlm-containers.owner": "123"},
+            mounts=(
+                Mount(source=directory / "shared", target="/opt/x", shared=True),
+                Mount(source=directory / "own", target="/workspace", read_only=False),
+            ),
+            env={"HOME": "/workspace"},
+            workdir="/workspace",
+            host_alias="host.docker.internal",
+        ),
+        **more,
+    )
+
+
+def arguments(engine: ContainerEngine, cli: FakeCli, wanted: ContainerSpec) -> list[str]:
+    """What the program was really called with."""
+    process = engine.open(wanted)
+    process.wait(30)
+    process.close()
+    (call,) = cli.called("run")
+    return call
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+@pytest.mark.parametrize("network", ["bridge", "none"])
+def test_every_container_is_hardened(tmp_path: Path, make: Make, network: str) -> None:
+    call = arguments(*make(tmp_path), spec(tmp_path, network=network))
+    image = call.index("python:3.11-slim")
+    options = call[1:image]
+    assert {
+        "--interactive",
+        "--rm",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "--pull=never",
+        "--name=rlm-test",
+        "--workdir=/workspace",
+        "--entrypoint=python3",
+        "--label=io.github.rlm-containers.owner=123",
+    } <= set(options)
+    assert all(option.startswith("--") for option in options)
+    assert not any("privileged" in o for o in options if o != "--security-opt=no-new-privileges")
+    assert f"--user={NOBODY}" in options
+    # Behind the image nothing is an option of `run`.
+    assert call[image + 1 :] == ["-c", "print('-rm --privileged')\n"]
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_the_init_is_asked_for_where_there_is_one(tmp_path: Path, make: Make) -> None:
+    without = docker if make is docker else podman
+    call = arguments(*make(tmp_path), spec(tmp_path, init=False))
+    assert "--init" not in call
+    (tmp_path / "other").mkdir()
+    if make is docker:
+        call = arguments(*without(tmp_path / "other", InitBinary=""), spec(tmp_path))
+        assert "--init" not in call
+    else:
+        call = arguments(*without(tmp_path / "other", serviceIsRemote=True), spec(tmp_path))
+        assert "--init" in call
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_limits(tmp_path: Path, make: Make) -> None:
+    engine, cli = make(tmp_path)
+    call = arguments(engine, cli, spec(tmp_path, memory=10**9, pids=100))
+    assert {"--memory=1000000000", "--memory-swap=1000000000", "--pids-limit=100"} <= set(call)
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_without_limits_none_are_asked_for(tmp_path: Path, make: Make) -> None:
+    call = arguments(*make(tmp_path), spec(tmp_path))
+    assert not [o for o in call if o.startswith(("--memory", "--pids", "--cpus"))]
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_mounts_without_selinux(tmp_path: Path, make: Make) -> None:
+    call = arguments(*make(tmp_path), spec(tmp_path))
+    mounts = [option for option in call if option.startswith(("--mount", "--volume"))]
+    assert len(mounts) == 2
+    shared, own = mounts
+    assert f"{tmp_path}/shared" in shared
+    assert "/opt/x" in shared
+    assert shared.endswith(("readonly", "ro"))
+    assert f"{tmp_path}/own" in own
+    assert "readonly" not in own
+    assert not own.endswith(":ro")
+
+
+@pytest.mark.parametrize(
+    ("make", "info"),
+    [
+        (docker, {"SecurityOptions": ["name=selinux"]}),
+        (podman, {"security": {"selinuxEnabled": True}}),
+    ],
+)
+def test_mounts_with_selinux_have_a_label(tmp_path: Path, make: Make, info: dict[str, Any]) -> None:
+    call = arguments(*make(tmp_path, **info), spec(tmp_path))
+    assert f"--volume={tmp_path}/shared:/opt/x:ro,z" in call
+    assert f"--volume={tmp_path}/own:/workspace:rw,Z" in call
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_no_network(tmp_path: Path, make: Make) -> None:
+    engine, cli = make(tmp_path)
+    call = arguments(engine, cli, spec(tmp_path, network="none"))
+    assert "--network=none" in call
+    assert not [option for option in call if option.startswith("--add-host")]
+    assert not cli.called("network")
+
+
+@pytest.mark.parametrize(
+    ("make", "address"), [(docker, "172.17.0.1"), (podman, "10.88.0.1")], ids=["docker", "podman"]
+)
+def test_the_host_has_a_name(tmp_path: Path, make: Make, address: str) -> None:
+    call = arguments(*make(tmp_path), spec(tmp_path))
+    assert f"--add-host=host.docker.internal:{address}" in call
+    assert not [option for option in call if option.startswith("--network")]
+
+
+def test_docker_desktop_names_the_host_itself(tmp_path: Path) -> None:
+    call = arguments(*docker(tmp_path, OperatingSystem="Docker Desktop"), spec(tmp_path))
+    assert not [option for option in call if option.startswith("--add-host")]
+
+
+def test_without_a_route_there_is_no_name(tmp_path: Path) -> None:
+    call = arguments(*podman(tmp_path, serviceIsRemote=True), spec(tmp_path))
+    assert not [option for option in call if option.startswith(("--add-host", "--network"))]
+
+
+@pytest.mark.parametrize(
+    ("version", "command", "network", "address"),
+    [
+        ("4.0.0", None, "slirp4netns:allow_host_loopback=true", "10.0.2.2"),
+        ("4.3.1", None, "slirp4netns:allow_host_loopback=true", "10.0.2.2"),
+        ("4.9.4", None, "slirp4netns:allow_host_loopback=true", "10.0.2.2"),
+        ("5.2.3", "slirp4netns", "slirp4netns:allow_host_loopback=true", "10.0.2.2"),
+        ("5.4.0", "pasta", "pasta:--map-host-loopback=169.254.1.3", "169.254.1.3"),
+        ("6.0.0", None, "pasta:--map-host-loopback=169.254.1.3", "169.254.1.3"),
+    ],
+)
+def test_rootless_podman_lets_the_container_to_loopback(
+    tmp_path: Path, version: str, command: str | None, network: str, address: str
+) -> None:
+    said = rootless() if command is None else rootless(rootlessNetworkCmd=command)
+    call = arguments(*podman(tmp_path, version, **said), spec(tmp_path))
+    assert f"--network={network}" in call
+    assert f"--add-host=host.docker.internal:{address}" in call
+
+
+def test_rootless_podman_without_a_network_has_none(tmp_path: Path) -> None:
+    call = arguments(*podman(tmp_path, **rootless()), spec(tmp_path, network="none"))
+    assert [option for option in call if option.startswith("--network")] == ["--network=none"]
+
+
+def test_rootless_podman_maps_an_unprivileged_user_to_the_caller(tmp_path: Path) -> None:
+    call = arguments(*podman(tmp_path, "4.3.0", **rootless()), spec(tmp_path))
+    assert "--userns=keep-id:uid=65534,gid=65534" in call
+    assert "--user=65534:65534" in call
+
+
+def test_before_4_3_it_cannot_and_root_inside_is_the_caller(tmp_path: Path) -> None:
+    call = arguments(*podman(tmp_path, "4.2.1", **rootless()), spec(tmp_path))
+    assert not [option for option in call if option.startswith(("--userns", "--user="))]
+
+
+def test_rootless_docker_runs_as_root_inside_who_is_the_caller(tmp_path: Path) -> None:
+    call = arguments(*docker(tmp_path, SecurityOptions=["name=rootless"]), spec(tmp_path))
+    assert "--user=0:0" in call
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_a_user_that_was_asked_for(tmp_path: Path, make: Make) -> None:
+    call = arguments(*make(tmp_path), spec(tmp_path, user="1234:5678"))
+    assert [option for option in call if option.startswith("--user")] == ["--user=1234:5678"]
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_the_callers_own_arguments_come_last(tmp_path: Path, make: Make) -> None:
+    own = ("--cpus=1", "--label", "a=b", "--cap-add=NET_RAW")
+    call = arguments(*make(tmp_path), spec(tmp_path, extra_args=own))
+    image = call.index("python:3.11-slim")
+    assert tuple(call[image - len(own) : image]) == own
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("relative", "/x"), ("/a", "x"), ("/a:b", "/x"), ("/a", "/x:ro"), ("/a,b", "/x")],
+)
+def test_a_mount_that_cannot_be_written_down_is_refused(source: str, target: str) -> None:
+    with pytest.raises(ValueError, match=r"absolute|colon|comma"):
+        Mount(source=Path(source), target=target)

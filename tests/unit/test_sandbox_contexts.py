@@ -1,0 +1,177 @@
+"""Contexts: values of this process in the container, whole and as they were."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+
+from rlm_containers import Sandbox
+from rlm_containers.errors import ContextError, OptionError, WorkspaceError
+from tests.unit.sessions import Boxes, revive, run, settle, workspace_of
+
+TEXTS = [
+    "",
+    "a",
+    "ünï€🐍",
+    "a\0b\r\nc\rd",
+    "\ud800 \udfff lone",
+    "\ufeffbom",
+    "'\"\\",
+    "x" * 600_000,
+]
+DOCUMENTS: list[Any] = [
+    {},
+    [],
+    {"a": [1, 2.5, None, True, "ü\ud800", {"b": []}]},
+    [{"role": "user", "content": "hello"}] * 3,
+    [float("inf"), -0.0, 10**30],
+    {"": ""},
+    ["x" * 600_000],
+    [[[[[[[[[[]]]]]]]]]],
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: ascii(text)[:20])
+def test_text_arrives_as_it_is(shared: Sandbox, text: str) -> None:
+    shared.load("data", text)
+    code = f"expected = {text[:1000]!a}\nprint(len(data), data.startswith(expected), type(data))"
+    assert run(shared, code).stdout == f"{len(text)} True <class 'str'>\n"
+
+
+def test_documents_arrive_as_they_are(box: Sandbox) -> None:
+    for document in DOCUMENTS:
+        box.load("data", document)
+        run(box, f"import json\nassert data == json.loads({json.dumps(document)!r}), data")
+        settle(box)
+        revive(box)
+        run(box, f"assert data == json.loads({json.dumps(document)!r}), data")
+
+
+def test_long_text_arrives(shared: Sandbox) -> None:
+    text = "ä€🐍x" * 2_500_000
+    shared.load("data", text)
+    code = "import hashlib\nprint(hashlib.sha256(data.encode()).hexdigest())"
+    assert run(shared, code).stdout.strip() == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("value", [None, 5, 2.5, b"bytes", {1, 2}, ("a",), object(), True])
+def test_what_is_no_context(shared: Sandbox, value: Any) -> None:
+    with pytest.raises(ContextError, match=f"not {type(value).__name__}"):
+        shared.load("other", value)
+    assert "other" not in run(shared, "x = 1").locals
+
+
+def recursive() -> list[Any]:
+    document: list[Any] = []
+    document.append(document)
+    return document
+
+
+def deep() -> list[Any]:
+    document: list[Any] = []
+    for _ in range(100_000):
+        document = [document]
+    return document
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"a": {1}}, [object()], {(1, 2): 3}, [b"x"], recursive(), deep(), {"a": complex(1)}],
+    ids=["set", "object", "tuple as key", "bytes", "recursive", "deep", "complex"],
+)
+def test_what_json_has_no_word_for(shared: Sandbox, value: Any) -> None:
+    shared.load("data", "before")
+    with pytest.raises(ContextError, match="data cannot be expressed as JSON"):
+        shared.load("data", value)
+    assert run(shared, "print(data)").stdout == "before\n"  # nothing has changed
+
+
+@pytest.mark.parametrize("name", ["", "a b", "1a", "a.b", "a/b", "../x", "a\n", "a-b", "class x"])
+def test_what_is_no_name(shared: Sandbox, name: str) -> None:
+    with pytest.raises(OptionError, match="is not the name of a variable"):
+        shared.load(name, "text")
+
+
+@pytest.mark.parametrize("name", ["ü", "_x", "x" * 120, "data_1"])
+def test_unusual_names(shared: Sandbox, name: str) -> None:
+    shared.load(name, "text")
+    assert run(shared, f"print({name})").stdout == "text\n"
+
+
+def test_a_second_value_under_a_name(box: Sandbox) -> None:
+    for value in ("text", ["a"], "other", {"b": 1}):
+        box.load("data", value)
+        assert run(box, "print(data)").stdout == f"{value}\n"
+        revive(box)
+        assert run(box, "print(data)").stdout == f"{value}\n"
+
+
+@pytest.mark.parametrize("kind", ["text", "document"])
+def test_what_a_cell_kept_of_the_first_is_not_the_second(box: Sandbox, kind: str) -> None:
+    first: Any = "a" * 300_000 if kind == "text" else [["a"] * 50_000, {"x": "a"}]
+    second: Any = "b" * 300_000 if kind == "text" else [["b"] * 50_000, {"x": "b"}]
+    box.load("data", first)
+    run(box, "keep = data\npiece = data[-1]")
+    box.load("data", second)
+    revive(box)
+    expected = "a" if kind == "text" else {"x": "a"}
+    code = f"print(keep[-1] == {expected!r}, piece == {expected!r}, len(keep), data == keep)"
+    assert run(box, code).stdout == f"True True {len(first)} False\n"
+
+
+def test_files_of_superseded_values_go(box: Sandbox) -> None:
+    for number in range(6):
+        box.load("data", f"{number}" * 300_000)
+        run(box, f"x = {number}")
+    settle(box)
+    names = [path.name for path in workspace_of(box).iterdir() if path.name.startswith("data")]
+    assert len(names) <= 2
+
+
+def test_a_context_that_a_cell_changed_is_saved_as_changed(box: Sandbox) -> None:
+    box.load("data", {"rows": [{"n": number} for number in range(100)]})
+    run(box, "row = data['rows'][5]\nrow['n'] = 'changed'\ndata['rows'].pop()")
+    revive(box)
+    run(box, "assert data['rows'][5] is row and row['n'] == 'changed' and len(data['rows']) == 99")
+
+
+def test_pieces_of_a_context_stay_pieces_of_it(box: Sandbox) -> None:
+    box.load("data", [{"n": number, "tags": []} for number in range(100)])
+    run(box, "some = [row for row in data if row['n'] % 10 == 0]\nfirst = data[0]['tags']")
+    revive(box)
+    run(box, "assert some[1] is data[10] and first is data[0]['tags'] and some[0]['tags'] is first")
+
+
+def test_a_file_that_a_cell_removed_or_changed_costs_that_variable_only(boxes: Boxes) -> None:
+    box = boxes()
+    box.load("gone", "g" * 300_000)
+    box.load("changed", "c" * 300_000)
+    box.load("fine", "f" * 300_000)
+    run(box, "other = 1")
+    settle(box)
+    for path in workspace_of(box).iterdir():
+        if path.name.startswith("gone"):
+            path.unlink()
+        elif path.name.startswith("changed"):
+            path.write_text("C" * 300_000)
+    result = revive(box, "gone", "changed")
+    assert "changed" in result.stderr
+    run(box, "assert fine == 'f' * 300_000 and other == 1")
+
+
+def test_a_directory_in_the_way_of_a_context(box: Sandbox) -> None:
+    run(box, "import os; os.makedirs('data.txt/x')")
+    with pytest.raises(WorkspaceError):
+        box.load("data", "text")
+    run(box, "import shutil; shutil.rmtree('data.txt')")
+    box.load("data", "text")
+    assert run(box, "print(data)").stdout == "text\n"
+
+
+def test_a_link_in_the_way_of_a_context_is_not_followed(box: Sandbox) -> None:
+    run(box, "import os; open('victim', 'w').write('v'); os.symlink('victim', 'data.txt')")
+    box.load("data", "text")
+    assert run(box, "print(data, open('victim').read())").stdout == "text v\n"
