@@ -414,7 +414,7 @@ VALUES = (
         class Node:
             def __init__(self, v): self.v, self.next = v, None
         node = Node(1); nodes = [node]; node.next = node; index = {1: node}
-        Node.first = n
+        Node.first = node
         """,
         "print(node is node.next is nodes[0] is index[1] is Node.first, type(node) is Node)",
         "True True",

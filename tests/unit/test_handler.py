@@ -170,9 +170,7 @@ def test_the_wrong_number_of_answers_answers_nobody(count: int) -> None:
     with ScriptedHandler(saying(raw)) as handler:
         calls = backend(handler).query_batch(["x", "y"], None)
     assert [call.response for call in calls] == ["", ""]
-    assert {call.error for call in calls} == {
-        f"{count} completions were returned for 2 prompts"
-    }
+    assert {call.error for call in calls} == {f"{count} completions were returned for 2 prompts"}
 
 
 def test_errors_say_who_did_not_answer() -> None:
