@@ -75,12 +75,12 @@ class GuestPythonError(SandboxStartError):
 
 
 class SetupCodeError(SandboxError):
-    """The setup code failed. ``stderr`` holds its traceback."""
+    """The setup code, or the code of a tool, failed. ``stderr`` holds its traceback."""
 
     def __init__(self, what: str, *, stderr: str, container: str | None = None) -> None:
         super().__init__(
             what,
-            remedy=f"Correct setup_code. It printed:\n{stderr}",
+            remedy=f"Correct it. It printed:\n{stderr}",
             container=container,
         )
         self.stderr = stderr

@@ -7,11 +7,13 @@ and without importing rlms; ``integrations.rlms`` turns the results into those o
 from __future__ import annotations
 
 import copy
+import json
 from types import TracebackType
 from typing import Any, Self
 
 from rlm_containers.cell import CellResult
 from rlm_containers.context import Context
+from rlm_containers.custom_tools import CustomTools
 from rlm_containers.errors import OptionError
 from rlm_containers.lm.broker import LMBroker, SubcallFunction
 from rlm_containers.lm.handler import HandlerBackend
@@ -48,12 +50,13 @@ class ContainerREPL:
         image: the image; any with Python 3.9 or later.
         lm_handler_address: where rlms's LM Handler listens; it answers ``llm_query``.
         context_payload: bound to ``context_0`` and ``context``.
-        setup_code: a cell to run before anything else.
+        setup_code: a cell to run first, with the context and the tools there.
         persistent: whether several completions share this environment.
         depth: the depth of the environment, by which the LM Handler chooses the model.
         subcall_fn: answers ``rlm_query``; without it that is the same as ``llm_query``.
-        custom_tools: names and values for the cells.
-        custom_sub_tools: the same for the environments of recursive calls.
+        custom_tools: functions, code and data for the cells, by their names, see
+            :class:`~rlm_containers.custom_tools.CustomTools`. Functions of the host run there.
+        custom_sub_tools: the same for the environments of recursive calls, which RLM makes.
         compaction: whether ``history`` holds the host's compacted history.
         max_concurrent_subcalls: how many recursive calls of one batch run at once.
         options: those of :class:`~rlm_containers.options.SandboxOptions`, ``runtime`` above all.
@@ -93,11 +96,9 @@ class ContainerREPL:
         self.custom_sub_tools = (
             custom_sub_tools if custom_sub_tools is not None else self.custom_tools
         )
-        if self.custom_tools:
-            raise OptionError(
-                "custom_tools are not supported yet.",
-                remedy="Define them as functions in setup_code.",
-            )
+        tools = CustomTools.sort(custom_tools)
+        if setup_code is not None and not isinstance(setup_code, str):
+            raise OptionError(f"setup_code must be a string, not {type(setup_code).__name__}.")
         self._lm_timeout = checked.lm_timeout
         self._contexts = 0
         self._histories = 0
@@ -105,13 +106,16 @@ class ContainerREPL:
         self._broker = LMBroker(
             self._backend(lm_handler_address), subcall_fn, max_concurrent_subcalls
         )
-        self.sandbox = Sandbox(image, lm=self._broker, setup_code=setup_code, **options)
+        self.sandbox = Sandbox(image, lm=self._broker, tools=tools.functions, **options)
         self.sandbox.start()
         try:
+            self._install(tools)
             if compaction:
                 self.sandbox.load("history", self._compacted, keep=True)
             if context_payload is not None:
                 self.load_context(context_payload)
+            if setup_code:
+                self.sandbox.run_setup(setup_code)
         except BaseException:
             self.cleanup()
             raise
@@ -121,6 +125,19 @@ class ContainerREPL:
             return None
         host, port = address
         return HandlerBackend((host, port), self.depth, self._lm_timeout)
+
+    def _install(self, tools: CustomTools) -> None:
+        """Give the container the tools that do not stay on the host."""
+        for name, value in tools.data.items():
+            if isinstance(value, str | dict | list):
+                self.sandbox.load(name, value)
+            else:
+                code = f"{name} = __import__('json').loads({json.dumps(value)!r})"
+                self.sandbox.run_setup(code, f"tool {name}")
+        for name, code in tools.code.items():
+            self.sandbox.run_setup(code, f"tool {name}")
+        if tools.code:
+            self.sandbox.keep(*tools.code)
 
     # Cells
 

@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -31,6 +31,7 @@ from rlm_containers.lm.proxy import LMProxy
 from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
 from rlm_containers.reaper import Reaper
 from rlm_containers.session import Session, UnsavedVariable
+from rlm_containers.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
 from rlm_containers.workspace import Workspace, workspaces_directory
 from runtimes import Runtime, get_runtime
 
@@ -53,6 +54,10 @@ class Sandbox:
         lm: answers ``llm_query()`` in the cells: a callable that takes a prompt (and, if it
             has such a parameter, a ``model``) and returns a string; or a broker.
         setup_code: a cell to run first. If it fails, so does :meth:`start`.
+        tools: functions of this process that cells may call, by the names that cells call them by;
+            see :meth:`set_tools`.
+        scaffold: whether cells find what an RLM's are promised (``llm_query``, ``answer``,
+            ``SHOW_VARS`` and so on), or a plain interpreter.
         options: see :class:`~rlm_containers.options.SandboxOptions`.
 
     Raises:
@@ -73,10 +78,12 @@ class Sandbox:
         *,
         lm: LMCallable | LMBroker | None = None,
         setup_code: str | None = None,
+        tools: Mapping[str, ToolFunction] | None = None,
+        scaffold: bool = True,
         **options: Unpack[OptionArguments],
     ) -> None:
         self.options = SandboxOptions.from_arguments(
-            {"image": image, **options}, also=("lm", "setup_code")
+            {"image": image, **options}, also=("lm", "setup_code", "tools", "scaffold")
         )
         if lm is not None and not callable(lm) and not isinstance(lm, LMBroker):
             raise OptionError(f"lm must be callable, not {type(lm).__name__}.")
@@ -84,6 +91,8 @@ class Sandbox:
             raise OptionError(f"setup_code must be a string, not {type(setup_code).__name__}.")
         self.name = f"rlm-{secrets.token_hex(6)}"
         self.setup_code = setup_code
+        self.scaffold = scaffold
+        self.tools = self._host_tools(tools or {})
         self.broker = lm if isinstance(lm, LMBroker) else LMBroker(lm and CallableBackend(lm))
         self.python_version: str | None = None
         self._runtime: Runtime | None = None
@@ -92,8 +101,17 @@ class Sandbox:
         self._channel: Channel | None = None
         self._proxy: LMProxy | None = None
         self._session: Session | None = None
-        self._calls = PipeCalls(self.broker.handle, self._send)
-        self._kept: list[dict[str, Any]] = []  # see Session
+        self._calls = PipeCalls(self._answer, self._send)
+        # What every worker is told at its start, see Session.
+        self._told: dict[str, Any] = {
+            "lm": False,
+            "proxy": None,
+            "env": dict(self.options.env),
+            "scaffold": bool(scaffold),
+            "tools": self.tools.describe(),
+            "kept": [],
+            "kept_names": [],
+        }
         # Of each variable that was loaded: its file, and how often it was.
         self._files: dict[str, tuple[str, int]] = {}
         self._closed = False
@@ -156,15 +174,11 @@ class Sandbox:
             watch=self._reaper.watch,
         )
         self._channel, self.python_version = launch.run()
-        told = {**self._connect_lm(runtime), "env": dict(self.options.env), "kept": self._kept}
-        self._session = Session(self._channel, told, self.options.max_output)
+        self._connect_lm(runtime)
+        self._session = Session(self._channel, self._told, self.options.max_output)
         self._session.start()
         if self.setup_code:
-            result = self.execute(self.setup_code)
-            if result.status not in ("ok", "exit"):
-                raise SetupCodeError(
-                    "The setup code failed.", stderr=result.stderr, container=self.name
-                )
+            self.run_setup(self.setup_code)
 
     def _warn_of_limits(self, runtime: Runtime) -> None:
         limits = [name for name in ("memory", "pids") if getattr(self.options, name) is not None]
@@ -176,27 +190,26 @@ class Sandbox:
                 runtime.name,
             )
 
-    def _connect_lm(self, runtime: Runtime) -> dict[str, Any]:
-        """Open the proxy, where a container can reach it; what the guest is to be told."""
-        told: dict[str, Any] = {"lm": self.broker.connected, "proxy": None}
+    def _connect_lm(self, runtime: Runtime) -> None:
+        """Open the proxy, where a container can reach it."""
+        self._told["lm"] = self.broker.connected
         if not self.broker.connected or self.options.network == "none":
-            return told
+            return
         route = runtime.host_route()
         if route is None:
-            return told
+            return
         try:
             self._proxy = LMProxy(route.bind, self.broker.handle)
         except OSError as error:
             logger.warning(
                 "%s: the proxy cannot listen on %s (%s)", self.name, route.bind, error.strerror
             )
-            return told
-        told["proxy"] = {
+            return
+        self._told["proxy"] = {
             "host": HOST_ALIAS,
             "port": self._proxy.port,
             "token": self._proxy.token,
         }
-        return told
 
     def close(self) -> None:
         """End the container and remove what it used. May be called at any time, and again.
@@ -266,11 +279,16 @@ class Sandbox:
         """
         if not isinstance(code, str):
             raise OptionError(f"code must be a string, not {type(code).__name__}.")
+        return self._execute(code, on_output)
+
+    def _execute(
+        self, code: str, on_output: OutputCallback | None = None, **more: str
+    ) -> CellResult:
         with self._lock:
             session = self._open_session()
             self.broker.take_calls()
             start = time.perf_counter()
-            outcome = session.request("cell", on_output, code=code)
+            outcome = session.request("cell", on_output, code=code, **more)
             elapsed = time.perf_counter() - start
             return outcome.result(elapsed, self.broker.take_calls())
 
@@ -310,15 +328,72 @@ class Sandbox:
             self._workspace.write(file, chunks)
             self._files[name] = (file, count + 1)
             told = {"name": name, "file": file, "kind": kind, "keep": keep}
-            self._kept[:] = [item for item in self._kept if item["name"] != name]
+            kept = self._told["kept"]
+            kept[:] = [item for item in kept if item["name"] != name]
             if keep:
-                self._kept.append({**told, "superseded": None})
+                kept.append({**told, "superseded": None})
             outcome = session.request("load", None, **told, superseded=superseded)
             if outcome.status != "ok":
                 raise WorkspaceError(
                     f"The variable {name} could not be loaded: {outcome.stderr.strip()}",
                     container=self.name,
                 )
+
+    def run_setup(self, code: str, what: str = "setup code") -> None:
+        """Run a cell that must succeed.
+
+        Args:
+            code: Python source.
+            what: names it, in tracebacks too.
+
+        Raises:
+            SetupCodeError: it did not; the error has its traceback.
+        """
+        result = self._execute(code, name=what)
+        if result.status not in ("ok", "exit"):
+            raise SetupCodeError(f"The {what} failed.", stderr=result.stderr, container=self.name)
+
+    def set_tools(self, tools: Mapping[str, ToolFunction]) -> None:
+        """Let cells call functions of this process, in place of those before.
+
+        A cell says ``fetch(x, y=2)``, and ``fetch`` runs here, in a thread of its own, while the
+        cell waits. Arguments and result travel as JSON; what is not JSON is a ``TypeError`` in the
+        cell. So is an exception: of the same type if that is a built-in one, else a
+        ``RuntimeError``. The names come back after a cell has bound them to something else.
+
+        Args:
+            tools: functions, which may be async, by their names.
+
+        Raises:
+            OptionError: a name cannot be used, or what it names cannot be called.
+        """
+        made = self._host_tools(tools)
+        with self._lock:
+            if self._closed:
+                raise self._not_open("was closed")
+            self.tools = made
+            self._told["tools"] = made.describe()
+            if self._session is not None:
+                self._session.request("tools", None, tools=self._told["tools"])
+
+    def keep(self, *names: str) -> None:
+        """Have variables come back after a cell has bound their names to something else.
+
+        What they hold now is a tool from here on, and not shown among the variables.
+        """
+        with self._lock:
+            session = self._open_session()
+            self._told["kept_names"] += names
+            session.request("keep", None, names=list(names))
+
+    def _host_tools(self, tools: Mapping[str, ToolFunction]) -> HostTools:
+        return HostTools(tools, SCAFFOLD if self.scaffold else frozenset())
+
+    def _answer(self, path: str, request: object) -> dict[str, Any]:
+        """Answer what came over the pipe."""
+        if path == TOOL_PATH:
+            return self.tools.call(request)
+        return self.broker.handle(path, request)
 
     def reset_answer(self) -> None:
         """Forget a final answer: a new question begins."""

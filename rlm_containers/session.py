@@ -89,8 +89,9 @@ class Session:
     Args:
         channel: the pipe.
         told: what every worker is told at its start: ``{"lm": bool, "proxy": dict | None,
-            "env": dict, "kept": list}``. The list is the variables that belong to the host, each as
-            the ``load`` request that binds it.
+            "env": dict, "scaffold": bool, "tools": list, "kept": list, "kept_names": list}``: the
+            functions of the host; the variables that belong to the host, each as the ``load``
+            request that binds it; and the names of those that are not to be bound anew.
         max_output: characters to keep of each output stream of a cell.
 
     Attributes:
@@ -141,9 +142,9 @@ class Session:
         """
         self._number += 1
         number = self._number
-        if op == "cell":
+        if op == "cell" and "name" not in content:
             self._cells += 1
-            content["cell"] = self._cells  # as tracebacks name it
+            content["name"] = f"cell {self._cells}"  # in tracebacks
         outcome = self._outcome(on_output)
         try:
             self.channel.send_message(op=op, id=number, **content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from ipaddress import IPv4Network
 from typing import Any
 
 from runtimes.base import ContainerRecord, EngineInfo, HostRoute
@@ -85,8 +86,10 @@ class DockerRuntime(ContainerEngine):
         )
         if found.exit_code != 0:
             return None
-        # docker0 has its address as long as dockerd runs, with or without containers.
-        gateway = first_gateway(parse_list(found.stdout), "Gateway")
+        pools = parse_list(found.stdout)
+        # docker0 has its address as long as dockerd runs, with or without containers. A daemon that
+        # has made it itself does not name it before its first restart: it is the subnet's first.
+        gateway = first_gateway(pools, "Gateway") or _first_address(pools)
         return HostRoute(bind=gateway, address=gateway) if gateway else None
 
     def _engine_args(self, spec: ContainerSpec) -> list[str]:
@@ -115,6 +118,16 @@ class DockerRuntime(ContainerEngine):
                 )
             )
         return records
+
+
+def _first_address(pools: list[dict[str, Any]]) -> str | None:
+    """The first address of the first IPv4 subnet: what Docker gives to a bridge of its own."""
+    for pool in pools:
+        try:
+            return str(IPv4Network(str(pool.get("Subnet")))[1])
+        except (ValueError, IndexError):
+            continue
+    return None
 
 
 def unprivileged_user() -> tuple[int, int]:

@@ -92,15 +92,6 @@ def _type(value: object) -> str:
     return type(value).__name__
 
 
-class _NoRoute:
-    """Nobody to ask."""
-
-    name = "none"
-
-    def send(self, path: str, body: bytes) -> bytes:
-        raise ConnectionError("no language model is connected to this sandbox")
-
-
 class _HttpRoute:
     """The proxy on the host. Connections are kept, one for each thread that asks."""
 
@@ -145,7 +136,7 @@ class _HttpRoute:
         return connection
 
 
-class _PipeRoute:
+class PipeRoute:
     """The supervisor, and through it the pipe that the host holds."""
 
     name = "pipe"
@@ -184,24 +175,28 @@ def _is_readable(connection: socket.socket) -> bool:
         connection.setblocking(True)
 
 
-_route: _NoRoute | _HttpRoute | _PipeRoute = _NoRoute()
+_route: Any = None  # an _HttpRoute or a PipeRoute, from the start of the session on
 
 
-def connect(proxy: dict[str, Any] | None, calls: socket.socket | None) -> dict[str, Any]:
+def connect(
+    proxy: dict[str, Any] | None, calls: socket.socket, *, has_model: bool
+) -> dict[str, Any]:
     """Choose the way to the host, once, at the start.
 
     Args:
         proxy: ``{"host": str, "port": int, "token": str}``, or ``None`` to use the pipe.
-        calls: the socket to the supervisor, or ``None`` when there is nobody to ask.
+        calls: the socket to the supervisor.
+        has_model: whether there is anyone to ask. That may change later; calls go over the pipe
+            then, and the host answers that there is nobody as long as there is nobody.
 
     Returns:
         ``{"route": "http" | "pipe" | "none", "reason": str}``; the reason says why not HTTP.
     """
     global _route
     reason = ""
-    if calls is None:
-        _route = _NoRoute()
-        return {"route": _route.name, "reason": "no language model was given"}
+    if not has_model:
+        _route = PipeRoute(calls)
+        return {"route": "none", "reason": "no language model was given"}
     if proxy is not None:
         route = _HttpRoute(proxy["host"], proxy["port"], proxy["token"])
         try:
@@ -210,5 +205,5 @@ def connect(proxy: dict[str, Any] | None, calls: socket.socket | None) -> dict[s
             return {"route": route.name, "reason": ""}
         except OSError as error:
             reason = "{}:{} cannot be reached: {}".format(route.host, route.port, error)
-    _route = _PipeRoute(calls)
+    _route = PipeRoute(calls)
     return {"route": _route.name, "reason": reason or "there is no network to the host"}

@@ -28,24 +28,18 @@ _FUNCTIONS = {
 }
 
 
-#: What is in the namespace and is no variable: the scaffold, and what every module has.
-_NOT_VARIABLES = frozenset(_FUNCTIONS) | {
-    "SHOW_VARS",
-    "__builtins__",
-    "__doc__",
-    "__loader__",
-    "__name__",
-    "__package__",
-    "__spec__",
-}
+#: What every module has.
+_OF_MODULES = frozenset(
+    ("__builtins__", "__doc__", "__loader__", "__name__", "__package__", "__spec__")
+)
 
 
 class Namespace:
     """One session's variables and the scaffold around them.
 
     The scaffold is what the system prompt of an RLM promises: the query functions, ``SHOW_VARS``,
-    ``answer``, ``context`` and ``history``. Cells overwrite these names by accident; they come
-    back after the cell.
+    ``answer``, ``context`` and ``history``, and the tools that the user has given. Cells overwrite
+    these names by accident; they come back after the cell.
     """
 
     def __init__(self) -> None:
@@ -55,12 +49,35 @@ class Namespace:
         self.values: dict[str, Any] = self.module.__dict__
         self.values["__builtins__"] = builtins
         self.answer: dict[str, Any] = _new_answer()
+        #: What has no scaffold is a plain interpreter, with tools or without.
+        self.has_scaffold = True
+        #: Functions of the host, which are no variables.
+        self.tools: dict[str, Any] = {}
+        #: Variables that are tools all the same: functions that the user has given as code.
+        self.kept_names: set[str] = set()
+        self.kept: dict[str, Any] = {}
         #: Whether `history` is the host's compacted history and not an alias of `history_0`.
         self.history_is_kept = False
         self.history: Any = None
         sys.modules["__main__"] = self.module
         _current.append(self)
+
+    def begin(self, has_scaffold: bool) -> None:
+        """Choose what the cells find, before anything is restored that looks for it."""
+        self.has_scaffold = has_scaffold
         self.restore_scaffold()
+
+    def bind_tools(self, tools: dict[str, Any]) -> None:
+        """Let cells call these functions of the host, and those that were bound before no more."""
+        for name in self.tools.keys() - tools.keys():
+            self.values.pop(name, None)
+        self.tools = tools
+        self.values.update(tools)
+
+    def keep(self, names: list[str]) -> None:
+        """Have these variables come back after a cell has bound their names to something else."""
+        self.kept_names.update(names)
+        self.kept = {name: self.values[name] for name in self.kept_names if name in self.values}
 
     def restore_scaffold(self) -> None:
         """Put back what belongs to the scaffold, keeping what a cell may rightly change."""
@@ -68,6 +85,10 @@ class Namespace:
         sys.modules["__main__"] = self.module
         values["__name__"] = "__main__"
         values["__builtins__"] = builtins
+        values.update(self.kept)
+        values.update(self.tools)
+        if not self.has_scaffold:
+            return
         values.update(_FUNCTIONS)
         values["SHOW_VARS"] = SHOW_VARS
         answer: Any = values.get("answer")
@@ -84,6 +105,8 @@ class Namespace:
 
     def final_answer(self) -> str | None:
         """The content of ``answer`` once it is marked ready, else ``None``."""
+        if not self.has_scaffold:
+            return None
         try:
             if self.answer.get("ready"):
                 return str(self.answer.get("content", ""))
@@ -97,9 +120,16 @@ class Namespace:
 
     def variables(self) -> Iterator[tuple[str, Any]]:
         """The session's own variables: all but the scaffold's functions and the module's names."""
+        others = {*_OF_MODULES, *self.tools, *(_SCAFFOLD if self.has_scaffold else ())}
         for name, value in list(self.values.items()):
             # globals() takes any key; what is no name is no variable.
-            if type(name) is str and name not in _NOT_VARIABLES:
+            if type(name) is str and name not in others:
+                yield name, value
+
+    def shown_variables(self) -> Iterator[tuple[str, Any]]:
+        """Those that a model is told of: neither tools nor with a leading underscore."""
+        for name, value in self.variables():
+            if not name.startswith("_") and self.kept.get(name, _NOTHING) is not value:
                 yield name, value
 
     def short_forms(self, interrupts: Interrupts) -> dict[str, str]:
@@ -109,8 +139,8 @@ class Namespace:
         """
         forms: dict[str, str] = {}
         left = _FORMS_BUDGET
-        for name, value in self.variables():
-            if name.startswith("_") or len(name) > _FORMS_NAME:
+        for name, value in self.shown_variables():
+            if len(name) > _FORMS_NAME:
                 continue
             if len(forms) >= _FORMS_COUNT:
                 break
@@ -128,13 +158,15 @@ _current: list[Namespace] = []
 def SHOW_VARS() -> str:
     """The variables that cells have made, with their types, as rlms words it."""
     available = {
-        name: type_name(value)
-        for name, value in _current[-1].variables()
-        if not name.startswith("_") and name != "answer"
+        name: type_name(value) for name, value in _current[-1].shown_variables() if name != "answer"
     }
     if not available:
         return "No variables created yet. Use ```repl``` blocks to create variables."
     return "Available variables: {}".format(available)
+
+
+_SCAFFOLD = frozenset((*_FUNCTIONS, "SHOW_VARS"))
+_NOTHING = object()
 
 
 def _new_answer() -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Worker:
         """Do what a request says, which is not the first."""
         operation = request["op"]
         if operation == "cell":
-            self.finish(request["id"], self.run_cell(request["cell"], request["code"]))
+            self.finish(request["id"], self.run_cell(request["name"], request["code"]))
         elif operation == "load":
             self.finish(request["id"], self.load(request))
         elif operation == "sync":
@@ -104,6 +104,12 @@ class Worker:
         elif operation == "reset_answer":
             self.namespace.reset_answer()
             self.finish(request["id"], "ok")
+        elif operation == "tools":
+            self.bind_tools(request["tools"])
+            self.finish(request["id"], "ok")
+        elif operation == "keep":
+            self.namespace.keep(request["names"])
+            self.finish(request["id"], "ok")
         else:
             raise ValueError("unknown operation {!r}".format(operation))
 
@@ -112,9 +118,12 @@ class Worker:
     def start(self, request: dict[str, Any]) -> None:
         """Connect to the host's language model and go on from the checkpoint, if there is one."""
         self.started = True
-        route = lm.connect(request["proxy"], self.calls if request["lm"] else None)
+        route = lm.connect(request["proxy"], self.calls, has_model=request["lm"])
         os.environ.update(request["env"])
         os.chdir(WORKSPACE)
+        self.namespace.begin(request.get("scaffold", True))
+        if request.get("tools"):
+            self.bind_tools(request["tools"])
         report: dict[str, Any] = {"lost": []}
         if request["expected"] or os.path.lexists(os.path.join(WORKSPACE, "state.dill")):
             report = self.restore()
@@ -123,6 +132,7 @@ class Worker:
                 self.load(item)
             except (OSError, ValueError) as error:
                 report["lost"].append([item["name"], "", str(error)])
+        self.namespace.keep(request.get("kept_names", []))
         self.namespace.restore_scaffold()
         forms = self.namespace.short_forms(self.interrupts)
         self.send({"op": "ready", "locals": forms, **route, **report})
@@ -131,6 +141,12 @@ class Worker:
         self.open_checkpoint()
         if route["route"] == "http":
             import http.client  # noqa: F401
+
+    def bind_tools(self, told: list[dict[str, str]]) -> None:
+        """Let cells call these functions of the host."""
+        from .tools import bind_tools
+
+        self.namespace.bind_tools(bind_tools(told, self.calls))
 
     def open_checkpoint(self) -> Any:
         if self.checkpoint is None:
@@ -147,14 +163,13 @@ class Worker:
         with self.streams.silenced(), workspace_modules():
             lost = checkpoint.load(self.namespace.values)
         self.reported = {}  # what the next checkpoint has to say is news in any case
-        self.namespace.restore_scaffold()
         return {"lost": lost}
 
     # Cells
 
-    def run_cell(self, number: int, code: str) -> str:
+    def run_cell(self, name: str, code: str) -> str:
         """Run a cell; ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``."""
-        filename = "<cell {}>".format(number)
+        filename = "<{}>".format(name)
         # Without a modification time linecache takes the entry as it is, and tracebacks as well
         # as inspect.getsource() find the cell's source lines.
         if type(linecache.cache) is not dict:  # a cell can reach this module, too

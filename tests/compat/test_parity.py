@@ -16,6 +16,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
 )
 
+#: What rlms's local environment leaves of its own: the file that it has read the context from.
+LEFT = "_io.TextIOWrapper"
+
 DONE = "answer['content'] = text\nanswer['ready'] = True"
 
 
@@ -57,7 +60,7 @@ def run(make_rlm: MakeRLM, where: str, context: Any, script: tuple[str, ...], **
                     block["code"],
                     result["stdout"],
                     bool(result["stderr"]),  # a traceback here, one line there
-                    sorted(result["locals"]),
+                    sorted(n for n, form in result["locals"].items() if LEFT not in str(form)),
                     sorted(calls, key=str),
                     result["final_answer"],
                 )

@@ -144,7 +144,7 @@ class Guest:
 
     def cell(self, code: str) -> int:
         """Send a cell; its number."""
-        return self.request("cell", code=code, cell=self.number + 1)
+        return self.request("cell", code=code, name=f"cell {self.number + 1}")
 
     def frame(self) -> tuple[int, bytes]:
         """The next frame."""

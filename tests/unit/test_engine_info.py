@@ -117,7 +117,15 @@ def test_docker_with_two_address_families(tmp_path: Path, pools: list[dict[str, 
     assert route == HostRoute(bind="10.1.0.1", address="10.1.0.1")
 
 
-@pytest.mark.parametrize("pools", ["null", "[]", '[{"Subnet": "10.1.0.0/16"}]', "[null]", "hm"])
+def test_docker_that_has_not_been_restarted_yet_does_not_name_its_gateway(tmp_path: Path) -> None:
+    cli = fake_docker(tmp_path)
+    cli.answer("network inspect", [{"Subnet": "fd00::/64"}, {"Subnet": "10.1.0.0/16"}])
+    assert docker(cli).host_route() == HostRoute(bind="10.1.0.1", address="10.1.0.1")
+
+
+@pytest.mark.parametrize(
+    "pools", ["null", "[]", '[{"Subnet": "10.1.0.0/32"}]', '[{"Subnet": "no"}]', "[null]", "hm"]
+)
 def test_docker_without_a_gateway_has_no_route(tmp_path: Path, pools: str) -> None:
     cli = fake_docker(tmp_path)
     cli.answer("network inspect", pools)

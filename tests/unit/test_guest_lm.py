@@ -26,7 +26,7 @@ def no_route() -> Iterator[None]:
     connection = getattr(getattr(lm._route, "local", None), "connection", None)
     if connection is not None:
         connection.close()
-    lm.connect(None, None)
+    lm._route = None
 
 
 class Supervisor:
@@ -86,7 +86,8 @@ def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[Answer], None]
             proxy = LMProxy("127.0.0.1", answer)
             closing.append(proxy.close)
             told = {"host": "127.0.0.1", "port": proxy.port, "token": proxy.token}
-        assert lm.connect(told, supervisor.guest)["route"] == request.param
+        connected = lm.connect(told, supervisor.guest, has_model=True)
+        assert connected["route"] == request.param
 
     yield make
     for close in closing:
@@ -202,19 +203,26 @@ def test_threads_get_their_own_answers(connect: Callable[[Answer], None]) -> Non
 
 
 def test_no_model() -> None:
-    assert lm.connect(None, None) == {
+    later = LMBroker(None)
+    supervisor = Supervisor(later.handle)
+    assert lm.connect(None, supervisor.guest, has_model=False) == {
         "route": "none",
         "reason": "no language model was given",
     }
     assert lm.llm_query("x").endswith("no language model is connected to this sandbox")
     assert lm.llm_query_batched(["x", "y"])[1].startswith("Error: ")
+    later.backend = CallableBackend(str.upper)
+    assert lm.llm_query("x") == "X"
+    supervisor.close()
 
 
 def test_a_proxy_that_cannot_be_reached_is_left_for_the_pipe() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     supervisor = Supervisor(broker())
-    told = lm.connect({"host": "127.0.0.1", "port": port, "token": "t"}, supervisor.guest)
+    told = lm.connect(
+        {"host": "127.0.0.1", "port": port, "token": "t"}, supervisor.guest, has_model=True
+    )
     assert told["route"] == "pipe"
     assert f"127.0.0.1:{port} cannot be reached" in told["reason"]
     assert lm.llm_query("x") == "X"
@@ -224,7 +232,7 @@ def test_a_proxy_that_cannot_be_reached_is_left_for_the_pipe() -> None:
 def test_a_host_that_hangs_up_is_an_error_and_the_next_call_goes_through() -> None:
     answers: list[Any] = [None, {"response": "back"}]
     supervisor = Supervisor(lambda path, request: answers.pop(0))
-    lm.connect(None, supervisor.guest)
+    lm.connect(None, supervisor.guest, has_model=True)
     assert lm.llm_query("x") == "Error: ConnectionError: the supervisor hung up"
     assert lm.llm_query("x") == "back"
     supervisor.close()
@@ -250,8 +258,8 @@ def test_a_proxy_that_closed_a_kept_connection_is_asked_on_a_new_one() -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
-            assert lm.connect(told, ours)["route"] == "http"
+            assert lm.connect(told, ours, has_model=True)["route"] == "http"
             assert lm.llm_query("x") == "answer 1"
-            assert lm._route.local.connection.sock.recv(1, socket.MSG_PEEK) == b""  # type: ignore[union-attr]
+            assert lm._route.local.connection.sock.recv(1, socket.MSG_PEEK) == b""
             assert lm.llm_query("x") == "answer 2"
         server.join()
