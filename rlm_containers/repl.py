@@ -11,6 +11,7 @@ import json
 from types import TracebackType
 from typing import Any, Self
 
+from rlm_containers.awaitables import call_in_thread
 from rlm_containers.cell import CellResult
 from rlm_containers.context import Context
 from rlm_containers.custom_tools import CustomTools
@@ -145,6 +146,10 @@ class ContainerREPL:
         """Run a cell; see :meth:`Sandbox.execute`."""
         return self.sandbox.execute(code)
 
+    async def arun_cell(self, code: str) -> CellResult:
+        """The same for an event loop; see :meth:`Sandbox.aexecute`."""
+        return await self.sandbox.aexecute(code)
+
     # Contexts and histories, as rlms's SupportsPersistence has them
 
     def load_context(self, context_payload: Context) -> None:
@@ -207,6 +212,36 @@ class ContainerREPL:
     def cleanup(self) -> None:
         """Close the sandbox. May be called again."""
         self.sandbox.close()
+
+    @classmethod
+    async def acreate(cls, *args: Any, **kwargs: Any) -> Self:
+        """Make and start one without blocking the event loop: ``async with await …acreate()``.
+
+        The arguments and errors are those of the class. If it is cancelled, nothing is left.
+        """
+        made: list[Self] = []
+        try:
+            await call_in_thread(lambda: made.append(cls(*args, **kwargs)), lambda: None)
+        except BaseException:
+            for environment in made:
+                await environment.acleanup()
+            raise
+        return made[0]
+
+    async def acleanup(self) -> None:
+        """As :meth:`cleanup`."""
+        await self.sandbox.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.acleanup()
 
     def __enter__(self) -> Self:
         return self

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from rlm_containers.async_sandbox import AsyncMethods
+from rlm_containers.awaitables import AsyncFunctions
 from rlm_containers.cell import CellResult, OutputCallback
 from rlm_containers.channel import Channel
 from rlm_containers.context import Context, encode_context
@@ -46,7 +48,7 @@ LABEL = "io.github.rlm-containers.owner"
 _CLOSE_TIMEOUT = 10.0
 
 
-class Sandbox:
+class Sandbox(AsyncMethods):
     """Runs Python in a container, cell after cell, with variables that live on.
 
     Args:
@@ -63,8 +65,9 @@ class Sandbox:
     Raises:
         OptionError: an argument is unknown or wrong.
 
-    Use it as a context manager, or call :meth:`start` and :meth:`close`. One cell runs at a
-    time; calls from several threads take turns.
+    Use it as a context manager, or call :meth:`start` and :meth:`close`; with ``async with`` and
+    ``await`` :meth:`aexecute` where there is an event loop. One cell runs at a time; calls from
+    several threads take turns.
 
     >>> with Sandbox() as box:  # doctest: +SKIP
     ...     box.execute("x = 6 * 7")
@@ -92,8 +95,11 @@ class Sandbox:
         self.name = f"rlm-{secrets.token_hex(6)}"
         self.setup_code = setup_code
         self.scaffold = scaffold
+        self._async_functions = AsyncFunctions()
         self.tools = self._host_tools(tools or {})
-        self.broker = lm if isinstance(lm, LMBroker) else LMBroker(lm and CallableBackend(lm))
+        if not isinstance(lm, LMBroker):
+            lm = LMBroker(lm and CallableBackend(lm, self._async_functions))
+        self.broker = lm
         self.python_version: str | None = None
         self._runtime: Runtime | None = None
         self._workspace: Workspace | None = None
@@ -387,7 +393,8 @@ class Sandbox:
             session.request("keep", None, names=list(names))
 
     def _host_tools(self, tools: Mapping[str, ToolFunction]) -> HostTools:
-        return HostTools(tools, SCAFFOLD if self.scaffold else frozenset())
+        reserved = SCAFFOLD if self.scaffold else frozenset()
+        return HostTools(tools, reserved, self._async_functions)
 
     def _answer(self, path: str, request: object) -> dict[str, Any]:
         """Answer what came over the pipe."""

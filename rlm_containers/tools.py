@@ -7,16 +7,16 @@ and nothing else.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import keyword
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from rlm_containers.awaitables import AsyncFunctions
 from rlm_containers.errors import OptionError
 
-__all__ = ["SCAFFOLD", "TOOL_PATH", "HostTools", "ToolFunction", "check_names", "run_awaitable"]
+__all__ = ["SCAFFOLD", "TOOL_PATH", "HostTools", "ToolFunction", "check_names"]
 
 #: What calls of tools are sent to.
 TOOL_PATH = "/tool"
@@ -69,13 +69,17 @@ class HostTools:
     Args:
         functions: the functions by their names.
         reserved: names that none of them may have.
+        async_functions: waits for those that are async.
 
     Raises:
         OptionError: a name cannot be used, or what it names cannot be called.
     """
 
     def __init__(
-        self, functions: Mapping[str, ToolFunction], reserved: frozenset[str] = SCAFFOLD
+        self,
+        functions: Mapping[str, ToolFunction],
+        reserved: frozenset[str] = SCAFFOLD,
+        async_functions: AsyncFunctions | None = None,
     ) -> None:
         if not isinstance(functions, Mapping):
             raise OptionError(
@@ -89,8 +93,7 @@ class HostTools:
                     remedy="Data is given to cells with Sandbox.load().",
                 )
         self._functions = dict(functions)
-        #: Where async functions run; a loop of their own unless someone is awaiting the cell.
-        self.loop: asyncio.AbstractEventLoop | None = None
+        self._async_functions = async_functions or AsyncFunctions()
 
     def describe(self) -> list[dict[str, str]]:
         """What the guest is told of each: its ``name``, ``signature`` and ``doc``."""
@@ -118,7 +121,7 @@ class HostTools:
         if function is None:
             return _error(NameError(f"there is no tool {name!r}"))
         try:
-            result = run_awaitable(function(*args, **kwargs), self.loop)
+            result = self._async_functions.result(function(*args, **kwargs))
         except BaseException as error:
             # SystemExit too: a function that raises it must not end this thread without a word.
             return _error(error)
@@ -130,24 +133,6 @@ class HostTools:
                 TypeError(f"the result of {name}() ({kind}) cannot be sent as JSON: {error}")
             )
         return {"result": result}
-
-
-def run_awaitable(value: Any, loop: asyncio.AbstractEventLoop | None) -> Any:
-    """The value, or what it turns out to be if it is awaitable.
-
-    Args:
-        value: what a function returned that may be async.
-        loop: the running loop of another thread, on which to wait for it; ``None`` for a new one.
-    """
-    if not inspect.isawaitable(value):
-        return value
-    if loop is None:
-        return asyncio.run(_awaited(value))
-    return asyncio.run_coroutine_threadsafe(_awaited(value), loop).result()
-
-
-async def _awaited(value: Any) -> Any:
-    return await value
 
 
 def _error(error: BaseException) -> dict[str, Any]:

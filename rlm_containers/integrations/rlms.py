@@ -37,6 +37,10 @@ class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):
         """Run a cell and give its outcome as rlms's ``REPLResult``."""
         return repl_result(self.run_cell(code))
 
+    async def aexecute_code(self, code: str) -> REPLResult:
+        """The same for an event loop."""
+        return repl_result(await self.arun_cell(code))
+
 
 def repl_result(result: CellResult) -> REPLResult:
     """The same outcome as rlms's ``REPLResult``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import socket
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from rlm_containers.awaitables import AsyncFunctions
 from rlm_containers.lm.broker import LMCall, Prompt
 
 __all__ = ["CallableBackend", "HandlerBackend", "LMCallable"]
@@ -112,19 +112,19 @@ class CallableBackend:
     Args:
         function: called as ``function(prompt)``, or ``function(prompt, model=model)`` if it
             takes a model. Returns the answer as a string, or an awaitable of one.
+        async_functions: waits for the latter.
     """
 
-    def __init__(self, function: LMCallable) -> None:
+    def __init__(self, function: LMCallable, async_functions: AsyncFunctions | None = None) -> None:
         self.function = function
+        self._async_functions = async_functions or AsyncFunctions()
         self._takes_model = _takes_model(function)
 
     def query(self, prompt: Prompt, model: str | None) -> LMCall:
         start = time.perf_counter()
         try:
             keywords = {"model": model} if self._takes_model else {}
-            response = self.function(prompt, **keywords)
-            if inspect.isawaitable(response):
-                response = asyncio.run(_awaited(response))
+            response = self._async_functions.result(self.function(prompt, **keywords))
             if not isinstance(response, str):
                 raise TypeError(f"lm returned {type(response).__name__}, not str")
         except Exception as error:
@@ -142,10 +142,6 @@ class CallableBackend:
         workers = min(_BATCH_CONCURRENCY, len(prompts))
         with ThreadPoolExecutor(workers, thread_name_prefix="rlm-lm") as pool:
             return list(pool.map(lambda prompt: self.query(prompt, model), prompts))
-
-
-async def _awaited(awaitable: Any) -> Any:
-    return await awaitable
 
 
 def _takes_model(function: LMCallable) -> bool:
