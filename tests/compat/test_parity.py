@@ -36,7 +36,11 @@ _OF_THE_RUN = {
 
 #: What rlms's local environment leaves of its own: the file that it has read the context from, and
 #: the module that it did so with.
-_LEFT = re.compile(r"'f': 'TextIOWrapper', |'f', |'json': 'module', |'json', ")
+_LEFT = re.compile(r"'f': 'TextIOWrapper', |'json': 'module', ")
+
+#: What the model is told of the variables: there those that are text, numbers and collections; in
+#: a container, rlms's own as well as this one, functions and modules too.
+_TOLD = re.compile(r"REPL variables: \[.*?\]")
 
 
 def comparable(value: Any, *, failed: bool = False) -> Any:
@@ -50,7 +54,7 @@ def comparable(value: Any, *, failed: bool = False) -> Any:
     if isinstance(value, list):
         return [comparable(item, failed=failed) for item in value]
     if isinstance(value, str):
-        return _LEFT.sub("", value)
+        return _TOLD.sub("", _LEFT.sub("", value))
     if not isinstance(value, dict):
         return value
     same = {k: comparable(v, failed=failed) for k, v in value.items() if k not in _OF_THE_RUN}
