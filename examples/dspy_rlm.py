@@ -7,6 +7,7 @@ It runs as it is: a scripted model stands in for a real one, so there is no key 
 a real one at work, pass its name to ``dspy.LM`` and leave out ``sub_lm``.
 """
 
+import re
 import sys
 
 import dspy
@@ -24,8 +25,8 @@ STEPS = [
 
 
 def scripted_sub_model(prompt: str) -> list[str]:
-    """Answers ``llm_query()``: finds the number in the prompt."""
-    return ["".join(filter(str.isdigit, prompt))]
+    """Answers ``llm_query()``: finds the last number in the prompt."""
+    return [re.findall(r"\d+", prompt)[-1]]
 
 
 def is_prime(number: int) -> bool:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Passing OpenAI-style message dictionaries"),
 ]
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "dspy_rlm.py"
 
 Factory = Callable[[], ContainerInterpreter]
 
@@ -309,20 +304,3 @@ def test_flex(factory: Factory) -> None:
     flex._bridge.bind(source)
     with dspy.context(lm=DummyLM([{"answer": "ha"}])):
         assert flex(question="?").answer == "haha"
-
-
-# dspy.configure is for a whole process and for the thread that came first, so: another process.
-
-
-def test_the_example(engine: Engine) -> None:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE), engine.runtime, engine.image()],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        cwd=EXAMPLE.parents[1],
-        env={**os.environ, "PYTHONPATH": str(EXAMPLE.parents[1])},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "7411" in done.stdout.splitlines()[-1]
