@@ -13,6 +13,7 @@ from rlm_containers import workspace as workspaces
 from rlm_containers.channel import Channel, Closed, Event
 from rlm_containers.errors import (
     ContainersError,
+    ContainerStartError,
     GuestPythonError,
     ImageNotFoundError,
     SandboxStartError,
@@ -27,6 +28,9 @@ logger = logging.getLogger("rlm_containers")
 
 #: The name by which code in a container reaches the proxy on this host.
 HOST_ALIAS = "host.docker.internal"
+
+#: How often a start is tried again that failed for a reason of the engine's own.
+_RETRIES = 2
 
 #: Images have one of these, most of them both.
 _INTERPRETERS = ("python3", "python")
@@ -76,6 +80,7 @@ class Launch:
         """
         bundle = guest.guest_bundle()
         pulled = False
+        retries = _RETRIES
         interpreters = list(_INTERPRETERS)
         while True:
             spec = self._spec(interpreters[0], bundle)
@@ -100,6 +105,11 @@ class Launch:
                 if not self.runtime.image_exists(self.options.image):
                     logger.info("pulling the image %s", self.options.image)
                     self.runtime.pull(self.options.image)
+                continue
+            if isinstance(error, ContainerStartError) and error.transient and retries:
+                retries -= 1
+                logger.info("%s: trying again: %s", self.name, error.what)
+                self.runtime.remove(self.name)  # what there may be of it has the name
                 continue
             raise error
 

@@ -33,6 +33,15 @@ _NO_IMAGE = re.compile(
 )
 
 
+# What a busy engine says that has nothing to do with the container: seen with docker 20.10 and runc
+# 1.1 under load, and known of podman, whose processes share one database.
+_TRANSIENT = re.compile(
+    r"runc did not terminate success|failed to create shim task: context deadline|"
+    r"database is locked|database table is locked|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+
+
 class ContainerEngine(Runtime):
     """A Docker-compatible command line.
 
@@ -101,7 +110,7 @@ class ContainerEngine(Runtime):
                 exit_code=exit_code,
                 stderr=stderr,
             )
-        return ContainerStartError(
+        error = ContainerStartError(
             f"{self.name} could not start a container from the image {spec.image!r} "
             f"(status {exit_code}): {said or 'it said nothing'}",
             remedy=f"Try it by hand: `{self.command} run --rm {spec.image}`.",
@@ -109,6 +118,8 @@ class ContainerEngine(Runtime):
             exit_code=exit_code,
             stderr=stderr,
         )
+        error.transient = bool(_TRANSIENT.search(stderr))
+        return error
 
     def remove(self, name: str) -> None:
         result = self.command.run(*self.remove_command(name)[len(self.command.argv) :], check=False)

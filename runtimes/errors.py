@@ -109,7 +109,14 @@ class ImageNotFoundError(EngineCommandError):
 
 
 class ContainerStartError(EngineCommandError):
-    """The engine could not start the container."""
+    """The engine could not start the container.
+
+    Attributes:
+        transient: whether the same may well work a moment later: the engine has failed, and not
+            what was asked of it.
+    """
+
+    transient = False
 
 
 class EngineTimeoutError(EngineCommandError):

@@ -134,6 +134,16 @@ add_pip() {
     ln -s pip "$root/usr/local/bin/pip3"
 }
 
+# Byte code depends on the version alone, so an interpreter of this host can make it. The time of a
+# source is not compared: what is imported may be older than what tar has made of it.
+compile_library() {
+    local root=$1 found
+    mapfile -t found < <(find_interpreter)
+    if ((${#found[@]} != 2)); then say "there is no byte code in it: this host has no Python $version"; return; fi
+    "${found[0]}" -I -m compileall -q -j 0 -s "$root" --invalidation-mode unchecked-hash \
+        "$root/usr/lib/python$version" "$root/usr/local/lib/python$version" >/dev/null 2>&1 || true
+}
+
 finish_root() {
     local root=$1 applet
     "$root/usr/bin/busybox" --list | while read -r applet; do
@@ -175,6 +185,7 @@ build_rootfs() {
         site=$(echo "$root/usr/local/lib/python$version"/*-packages)
         add_pip "$root" "$site"
         ((${#packages[@]} == 0)) || install_wheels "$site"
+        ((compiled)) && compile_library "$root"
         ln -s "python$version" "$root/usr/local/bin/python3"
         ln -s python3 "$root/usr/local/bin/python"
     fi

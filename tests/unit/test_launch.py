@@ -130,6 +130,35 @@ def test_an_engine_that_refuses(fake: FakeCli, stderr: str, exit_code: int, matc
     assert caught.value.container
 
 
+BUSY = [
+    "docker: Error response from daemon: failed to create shim task: OCI runtime create failed: "
+    "runc did not terminate successfully: exit status 1: unknown.\n",
+    "Error: beginning transaction: database is locked\n",
+]
+
+
+@pytest.mark.parametrize("stderr", BUSY)
+def test_an_engine_that_is_busy_is_asked_again(fake: FakeCli, stderr: str) -> None:
+    fake.script(
+        "run",
+        f"[ -e {fake.path}.tried ] || {{ : >{fake.path}.tried; echo '{stderr}' >&2; exit 125; }}\n"
+        "echo other >&2; exit 9",
+    )
+    with pytest.raises(ContainerStartError, match="status 9"):
+        start(fake)
+    assert len(fake.called("run")) == 2
+
+
+def test_an_engine_that_stays_busy_is_an_error(fake: FakeCli) -> None:
+    fake.answer("run", stderr=BUSY[0], exit_code=125)
+    with pytest.raises(ContainerStartError, match="runc did not terminate"):
+        start(fake)
+    assert len(fake.called("run")) == 3
+    names = {o for call in fake.called("run") for o in call if o.startswith("--name")}
+    assert len(names) == 1
+    assert len(fake.called("rm")) >= 2  # whatever there is of it must not be in its own way
+
+
 def test_an_image_whose_files_the_engine_does_not_see(fake: FakeCli) -> None:
     stderr = "Traceback …\nModuleNotFoundError: No module named 'rlm_guest'\n"
     fake.answer("run", stderr=stderr, exit_code=1)
