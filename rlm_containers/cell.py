@@ -37,7 +37,9 @@ class CellResult:
         final_answer: the content of ``answer`` if the cell left it marked ready.
         status: how the cell ended.
         lost: names of variables that were there before the cell and could not be restored after
-            its worker died.
+            its worker died; with ``"*"`` among them where nothing could be.
+        older: names of variables that were restored with what may be an older value, because the
+            last state file was damaged.
     """
 
     stdout: str
@@ -48,6 +50,7 @@ class CellResult:
     final_answer: str | None = None
     status: CellStatus = "ok"
     lost: tuple[str, ...] = field(default=())
+    older: tuple[str, ...] = field(default=())
 
 
 class OutputCollector:

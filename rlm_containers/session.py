@@ -31,6 +31,10 @@ _REPORT_TEXT = 2_000
 _LOCALS_COUNT = 1_000
 _LOCALS_TEXT = 200
 
+#: Variables that are named in one sentence of a cell's stderr, and characters for each.
+_LISTED = 50
+_LISTED_TEXT = 300
+
 #: Workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
 
@@ -59,6 +63,7 @@ class Outcome:
     final_answer: str | None = None
     notices: list[str] = field(default_factory=list)
     lost: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
 
     @property
     def stderr(self) -> str:
@@ -80,6 +85,7 @@ class Outcome:
             final_answer=self.final_answer,
             status=self.status,
             lost=self.lost,
+            older=self.older,
         )
 
 
@@ -202,8 +208,7 @@ class Session:
         while True:
             item_now = self._receive(outcome)
             if isinstance(item_now, Message) and item_now.content.get("op") == "ready":
-                outcome.notices += self._note_ready(item_now.content)
-                outcome.lost = tuple(variable.name for variable in self._unsaved)
+                self._note_restored(item_now.content, outcome)
                 return
             if isinstance(item_now, Event):
                 self._count(deaths := deaths + 1)
@@ -264,8 +269,34 @@ class Session:
             logger.warning("%s: the checkpoint failed: %s", self._container, error)
             self._unsaved = (UnsavedVariable("*", "", error),)
 
-    def _note_ready(self, content: dict[str, Any]) -> list[str]:
-        """Take note of a worker that is ready; what is to be said of its predecessor's death."""
+    def _note_restored(self, content: dict[str, Any], outcome: Outcome) -> None:
+        """Take note of a worker that has taken the place of another; say what became of what."""
+        before = self._locals
+        self._note_ready(content)
+        outcome.older = tuple(_names(content.get("older")))
+        damage = str(content.get("damage") or "")[:_REPORT_TEXT]
+        everything = any(variable.name == "*" for variable in self._unsaved)
+        if damage or everything:
+            # Of a file that cannot be read only the last answer still knows what was in it.
+            told = {variable.name for variable in self._unsaved}
+            self._unsaved += tuple(
+                UnsavedVariable(name, "", "it was in no other file")
+                for name in before
+                if name not in told and name not in self._locals
+            )
+        if damage and not everything:
+            older = _listed(outcome.older) if outcome.older else "none"
+            outcome.notices.append(
+                f"The checkpoint state.dill could not be used: {damage}. The variables are those "
+                f"of the one before it. These may be older than they were: {older}."
+            )
+        if self._unsaved:
+            lost = _listed([str(variable) for variable in self._unsaved], "; ")
+            outcome.notices.append(f"These variables are lost: {lost}.")
+        outcome.lost = tuple(variable.name for variable in self._unsaved)
+
+    def _note_ready(self, content: dict[str, Any]) -> None:
+        """Take note of a worker that is ready."""
         self.route = str(content.get("route"))[:20]
         if self._told["proxy"] and self.route == "pipe":
             logger.warning(
@@ -273,11 +304,14 @@ class Session:
                 self._container,
                 str(content.get("reason"))[:_REPORT_TEXT],
             )
+        if content.get("damage"):
+            logger.warning(
+                "%s: the checkpoint state.dill could not be used: %s",
+                self._container,
+                str(content["damage"])[:_REPORT_TEXT],
+            )
         self._locals = _strings(content.get("locals"))
         self._unsaved = _variables(content.get("lost"))
-        if self._unsaved:
-            return ["These variables are lost: " + "; ".join(map(str, self._unsaved)) + "."]
-        return []
 
     def _died(self, item: Event, outcome: Outcome) -> None:
         how = _death(item.content)
@@ -334,6 +368,18 @@ def _death(content: dict[str, Any]) -> str:
             return f"was killed by signal {number}"
     status = content.get("exit")
     return f"ended itself with status {status if isinstance(status, int) else 'unknown'}"
+
+
+def _names(value: object) -> list[str]:
+    """A list of names as the guest told it."""
+    names = value[:_REPORT_COUNT] if isinstance(value, list) else ()
+    return [str(name)[:_LOCALS_TEXT] for name in names]
+
+
+def _listed(words: Sequence[str], separator: str = ", ") -> str:
+    """The first of many words, and the number of the others."""
+    shown = separator.join(word[:_LISTED_TEXT] for word in words[:_LISTED])
+    return shown + (f"{separator}and {len(words) - _LISTED} more" if len(words) > _LISTED else "")
 
 
 def _strings(value: object) -> dict[str, str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import zlib
 
 from .loaded import Reference
+from .statefile import open_regular
 
 __all__ = ["BLOB_SIZE", "BlobStore"]
 
@@ -13,6 +15,7 @@ __all__ = ["BLOB_SIZE", "BlobStore"]
 BLOB_SIZE = 256 * 1024
 
 _FOLDER = ".blobs"
+_NAME = re.compile(r"\d{8,}\Z")
 
 
 class BlobStore:
@@ -29,9 +32,18 @@ class BlobStore:
         # By identity: the string, kept alive so that its id stays its own, and its reference.
         self.known: dict[int, tuple[object, Reference]] = {}
         self.used: set[int] = set()
+        self.files: set[str] = set()
         # While loading: two variables that share a string get the same one.
         self.fetched: dict[Reference, str | bytes] = {}
         self.next = 0
+
+    def adopt(self) -> None:
+        """Take over the files of an earlier worker, to be removed when they are not needed."""
+        try:
+            found = os.listdir(os.path.join(self.directory, _FOLDER))
+        except OSError:
+            return
+        self.files.update("{}/{}".format(_FOLDER, name) for name in found if _NAME.match(name))
 
     def begin(self) -> None:
         """Before a checkpoint: nothing is referred to yet."""
@@ -61,15 +73,27 @@ class BlobStore:
         except OSError:
             _remove(path)  # half of it would take the room that the next checkpoint needs
             raise
+        self.files.add(name)
         reference = (type(value).__name__, name, len(raw), zlib.crc32(raw))
         self.known[key] = (value, reference)
         return reference
 
-    def end(self) -> None:
-        """After a checkpoint: remove what it does not refer to."""
+    def end(self, needed: frozenset[str]) -> None:
+        """After a checkpoint: forget the strings that it does not refer to; see :meth:`sweep`."""
         for key in [key for key in self.known if key not in self.used]:
-            _, reference = self.known.pop(key)
-            _remove(os.path.join(self.directory, reference[1]))
+            del self.known[key]
+        self.sweep(needed)
+
+    def sweep(self, needed: frozenset[str]) -> None:
+        """Remove the files that nothing refers to.
+
+        Args:
+            needed: those that a state file refers to.
+        """
+        known = {reference[1] for _, reference in self.known.values()}
+        for name in self.files - needed - known:
+            self.files.discard(name)
+            _remove(os.path.join(self.directory, name))
 
     def fetch(self, reference: Reference) -> str | bytes:
         """The string that a reference stands for.
@@ -80,7 +104,7 @@ class BlobStore:
         if reference in self.fetched:
             return self.fetched[reference]
         kind, name, size, checksum = reference
-        with open(os.path.join(self.directory, name), "rb") as file:
+        with open_regular(os.path.join(self.directory, name)) as file:
             raw = file.read()
         if (len(raw), zlib.crc32(raw)) != (size, checksum):
             raise ValueError("{} is not what it was".format(name))

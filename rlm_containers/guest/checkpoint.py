@@ -1,7 +1,8 @@
-"""The file a session lives on in: ``state.dill``.
+"""What a session lives on in: ``state.dill``, written after every cell.
 
-After every cell all variables are written to a new file, which then takes the place of the old
-one by a rename: whoever dies when, there is one complete file.
+All variables are written to a new file, which then takes the place of the old one by a rename:
+whoever dies when, there is one complete file. The old one stays as ``state.dill.previous``, for the
+day when the new one turns out to be damaged (:mod:`rlm_guest.statepair`).
 
 For each variable that can be saved there is a record, a pickle of ``(name, value)``. All are
 written by one pickler and read by one unpickler, so that two variables which refer to the same
@@ -14,7 +15,8 @@ says ``x = 1`` must not cost what the context costs.
 
 from __future__ import annotations
 
-import os
+import errno
+import sys
 import types
 from collections.abc import Iterable
 from io import BufferedReader
@@ -25,7 +27,8 @@ from .interrupts import Interrupts
 from .loaded import LoadedFiles, Reference
 from .pickling import StatePickler, StateUnpickler
 from .shortforms import error_text, type_name
-from .statefile import Sink, Source, SpoolFile, read_index, write_index
+from .statefile import Sink, Source, SpoolFile, open_regular, read_index, write_index
+from .statepair import StatePair
 
 __all__ = ["Checkpoint"]
 
@@ -41,12 +44,13 @@ class Checkpoint:
     """
 
     def __init__(self, directory: str) -> None:
-        self.path = os.path.join(directory, "state.dill")
+        self.files = StatePair(directory)
         self.loaded = LoadedFiles(directory)
         self._blobs = BlobStore(directory)
-        # Length, checksum and inode of the file that is there: most cells of a conversation
-        # change little, and many change nothing.
-        self._written: tuple[int, int, int] | None = None
+        self._referred: set[str] = set()
+        # Length and checksum of the file that is there: most cells of a conversation change
+        # little, and many change nothing.
+        self._written: tuple[int, int] | None = None
 
     # Saving
 
@@ -57,29 +61,46 @@ class Checkpoint:
             ``{"unsaved": [[name, type, reason], …], "error": str | None}``; with an error, such
             as a full disk, the file before this one is still there.
         """
-        temporary = self.path + ".new"
+        variables = sorted(variables, key=_rank)
         try:
-            with SpoolFile(temporary) as file:
-                sink = Sink(file)
-                records, unsaved = self._write_records(sink, variables, interrupts)
-                write_index(sink, records, unsaved)
-                written = (sink.length, sink.checksum)
-                if (*written, _inode(self.path)) != self._written:
-                    file.commit(self.path)
-                    self._written = (*written, _inode(self.path))
+            try:
+                unsaved = self._write(variables, interrupts)
+            except OSError as error:
+                # A new file is worth more than one to go back to.
+                if error.errno not in _NO_ROOM or not self.files.drop_previous():
+                    raise
+                self._blobs.sweep(self.files.needed)
+                unsaved = self._write(variables, interrupts)
         except OSError as error:
             self._written = None
             return {"unsaved": [], "error": str(error)}
-        self._blobs.end()
-        self.loaded.end()
+        self._blobs.end(self.files.needed)
+        self.loaded.end(self.files.needed)
         return {"unsaved": unsaved, "error": None}
 
+    def _write(self, variables: list[tuple[str, Any]], interrupts: Interrupts) -> list[list[str]]:
+        with SpoolFile(self.files.path + ".new") as file:
+            sink = Sink(file)
+            records, unsaved = self._write_records(sink, variables, interrupts)
+            write_index(
+                sink,
+                records=records,
+                unsaved=unsaved,
+                files=sorted(self._referred),
+                superseded=sorted(self.loaded.superseded),
+            )
+            written = (sink.length, sink.checksum)
+            if written != self._written or not self.files.is_untouched():
+                self.files.advance(file, frozenset(self._referred))
+                self._written = written
+        return unsaved
+
     def _write_records(
-        self, sink: Sink, variables: Iterable[tuple[str, Any]], interrupts: Interrupts
+        self, sink: Sink, variables: list[tuple[str, Any]], interrupts: Interrupts
     ) -> tuple[list[list[Any]], list[list[str]]]:
         records: list[list[Any]] = []
         unsaved: list[list[str]] = []
-        variables = sorted(variables, key=_rank)
+        self._referred = set()
         self._blobs.begin()
         self.loaded.begin(value for _, value in variables)
         pickler = StatePickler(sink, self._refer)
@@ -97,7 +118,7 @@ class Checkpoint:
                 # Also KeyboardInterrupt and SystemExit: from a __reduce__ of the cell's own.
                 reason = error_text(error)
             else:
-                records.append([name, mark[0], type_name(value), known])
+                records.append([name, mark[0], type_name(value), known, sink.checksum])
                 continue
             sink.rewind(mark)
             pickler.forget(known)
@@ -108,40 +129,74 @@ class Checkpoint:
         """The reference that stands for a value, or ``None`` to save the value itself."""
         kind = type(value)
         if kind is dict or kind is list:
-            return self.loaded.refer(value) if self.loaded.documents else None
-        if (kind is not str and kind is not bytes) or len(value) < BLOB_SIZE:
+            reference = self.loaded.refer(value) if self.loaded.documents else None
+        elif (kind is not str and kind is not bytes) or len(value) < BLOB_SIZE:
             return None
-        try:
-            return self.loaded.refer(value) or self._blobs.refer(value)
-        except OSError as error:
-            raise _BlobError(*error.args) from error
+        else:
+            try:
+                reference = self.loaded.refer(value) or self._blobs.refer(value)
+            except OSError as error:
+                raise _BlobError(*error.args) from error
+        if reference is not None:
+            self._referred.add(reference[1])
+        return reference
 
     # Loading
 
-    def load(self, values: dict[str, Any]) -> list[list[str]]:
-        """Read ``state.dill``.
+    def load(self, values: dict[str, Any], *, last: bool = True) -> dict[str, Any]:
+        """Read ``state.dill``, or, where it cannot be read, the one before it.
 
         Args:
             values: where the variables go, one by one: restoring an object may run code of the
                 session's own, which looks for them there.
+            last: whether the last file may be tried at all, or only the one before.
 
         Returns:
-            ``[name, type, reason]`` for each that was there and is not now. Does not raise: a
-            file that cannot be read is reported as the loss of ``"*"``.
+            ``lost``: ``[name, type, reason]`` for each that was there and is not now. Does not
+            raise: where neither file can be read that is the loss of ``"*"``.
+            ``damage``: why the last file was not used; empty if it was.
+            ``older``: then, the names of those that may have had another value.
         """
+        self._blobs.adopt()
+        damage = "restoring it killed the interpreter"
+        if last:
+            try:
+                lost = self._load(self.files.path, values, from_previous=False)
+                return {"lost": lost, "damage": "", "older": []}
+            except Exception as error:
+                damage = error_text(error)
+        newer = _intact_index(self.files.path)
         try:
-            with open(self.path, "rb") as file:
-                index = read_index(file)
-                return self._read_records(file, index, values)
+            lost = self._load(self.files.previous, values, from_previous=True)
+        except FileNotFoundError:
+            lost = [["*", "", "state.dill cannot be read: {}".format(damage)]]
+            return {"lost": lost + _named(newer), "damage": damage, "older": []}
         except Exception as error:
-            return [["*", "", "state.dill cannot be read: {}".format(error_text(error))]]
+            reason = "state.dill cannot be read: {}; nor can state.dill.previous: {}".format(
+                damage, error_text(error)
+            )
+            return {"lost": [["*", "", reason], *_named(newer)], "damage": damage, "older": []}
+        older = _intact_index(self.files.previous)
+        known = {entry[0] for entry in lost} | {record[0] for record in older["records"]}
+        lost += [entry for entry in _named(newer) if entry[0] not in known]
+        return {"lost": lost, "damage": damage, "older": _changed(older, newer)}
+
+    def _load(self, path: str, values: dict[str, Any], *, from_previous: bool) -> list[list[str]]:
+        with open_regular(path) as file:
+            index = read_index(file)
+            lost = self._read_records(file, index, values)
+        self.loaded.superseded.update(index["superseded"])
+        self.files.note_restored(index, from_previous=from_previous)
+        return lost
 
     def _read_records(
         self, file: BufferedReader, index: dict[str, Any], values: dict[str, Any]
     ) -> list[list[str]]:
         lost = [list(entry) for entry in index["unsaved"]]
-        unpickler = StateUnpickler(Source(file), self._fetch)
-        for name, offset, kind, known in index["records"]:
+        same = index["python"][:2] == list(sys.version_info[:2])
+        foreign = None if same else ".".join(map(str, index["python"]))
+        unpickler = StateUnpickler(Source(file), self._fetch, foreign)
+        for name, offset, kind, known, _ in index["records"]:
             file.seek(offset)
             try:
                 _, values[name] = unpickler.load()
@@ -159,6 +214,10 @@ class Checkpoint:
         return self._blobs.fetch(reference)
 
 
+#: The disk is full, or what of it this user may use.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
 class _BlobError(OSError):
     """A blob could not be written, which is the disk's fault and not the variable's."""
 
@@ -169,8 +228,31 @@ def _rank(variable: tuple[str, Any]) -> int:
     return 0 if isinstance(value, types.ModuleType) else 1 if callable(value) else 2
 
 
-def _inode(path: str) -> int:
+def _intact_index(path: str) -> dict[str, Any]:
+    """The index of a state file that may be damaged elsewhere; an empty one if it is, too."""
     try:
-        return os.stat(path, follow_symlinks=False).st_ino
-    except OSError:
-        return -1
+        with open_regular(path) as file:
+            return read_index(file, whole=False)
+    except Exception:
+        return {"records": [], "unsaved": []}
+
+
+def _named(newer: dict[str, Any]) -> list[list[str]]:
+    """The variables of a file that is not used, each as lost."""
+    reason = "it was in no other file"
+    saved = [[record[0], record[2], reason] for record in newer["records"]]
+    return saved + [list(entry) for entry in newer["unsaved"]]
+
+
+def _changed(older: dict[str, Any], newer: dict[str, Any]) -> list[str]:
+    """The variables of the older file that may have another value in the newer.
+
+    As far as both are the same from their beginning, nothing has changed. After the first
+    difference a record with the same bytes may refer to something else.
+    """
+    same = 0
+    for before, after in zip(older["records"], newer["records"]):  # noqa: B905 - not in 3.9
+        if before != after:
+            break
+        same += 1
+    return [record[0] for record in older["records"][same:]]

@@ -20,6 +20,8 @@ from array import array
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from .statefile import open_regular
+
 __all__ = ["LoadedFiles", "Reference"]
 
 #: What stands for a value in a checkpoint: ``("text", file, size, checksum)`` or
@@ -35,6 +37,10 @@ class LoadedFiles:
 
     Args:
         directory: the workspace.
+
+    Attributes:
+        superseded: files whose variable has been loaded from another since. Each is removed as soon
+            as no state file refers to it any more.
     """
 
     def __init__(self, directory: str) -> None:
@@ -46,21 +52,28 @@ class LoadedFiles:
         self.stamps: dict[str, tuple[int, int]] = {}
         self.parsed: dict[Reference, Any] = {}
 
-    def add(self, value: Any, file: str, superseded: str | None = None) -> None:
-        """Note that ``value`` is what ``file`` holds.
+    def read(self, file: str) -> bytes:
+        """The contents of a file of the workspace.
 
-        Args:
-            value: what was loaded.
-            file: the name of its file, used for nothing before.
-            superseded: the file that the same variable was loaded from before. It is removed
-                as soon as no checkpoint refers to it any more.
+        Raises:
+            OSError: it cannot be read, or is no regular file.
         """
-        if superseded is not None:
-            self.superseded.add(superseded)
+        with open_regular(os.path.join(self.directory, file)) as source:
+            return source.read()
+
+    def add(self, value: Any, file: str) -> None:
+        """Note that ``value`` is what ``file`` holds, which nothing else was loaded from."""
         if isinstance(value, str):
             self.texts[id(value)] = (value, file)
         else:
             self.documents[id(value)] = _Document(value, file)
+
+    def file_of(self, value: Any) -> str | None:
+        """The file that a value was loaded from, if it was."""
+        key = id(value)
+        if key in self.texts:
+            return self.texts[key][1]
+        return self.documents[key].file if key in self.documents else None
 
     def begin(self, values: Iterable[Any]) -> None:
         """Before a checkpoint: forget what has changed, and what no variable holds any more."""
@@ -71,11 +84,15 @@ class LoadedFiles:
             if key not in held or not document.unchanged():
                 del self.documents[key]
 
-    def end(self) -> None:
-        """After a checkpoint: remove superseded files that it does not refer to."""
+    def end(self, needed: frozenset[str]) -> None:
+        """After a checkpoint: remove superseded files that no state file refers to.
+
+        Args:
+            needed: those that one refers to.
+        """
         used = {file for _, file in self.texts.values()}
         used.update(document.file for document in self.documents.values())
-        for file in self.superseded - used:
+        for file in self.superseded - used - needed:
             self.superseded.discard(file)
             try:
                 os.unlink(os.path.join(self.directory, file))
@@ -103,8 +120,7 @@ class LoadedFiles:
         key = reference[:4]
         if key not in self.parsed:
             kind, file, size, checksum = key
-            with open(os.path.join(self.directory, file), "rb") as source:
-                raw = source.read()
+            raw = self.read(file)
             if (len(raw), zlib.crc32(raw)) != (size, checksum):
                 raise ValueError("{} is not what it was".format(file))
             text = raw.decode("utf-8", "surrogatepass")
@@ -120,7 +136,7 @@ class LoadedFiles:
         """The size and checksum of a file, read once: at the checkpoint after it was loaded."""
         if file not in self.stamps:
             size = checksum = 0
-            with open(os.path.join(self.directory, file), "rb") as source:
+            with open_regular(os.path.join(self.directory, file)) as source:
                 while True:
                     chunk = source.read(1 << 20)
                     if not chunk:

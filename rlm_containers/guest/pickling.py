@@ -113,14 +113,29 @@ class StateUnpickler(dill.Unpickler):  # type: ignore[misc]
     Args:
         source: where the bytes come from.
         fetch: gives the value that a reference stands for.
+        foreign: the version of Python that the file is of, where that is another than this one.
     """
 
-    def __init__(self, source: Source, fetch: Callable[[Reference], Any]) -> None:
+    def __init__(
+        self, source: Source, fetch: Callable[[Reference], Any], foreign: str | None = None
+    ) -> None:
         # ignore: dill would else guess a class by its name for instances of __main__'s classes.
         super().__init__(source, ignore=True)
         self._source = source
         self._fetch = fetch
+        self._foreign = foreign
         self._kept: dict[int, Any] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What is imported by name."""
+        if self._foreign and name == "_create_code" and module.startswith("dill"):
+            # dill would make it fit, and then it would run as whatever the bytes mean here.
+            raise pickle.UnpicklingError(
+                "its code is Python {}'s, and this is {}.{}.{}".format(
+                    self._foreign, *sys.version_info[:3]
+                )
+            )
+        return super().find_class(module, name)
 
     def persistent_load(self, pid: Any) -> Any:
         return self._kept[pid] if isinstance(pid, int) else self._fetch(_tuple(json.loads(pid)))
@@ -133,7 +148,7 @@ class StateUnpickler(dill.Unpickler):  # type: ignore[misc]
         read but not be set, so the new one is made to fill its own: by a pickle that names each
         object and numbers it.
         """
-        successor = StateUnpickler(self._source, self._fetch)
+        successor = StateUnpickler(self._source, self._fetch, self._foreign)
         memo = self.memo.copy()
         successor._kept = {n: obj for n, obj in memo.items() if n < known or _is_whole(obj)}
         program = io.BytesIO()

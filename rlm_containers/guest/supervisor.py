@@ -29,6 +29,10 @@ _CHUNK = 65536
 #: printing must not hold the answer back.
 _DRAIN = 4 * _CHUNK
 
+#: How a worker begins: with the checkpoint or, where restoring kills it, with the one before that,
+#: or with nothing.
+_MODES = ("restore", "previous", "fresh")
+
 
 class Supervisor:
     """The loop between host and worker.
@@ -59,12 +63,12 @@ class Supervisor:
         self.poll.register(wake, select.POLLIN)
         # Shared with the worker, and there when it is not any more: see Worker.
         self.progress = mmap.mmap(-1, 16)
-        self.start_worker("restore")
+        self.start_worker(_MODES[0])
 
     # The worker
 
     def start_worker(self, mode: str) -> None:
-        """Fork a worker. ``mode`` is ``"restore"`` or, where that kills it, ``"fresh"``."""
+        """Fork a worker. ``mode`` is how it begins, one of :data:`_MODES`."""
         self.control, control = socket.socketpair()
         self.call_socket, call_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.stdout, stdout = os.pipe()
@@ -109,12 +113,12 @@ class Supervisor:
             int.from_bytes(self.progress[:8], "big"), int.from_bytes(self.progress[8:], "big")
         )
         self.failures = 0 if self.answered else self.failures + 1
-        if self.failures > 2:
+        if self.failures >= len(_MODES):
             self.send(wire.EVENT, b'{"event": "failed", ' + how.encode() + b"}")
             os._exit(71)
         self.send(wire.EVENT, b'{"event": "died", ' + how.encode() + b"}")
         # A worker that dies before its first answer died of what it restored.
-        self.start_worker("fresh" if self.failures else "restore")
+        self.start_worker(_MODES[self.failures])
 
     def forget(self, descriptor: int) -> None:
         """Poll it no longer: poll() reports a closed end for ever, whatever one asks it for."""

@@ -36,7 +36,8 @@ class Worker:
     Args:
         control: frames from and to the supervisor.
         calls: for calls to the host over the pipe, see :mod:`rlm_guest.lm`.
-        mode: ``"restore"`` to go on from the checkpoint, ``"fresh"`` to begin with nothing.
+        mode: ``"restore"`` to go on from the checkpoint, ``"previous"`` from the one before it,
+            ``"fresh"`` to begin with nothing.
         progress: memory that the supervisor sees too: the numbers, 8 bytes each, of the last
             request whose checkpoint is written and of the last that was begun.
     """
@@ -124,7 +125,7 @@ class Worker:
         self.namespace.begin(request.get("scaffold", True))
         if request.get("tools"):
             self.bind_tools(request["tools"])
-        report: dict[str, Any] = {"lost": []}
+        report: dict[str, Any] = {"lost": [], "damage": "", "older": []}
         if request["expected"] or os.path.lexists(os.path.join(WORKSPACE, "state.dill")):
             report = self.restore()
         for item in request.get("kept", ()):
@@ -156,14 +157,17 @@ class Worker:
         return self.checkpoint
 
     def restore(self) -> dict[str, Any]:
-        """Load the checkpoint; which variables are lost, and why."""
+        """Load the checkpoint; which variables are lost or older, and why."""
         if self.mode == "fresh":
-            return {"lost": [["*", "", "restoring the checkpoint killed the interpreter"]]}
+            lost = [["*", "", "restoring the checkpoint killed the interpreter"]]
+            return {"lost": lost, "damage": "", "older": []}
         checkpoint = self.open_checkpoint()
         with self.streams.silenced(), workspace_modules():
-            lost = checkpoint.load(self.namespace.values)
+            report: dict[str, Any] = checkpoint.load(
+                self.namespace.values, last=self.mode == "restore"
+            )
         self.reported = {}  # what the next checkpoint has to say is news in any case
-        return {"lost": lost}
+        return report
 
     # Cells
 
@@ -200,17 +204,20 @@ class Worker:
 
     def load(self, request: dict[str, Any]) -> str:
         """Bind a variable to the contents of a file that the host put into the workspace."""
-        path = os.path.join(WORKSPACE, request["file"])
-        with open(path, "rb") as file:
-            raw = file.read()
+        loaded = self.open_checkpoint().loaded
+        raw = loaded.read(request["file"])
         text = raw.decode("utf-8", "surrogatepass")
         value = text if request["kind"] == "text" else json.loads(text)
         name = request["name"]
         if request.get("keep"):
             self.namespace.history_is_kept = True
             self.namespace.history = value
+        # Not only what the host takes it to be: a damaged checkpoint may have brought an older one.
+        before = loaded.file_of(self.namespace.values.get(name))
         self.namespace.values[name] = value
-        self.open_checkpoint().loaded.add(value, request["file"], request["superseded"])
+        for superseded in {before, request["superseded"]} - {None, request["file"]}:
+            loaded.superseded.add(superseded)
+        loaded.add(value, request["file"])
         return "ok"
 
     def finish(self, number: int, status: str) -> None:

@@ -59,8 +59,12 @@ def test_files_of_dropped_strings_go(boxes: Boxes) -> None:
     for _ in range(5):
         run(box, "a = a + 'z'")
     settle(box)
+    assert len(files()) == 3  # one is what the checkpoint before had
+    run(box, "n = 1")
+    settle(box)
     assert len(files()) == 2
     run(box, "del a, b")
+    run(box, "n = 2")
     settle(box)
     assert files() == []
 
