@@ -261,5 +261,5 @@ class LocalRuntime(Runtime):
     def host_route(self) -> HostRoute | None:
         return self.route
 
-    def workspace_user(self) -> tuple[int, int]:
+    def workspace_user(self, user: tuple[int, int] | None = None) -> tuple[int, int]:
         return os.getuid(), os.getgid()
