@@ -114,7 +114,7 @@ def _refusal(
     waiver = ", ".join(f"{name}=None" for name in ignored)
     return UnsupportedByEngineError(
         f'isolation="strict" wants limits that hold, and {info.engine} does not enforce '
-        f"{' and '.join(ignored)}: {'; '.join(dict.fromkeys(ignored.values()))}.",
+        f"{_listed(list(ignored))}: {'; '.join(dict.fromkeys(ignored.values()))}.",
         remedy=f"Use another engine, or go without: {waiver}."
         + (_DELEGATE if info.rootless and info.cgroup_version == 2 else ""),
         container=container,
@@ -136,12 +136,16 @@ def _tell(
             reasons = "; ".join(dict.fromkeys(ignored[name] for name in names))
             logger.log(
                 level,
-                "%s: %s will not be enforced: of %s, %s",
+                "%s: %s will not be enforced by %s: %s",
                 container,
-                " and ".join(names),
+                _listed(names),
                 info.engine,
                 reasons,
             )
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def memory_death(report: object) -> str:
