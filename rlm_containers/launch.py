@@ -168,23 +168,25 @@ class Launch:
         # Unless the user's own arguments have relative paths in them.
         return None if _has_relative_path(self.options.run_args) else self.workspace.path
 
-    def memory_loss(self, since: float) -> str:
-        """How the whole container was killed for its memory; empty if it was not.
+    def memory_loss(self, since: float) -> str | None:
+        """How the whole container was killed for its memory.
 
         Args:
             since: seconds of the epoch; what was before is not meant.
+
+        Returns:
+            A clause; empty if it was not, and ``None`` if nobody knows.
         """
         try:
             # A second for an engine that stamps with a clock of its own.
             lost = self.runtime.ran_out_of_memory(self.name, since - 1, self.directory)
         except ContainersError:
-            return ""  # the engine may be gone as well
-        if lost is False:
-            return ""
+            return None  # the engine may be gone as well
+        if not lost:
+            return None if lost is None else ""
         limit = self.limits.memory
-        perhaps = "" if lost else ", perhaps"
         may = f": it may use no more than {format_size(limit)} (memory=…)" if limit else ""
-        return f"it was killed{perhaps} for its memory{may}"
+        return f"it was killed for its memory{may}"
 
     def _start_error(
         self, spec: ContainerSpec, closed: Closed, bundle: guest.Bundle, started: float

@@ -95,8 +95,7 @@ class Session:
             functions of the host; the variables that belong to the host, each as the ``load``
             request that binds it; and the names of those that are not to be bound anew.
         max_output: characters to keep of each output stream of a cell.
-        memory_loss: says how the container was killed for its memory since some time; empty if it
-            was not.
+        memory_loss: says how the container was killed for its memory, see :class:`Launch`.
 
     Attributes:
         route: how the guest reaches the language model.
@@ -107,12 +106,11 @@ class Session:
         channel: Channel,
         told: dict[str, Any],
         max_output: int,
-        memory_loss: Callable[[float], str] = lambda since: "",
+        memory_loss: Callable[[float], str | None] = lambda since: None,
     ) -> None:
         self.channel = channel
         self._memory_loss = memory_loss
         self._answered = time.time()
-        self._loss: str | None = None
         self.route = "none"
         self._told = told
         self._max_output = max_output
@@ -334,15 +332,17 @@ class Session:
 
     def _lost(self, closed: Closed) -> SandboxLostError:
         why = closed.reason or f"its program ended with status {closed.exit_code}"
-        if closed.exit_code == KILLED and not closed.reason and self._loss is None:
-            # Asked once: it is the same loss however often it is met.
-            self._loss = self._memory_loss(self._answered)
+        remedy = "Make a new Sandbox. Was it removed by someone, or its engine stopped?"
+        if closed.exit_code == KILLED and not closed.reason:
+            loss = self._memory_loss(self._answered)
+            if loss:
+                why, remedy = loss, "Make a new Sandbox."
+            elif loss is None:
+                why += ", perhaps killed for its memory"
         said = closed.stderr.strip()
         return SandboxLostError(
-            f"The container is gone: {self._loss or why}." + (f" It said: {said}" if said else ""),
-            remedy="Make a new Sandbox."
-            if self._loss
-            else "Make a new Sandbox. Was it removed by someone, or its engine stopped?",
+            f"The container is gone: {why}." + (f" It said: {said}" if said else ""),
+            remedy=remedy,
             container=self._container,
         )
 
