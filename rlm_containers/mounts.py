@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def _split(text: str) -> tuple[Path, str, bool]:
 
 
 def _check_target(target: str) -> None:
-    if not target.startswith("/") or posixpath.normpath(target) != target or target == "/":
+    clean = posixpath.normpath(target)  # which leaves two leading slashes as they are
+    if clean != target or not re.match("/[^/]", target) or not target.isprintable():
         raise OptionError(
             f"mounts must have absolute targets below /, without . and .. in them, not {target!r}."
         )

@@ -32,6 +32,9 @@ _REPORT_TEXT = 2_000
 _LOCALS_COUNT = 1_000
 _LOCALS_TEXT = 200
 
+#: Sentences in a cell's stderr on what the kernel killed: a guest can say so without end.
+_NOTICES = 10
+
 #: Workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
 
@@ -255,7 +258,9 @@ class Session:
                 raise self._lost(item)
             elif isinstance(item, Event) and item.content.get("event") == "killed":
                 how = memory_death(item.content.get("memory"))
-                outcome.notices.append(f"A process that a cell started {how}.")
+                notice = f"A process that a cell started {how}."
+                if notice not in outcome.notices and len(outcome.notices) < _NOTICES:
+                    outcome.notices.append(notice)
             else:
                 if isinstance(item, Message) and item.content.get("op") == "saved":
                     self._note_saved(item.content)

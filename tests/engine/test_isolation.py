@@ -17,7 +17,7 @@ from rlm_containers.errors import OptionError, UnsupportedByEngineError
 from rlm_containers.sandbox import LABEL
 from tests.conftest import MakeBox
 from tests.engine.test_limits import enforces
-from tests.support import Engine, eventually, execute, printed, warnings_of
+from tests.support import Engine, eventually, printed, warnings_of
 
 #: Whom a container may run as: any, where root may give a directory away or Podman maps ids.
 SOMEBODY = os.getuid() or 1234
@@ -282,7 +282,7 @@ def test_an_internal_network(
         box = make_box(network="internal", lm=str.upper)
     except UnsupportedByEngineError as error:
         assert 'network="none"' in error.remedy  # noqa: PT017
-        assert engine.name != "docker"  # noqa: PT017 - with root it can
+        assert engine.name != "docker"
         assert not ours(engine, os.getpid())
         return
     (network,) = ours(engine, os.getpid())
