@@ -5,8 +5,17 @@ from rlm_containers.errors import ContainersError
 from rlm_containers.lm.broker import LMCall
 from rlm_containers.options import SandboxOptions
 from rlm_containers.sandbox import Sandbox
+from runtimes import Mount
 
-__all__ = ["CellResult", "ContainersError", "LMCall", "Sandbox", "SandboxOptions", "register"]
+__all__ = [
+    "CellResult",
+    "ContainersError",
+    "LMCall",
+    "Mount",
+    "Sandbox",
+    "SandboxOptions",
+    "register",
+]
 
 __version__ = "0.1.0"
 

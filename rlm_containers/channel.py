@@ -21,7 +21,10 @@ from rlm_containers.errors import SandboxLostError
 from rlm_containers.guest import wire
 from runtimes import ContainerProcess
 
-__all__ = ["Channel", "Closed", "Event", "Message", "Output"]
+__all__ = ["KILLED", "Channel", "Closed", "Event", "Message", "Output"]
+
+#: The exit status of a client whose container was ended by SIGKILL.
+KILLED = 128 + 9
 
 #: Bytes of the container's standard error, where the engine's client speaks too, that are kept.
 _STDERR_KEPT = 16_384

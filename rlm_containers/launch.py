@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from rlm_containers import bundle as guest
 from rlm_containers import workspace as workspaces
-from rlm_containers.channel import Channel, Closed, Event
+from rlm_containers.channel import KILLED, Channel, Closed, Event
 from rlm_containers.errors import (
     ContainersError,
     ContainerStartError,
@@ -18,9 +21,11 @@ from rlm_containers.errors import (
     ImageNotFoundError,
     SandboxStartError,
 )
+from rlm_containers.limits import Limits
 from rlm_containers.options import SandboxOptions
+from rlm_containers.sizes import format_size
 from rlm_containers.workspace import Workspace
-from runtimes import ContainerSpec, Mount, Runtime
+from runtimes import ContainerSpec, GpuRequest, InternalNetwork, Mount, Runtime
 
 __all__ = ["HOST_ALIAS", "Launch"]
 
@@ -51,6 +56,8 @@ class Launch:
     Attributes:
         runtime: the engine.
         options: what the sandbox is to be.
+        limits: how much of everything it may use.
+        network: what it can reach.
         workspace: the directory for its ``/workspace``.
         name: the container's name.
         labels: the container's labels.
@@ -60,6 +67,8 @@ class Launch:
 
     runtime: Runtime
     options: SandboxOptions
+    limits: Limits
+    network: Literal["bridge", "none"] | InternalNetwork
     workspace: Workspace
     name: str
     labels: Mapping[str, str]
@@ -84,6 +93,7 @@ class Launch:
         interpreters = list(_INTERPRETERS)
         while True:
             spec = self._spec(interpreters[0], bundle)
+            started = time.time()
             process = self.runtime.open(spec)
             self.watch(process.pid)
             channel = Channel(process, self.on_call)
@@ -98,7 +108,7 @@ class Launch:
             if _NO_PROGRAM.search(greeting.stderr) and len(interpreters) > 1:
                 interpreters.pop(0)
                 continue
-            error = self._start_error(spec, greeting, bundle)
+            error = self._start_error(spec, greeting, bundle, started)
             if isinstance(error, ImageNotFoundError) and not pulled:
                 # Only now: asking first would cost every start a call of the engine.
                 pulled = True
@@ -132,7 +142,9 @@ class Launch:
                 return str(item.content.get("python"))[:20]
 
     def _spec(self, interpreter: str, bundle: guest.Bundle) -> ContainerSpec:
-        options = self.options
+        options, limits = self.options, self.limits
+        strict = options.isolation == "strict"
+        assert options.gpus is None or isinstance(options.gpus, GpuRequest)
         return ContainerSpec(
             image=options.image,
             command=(interpreter, "-c", bundle.boot),
@@ -141,20 +153,54 @@ class Launch:
             mounts=(
                 Mount(source=bundle.path, target=guest.TARGET, shared=True),
                 Mount(source=self.workspace.path, target=workspaces.TARGET, read_only=False),
+                *options.mounts,
             ),
             # A home that exists and is writable, whoever the user is in the image.
             env={"HOME": workspaces.TARGET},
             workdir=workspaces.TARGET,
-            network=options.network,
+            user=options.user,
+            network=self.network,
             host_alias=HOST_ALIAS,
-            memory=options.memory,
-            pids=options.pids,
-            # Unless the user's own arguments may have relative paths in them.
-            directory=None if options.run_args else self.workspace.path,
+            read_only=strict,
+            tmpfs={"/tmp": limits.tmp} if limits.tmp else {},  # noqa: S108
+            memory=limits.memory,
+            cpus=limits.cpus,
+            pids=limits.pids,
+            disk=limits.disk,
+            gpus=options.gpus,
+            directory=self.directory,
             extra_args=options.run_args,
         )
 
-    def _start_error(self, spec: ContainerSpec, closed: Closed, bundle: guest.Bundle) -> Exception:
+    @property
+    def directory(self) -> Path | None:
+        """Where the engine's client runs: beside what it leaves there, if anything."""
+        # Unless the user's own arguments have relative paths in them.
+        return None if _has_relative_path(self.options.run_args) else self.workspace.path
+
+    def memory_loss(self, since: float) -> str | None:
+        """How the whole container was killed for its memory.
+
+        Args:
+            since: seconds of the epoch; what was before is not meant.
+
+        Returns:
+            A clause; empty if it was not, and ``None`` if nobody knows.
+        """
+        try:
+            # A second for an engine that stamps with a clock of its own.
+            lost = self.runtime.ran_out_of_memory(self.name, since - 1, self.directory)
+        except ContainersError:
+            return None  # the engine may be gone as well
+        if not lost:
+            return None if lost is None else ""
+        limit = self.limits.memory
+        may = f": it may use no more than {format_size(limit)} (memory=…)" if limit else ""
+        return f"it was killed for its memory{may}"
+
+    def _start_error(
+        self, spec: ContainerSpec, closed: Closed, bundle: guest.Bundle, started: float
+    ) -> Exception:
         needed = ".".join(str(part) for part in bundle.python)
         if closed.exit_code == guest.TOO_OLD:
             return GuestPythonError(
@@ -182,9 +228,22 @@ class Launch:
                 remedy=f"Does `{spec.image}` print something when Python starts?",
                 container=self.name,
             )
+        if closed.exit_code == KILLED and (loss := self.memory_loss(started)):
+            return SandboxStartError(
+                f"The guest did not come up; {loss}.",
+                remedy="Raise memory=….",
+                container=self.name,
+            )
         error = self.runtime.start_error(spec, closed.exit_code, closed.stderr)
         assert isinstance(error, ContainersError)
         return error
+
+
+def _has_relative_path(arguments: Sequence[str]) -> bool:
+    words = [word for argument in arguments for word in re.split("[=:,]", argument)]
+    return any(
+        word and not word.startswith("/") and os.path.lexists(word) for word in words
+    ) or any(argument.startswith(("--cidfile", "--pidfile")) for argument in arguments)
 
 
 def _last_line(text: str) -> str:

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, TypedDict
 
+from rlm_containers.conflicts import check_conflicts
 from rlm_containers.errors import OptionError
-from runtimes import Runtime
+from rlm_containers.mounts import user_mounts
+from rlm_containers.sizes import AUTO, parse_size
+from runtimes import GpuRequest, Mount, Runtime
 
-__all__ = ["DEFAULT_IMAGE", "OptionArguments", "SandboxOptions", "unknown_option"]
+__all__ = ["DEFAULT_IMAGE", "Network", "OptionArguments", "SandboxOptions", "unknown_option"]
 
 DEFAULT_IMAGE = "python:3.11-slim"
+
+#: What a container can reach.
+Network = Literal["bridge", "none", "internal"]
+
+#: Less does not hold an interpreter; nor are there so few processes in a container.
+_LEAST_MEMORY = 32 * 1024**2
+_LEAST_PIDS = 16
+_LEAST_DISK = 1024**2
 
 
 class OptionArguments(TypedDict, total=False):
     """The keyword arguments that a sandbox takes besides its image, for type checkers."""
 
     runtime: str | Runtime | None
-    network: Literal["bridge", "none"]
+    isolation: Literal["default", "strict"]
+    network: Network | None
     env: Mapping[str, str]
-    memory: int | None
-    pids: int | None
+    mounts: Iterable[str | Mount]
+    user: str | None
+    memory: int | str | None
+    cpus: float | None
+    pids: int | str | None
+    disk: int | str | None
+    gpus: Literal["all"] | int | Iterable[str | int] | None
     run_args: Iterable[str]
     start_timeout: float
     lm_timeout: float
@@ -38,14 +56,37 @@ class SandboxOptions:
     Attributes:
         image: the image reference. Needs Python 3.9 or later in it, nothing else.
         runtime: the engine, as for :func:`runtimes.get_runtime`; ``None`` finds one.
+        isolation: ``"default"``: no capabilities, no new privileges, an unprivileged user, and
+            nothing of the host's to write to but the workspace. ``"strict"``: besides, no network,
+            a root file system that can only be read, a ``/tmp`` in memory, and limits that hold:
+            an engine that cannot enforce one is refused.
         network: ``"bridge"``: the engine's default network. ``"none"``: no network;
-            ``llm_query`` works all the same, over the container's pipe.
+            ``llm_query`` works all the same, over the container's pipe. ``"internal"``: this host
+            can be reached, with the proxy on it, and nothing beyond it. ``None``: what the
+            isolation says, which is ``"bridge"`` or, where it is strict, ``"none"``.
         env: environment variables for the cells. They travel over the pipe and may be secret;
             what the interpreter reads as it starts (``PYTHONHASHSEED``) comes too late that way
             and belongs into the image.
-        memory: the most memory the container may use, in bytes; ``None`` for no limit.
-        pids: the most processes and threads it may have; ``None`` for no limit.
-        run_args: further arguments for the engine's ``run``. Nothing is checked in them.
+        mounts: directories and files of this host for the container to see: each a
+            :class:`~runtimes.spec.Mount`, ``"source:target"`` or ``"source:target:rw"``. Kept as
+            mounts with their symlinks resolved.
+        user: ``"UID:GID"`` or ``"UID"`` to run as in the container, where it can write to the
+            workspace; the GID is the same number if it is left out. ``None`` for an unprivileged
+            user that can.
+        memory: the most memory the container may use, without any swap: bytes, at least 32 MiB,
+            or a string such as ``"512m"`` or ``"2g"``. ``"auto"``: half of what the engine's
+            machine has, if the engine enforces it. ``None`` for no limit.
+        cpus: the processors' time that it may use: ``0.5`` is half a processor's; ``None`` for
+            no limit.
+        pids: the most processes and threads it may have, at least 16. ``"auto"``: 1024, if the
+            engine enforces it. ``None`` for no limit.
+        disk: the most it may write outside the workspace, in bytes or as a string, at least 1 MiB,
+            which few engines can enforce; and with strict isolation all can, for that is
+            ``/tmp``, kept in memory. Also the largest that any single file may be, in the workspace
+            too. All files of the workspace together are not limited. ``None`` for no limit.
+        gpus: the GPUs that it may use: ``"all"``, how many, or a list of their indices or UUIDs.
+        run_args: further arguments for the engine's ``run``. Nothing is checked in them but that
+            they do not contradict what is said here.
         start_timeout: seconds until a container must be up, pulling its image not counted.
         lm_timeout: seconds to wait for one answer of the LM Handler.
         max_output: characters that are kept of each of a cell's two output streams.
@@ -53,17 +94,31 @@ class SandboxOptions:
 
     image: str = DEFAULT_IMAGE
     runtime: str | Runtime | None = None
-    network: Literal["bridge", "none"] = "bridge"
+    isolation: Literal["default", "strict"] = "default"
+    network: Network | None = None
     env: Mapping[str, str] = field(default_factory=dict)
-    memory: int | None = None
-    pids: int | None = None
+    mounts: tuple[Mount, ...] = ()
+    user: str | None = None
+    memory: int | str | None = AUTO
+    cpus: float | None = None
+    pids: int | str | None = AUTO
+    disk: int | str | None = None
+    gpus: GpuRequest | Literal["all"] | int | Iterable[str | int] | None = None
     run_args: tuple[str, ...] = ()
     start_timeout: float = 60.0
     lm_timeout: float = 600.0
     max_output: int = 1_000_000
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "run_args", _words(self.run_args))
+        for name, value in (
+            ("run_args", _sequence("run_args", "a list of strings", self.run_args)),
+            ("mounts", user_mounts(_sequence("mounts", "a list of mounts", self.mounts))),
+            ("memory", parse_size(self.memory)),
+            ("disk", parse_size(self.disk)),
+            ("user", _with_group(self.user)),
+            ("gpus", _gpu_request(self.gpus)),
+        ):
+            object.__setattr__(self, name, value)
         if isinstance(self.env, Mapping):
             object.__setattr__(self, "env", dict(self.env))  # the caller's may change
         for name, expected, good in (
@@ -73,10 +128,39 @@ class SandboxOptions:
                 'a name such as "podman", a path or a Runtime',
                 self.runtime is None or isinstance(self.runtime, (str, Runtime)),
             ),
-            ("network", '"bridge" or "none"', self.network in ("bridge", "none")),
+            ("isolation", '"default" or "strict"', self.isolation in ("default", "strict")),
+            (
+                "network",
+                '"bridge", "none", "internal" or None',
+                self.network in ("bridge", "none", "internal", None),
+            ),
             ("env", "a mapping of strings to strings", _is_environment(self.env)),
-            ("memory", "a number of bytes or None", _is_count(self.memory)),
-            ("pids", "a number or None", _is_count(self.pids)),
+            ("user", '"UID" or "UID:GID", in numbers, or None', _is_user(self.user)),
+            (
+                "memory",
+                'a number of bytes, at least 32 MiB, a string such as "2g", "auto" or None',
+                self.memory == AUTO or _is_count(self.memory, _LEAST_MEMORY),
+            ),
+            (
+                "cpus",
+                "a number of processors, at least 0.01, or None",
+                self.cpus is None or (_is_positive(self.cpus) and self.cpus >= 0.01),
+            ),
+            (
+                "pids",
+                'a number of processes, at least 16, "auto" or None',
+                self.pids == AUTO or _is_count(self.pids, _LEAST_PIDS),
+            ),
+            (
+                "disk",
+                'a number of bytes, at least 1 MiB, a string such as "2g" or None',
+                _is_count(self.disk, _LEAST_DISK),
+            ),
+            (
+                "gpus",
+                '"all", a number, a list of indices or UUIDs, or None',
+                self.gpus is None or isinstance(self.gpus, GpuRequest),
+            ),
             ("run_args", "a list of strings", all(map(_is_text, self.run_args))),
             ("start_timeout", "a number of seconds", _is_positive(self.start_timeout)),
             ("lm_timeout", "a number of seconds", _is_positive(self.lm_timeout)),
@@ -91,6 +175,17 @@ class SandboxOptions:
         if self.image.startswith("-"):
             # It would be read as an option of `run`.
             raise _wrong("image", "the name of an image", self.image)
+        check_conflicts(vars(self))
+
+    @property
+    def effective_network(self) -> Network:
+        """The network, also where ``network`` leaves it to the isolation."""
+        return self.network or ("none" if self.isolation == "strict" else "bridge")
+
+    @property
+    def plain_network(self) -> Literal["bridge", "none"]:
+        """The same where it is one that the engine has already."""
+        return "none" if self.effective_network == "none" else "bridge"
 
     @classmethod
     def from_arguments(cls, arguments: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
@@ -126,10 +221,39 @@ def _wrong(name: str, expected: str, value: object) -> OptionError:
     return OptionError(f"{name} must be {expected}, not {shown}.")
 
 
-def _words(value: object) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise _wrong("run_args", "a list of strings", value)
+def _sequence(name: str, expected: str, value: object) -> tuple[Any, ...]:
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise _wrong(name, expected, value)
     return tuple(value)
+
+
+def _with_group(user: object) -> object:
+    return f"{user}:{user}" if isinstance(user, str) and user.isdigit() else user
+
+
+def _gpu_request(value: object) -> object:
+    """What a value that is right asks for; any other as it is."""
+    if value == "all":
+        return GpuRequest()
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return GpuRequest(count=value)
+    if isinstance(value, (list, tuple)) and value:
+        ids = [str(item) if type(item) is int and item >= 0 else item for item in value]
+        if all(isinstance(item, str) and _GPU.fullmatch(item) for item in ids):
+            return GpuRequest(ids=tuple(ids))
+    return value
+
+
+#: An index, a UUID of a GPU or of a part of one (``MIG-…``), or an index of a part: ``0:1``.
+_GPU = re.compile(r"[0-9A-Za-z][0-9A-Za-z:-]*")
+
+
+def _is_user(value: object) -> bool:
+    if value is None:
+        return True
+    match = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", value) if isinstance(value, str) else None
+    # The highest number means "no change" to the kernel.
+    return match is not None and max(int(match[1]), int(match[2])) < 2**32 - 1
 
 
 def _is_text(value: object) -> bool:
@@ -148,8 +272,10 @@ def _is_environment(value: object) -> bool:
     )
 
 
-def _is_count(value: object) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+def _is_count(value: object, least: int = 1) -> bool:
+    return value is None or (
+        isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+    )
 
 
 def _is_positive(value: object) -> bool:

@@ -26,16 +26,18 @@ from rlm_containers.errors import (
 )
 from rlm_containers.guest import wire
 from rlm_containers.launch import HOST_ALIAS, Launch
+from rlm_containers.limits import Limits
 from rlm_containers.lm.broker import LMBroker
 from rlm_containers.lm.handler import CallableBackend, LMCallable
 from rlm_containers.lm.pipe import PipeCalls
 from rlm_containers.lm.proxy import LMProxy
+from rlm_containers.networks import NetworkLease
 from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
 from rlm_containers.reaper import Reaper
 from rlm_containers.session import Session, UnsavedVariable
 from rlm_containers.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
 from rlm_containers.workspace import Workspace, workspaces_directory
-from runtimes import Runtime, get_runtime
+from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
 
 __all__ = ["LABEL", "Sandbox"]
 
@@ -104,6 +106,7 @@ class Sandbox(AsyncMethods):
         self._runtime: Runtime | None = None
         self._workspace: Workspace | None = None
         self._reaper: Reaper | None = None
+        self._lease: NetworkLease | None = None
         self._channel: Channel | None = None
         self._proxy: LMProxy | None = None
         self._session: Session | None = None
@@ -165,43 +168,49 @@ class Sandbox(AsyncMethods):
 
     def _start(self) -> None:
         self._runtime = runtime = get_runtime(self.options.runtime)
-        self._warn_of_limits(runtime)
+        limits = Limits.on(runtime.info(), self.options, self.name)
+        labels = {LABEL: str(os.getpid())}
+        remove = runtime.remove_command(self.name)
+        if self.options.effective_network == "internal":
+            self._lease = NetworkLease(runtime)
+            remove = self._lease.remove_command(remove)
         # In this order, so that nothing exists at any time that nobody would remove.
-        place = workspaces_directory() / self.name
-        self._reaper = Reaper(self.name, place, runtime.remove_command(self.name))
-        self._workspace = Workspace(self.name, runtime.workspace_user())
+        self._reaper = Reaper(self.name, workspaces_directory() / self.name, remove)
+        self._workspace = Workspace(self.name, runtime.workspace_user(self._user()))
         launch = Launch(
             runtime=runtime,
             options=self.options,
+            limits=limits,
+            network=self._lease.take(labels) if self._lease else self.options.plain_network,
             workspace=self._workspace,
             name=self.name,
-            labels={LABEL: str(os.getpid())},
+            labels=labels,
             on_call=self._calls.take,
             watch=self._reaper.watch,
         )
         self._channel, self.python_version = launch.run()
-        self._connect_lm(runtime)
-        self._session = Session(self._channel, self._told, self.options.max_output)
+        self._connect_lm(runtime, launch.network)
+        self._told["file_limit"] = limits.file
+        self._session = Session(
+            self._channel, self._told, self.options.max_output, launch.memory_loss
+        )
         self._session.start()
         if self.setup_code:
             self.run_setup(self.setup_code)
 
-    def _warn_of_limits(self, runtime: Runtime) -> None:
-        limits = [name for name in ("memory", "pids") if getattr(self.options, name) is not None]
-        if limits and not runtime.info().enforces_limits:
-            logger.warning(
-                "%s: %s will not be enforced: %s is rootless on cgroups v1",
-                self.name,
-                " and ".join(limits),
-                runtime.name,
-            )
+    def _user(self) -> tuple[int, int] | None:
+        if self.options.user is None:
+            return None
+        uid, _, gid = self.options.user.partition(":")
+        return int(uid), int(gid)
 
-    def _connect_lm(self, runtime: Runtime) -> None:
+    def _connect_lm(self, runtime: Runtime, network: str | InternalNetwork) -> None:
         """Open the proxy, where a container can reach it."""
         self._told["lm"] = self.broker.connected
-        if not self.broker.connected or self.options.network == "none":
+        if not self.broker.connected or network == "none":
             return
-        route = runtime.host_route()
+        route: HostRoute | None
+        route = network.route if isinstance(network, InternalNetwork) else runtime.host_route()
         if route is None:
             return
         try:
@@ -248,6 +257,8 @@ class Sandbox(AsyncMethods):
         if self._proxy is not None:
             self._proxy.close()
         self._calls.close()
+        if self._lease is not None:
+            self._lease.give_back()
         try:
             if self._workspace is not None:
                 self._workspace.remove()

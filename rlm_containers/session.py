@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, cast, get_args
 
 from rlm_containers.cell import CellResult, CellStatus, OutputCallback, OutputCollector
-from rlm_containers.channel import Channel, Closed, Event, Item, Message, Output
+from rlm_containers.channel import KILLED, Channel, Closed, Event, Item, Message, Output
 from rlm_containers.errors import OptionError, SandboxLostError
 from rlm_containers.guest import wire
+from rlm_containers.limits import memory_death
 from rlm_containers.lm.broker import LMCall
 
 __all__ = ["Outcome", "Session", "UnsavedVariable"]
@@ -34,6 +35,8 @@ _LOCALS_TEXT = 200
 #: Variables that are named in one sentence of a cell's stderr, and characters for each.
 _LISTED = 50
 _LISTED_TEXT = 300
+#: Sentences in a cell's stderr on what the kernel killed: a guest can say so without end.
+_NOTICES = 10
 
 #: Workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
@@ -95,17 +98,27 @@ class Session:
     Args:
         channel: the pipe.
         told: what every worker is told at its start: ``{"lm": bool, "proxy": dict | None,
-            "env": dict, "scaffold": bool, "tools": list, "kept": list, "kept_names": list}``: the
+            "env": dict, "file_limit": int | None, "scaffold": bool, "tools": list, "kept": list,
+            "kept_names": list}``: among them the most bytes of a file that cells write; the
             functions of the host; the variables that belong to the host, each as the ``load``
             request that binds it; and the names of those that are not to be bound anew.
         max_output: characters to keep of each output stream of a cell.
+        memory_loss: says how the container was killed for its memory, see :class:`Launch`.
 
     Attributes:
         route: how the guest reaches the language model.
     """
 
-    def __init__(self, channel: Channel, told: dict[str, Any], max_output: int) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        told: dict[str, Any],
+        max_output: int,
+        memory_loss: Callable[[float], str | None] = lambda since: None,
+    ) -> None:
         self.channel = channel
+        self._memory_loss = memory_loss
+        self._answered = time.time()
         self.route = "none"
         self._told = told
         self._max_output = max_output
@@ -170,6 +183,7 @@ class Session:
             self._stop(number, outcome)
             raise
         self._acknowledged = number
+        self._answered = time.time()
         return outcome
 
     def unsaved(self) -> Sequence[UnsavedVariable]:
@@ -246,6 +260,11 @@ class Session:
                 stream.feed(item.data)
             elif isinstance(item, Closed):
                 raise self._lost(item)
+            elif isinstance(item, Event) and item.content.get("event") == "killed":
+                how = memory_death(item.content.get("memory"))
+                notice = f"A process that a cell started {how}."
+                if notice not in outcome.notices and len(outcome.notices) < _NOTICES:
+                    outcome.notices.append(notice)
             else:
                 if isinstance(item, Message) and item.content.get("op") == "saved":
                     self._note_saved(item.content)
@@ -351,15 +370,24 @@ class Session:
 
     def _lost(self, closed: Closed) -> SandboxLostError:
         why = closed.reason or f"its program ended with status {closed.exit_code}"
+        remedy = "Make a new Sandbox. Was it removed by someone, or its engine stopped?"
+        if closed.exit_code == KILLED and not closed.reason:
+            loss = self._memory_loss(self._answered)
+            if loss:
+                why, remedy = loss, "Make a new Sandbox."
+            elif loss is None:
+                why += ", perhaps killed for its memory"
         said = closed.stderr.strip()
         return SandboxLostError(
             f"The container is gone: {why}." + (f" It said: {said}" if said else ""),
-            remedy="Make a new Sandbox. Was it removed by someone, or its engine stopped?",
+            remedy=remedy,
             container=self._container,
         )
 
 
 def _death(content: dict[str, Any]) -> str:
+    if "memory" in content:
+        return memory_death(content["memory"])
     number = content.get("signal")
     if isinstance(number, int):
         try:

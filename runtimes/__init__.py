@@ -5,16 +5,19 @@ Nothing here knows of language models, and nothing here imports ``rlm_containers
 
 from runtimes.base import ContainerRecord, EngineInfo, HostRoute, ImageRecord, Runtime
 from runtimes.detect import get_runtime
+from runtimes.network import InternalNetwork
 from runtimes.process import ContainerProcess
-from runtimes.spec import ContainerSpec, Mount
+from runtimes.spec import ContainerSpec, GpuRequest, Mount
 
 __all__ = [
     "ContainerProcess",
     "ContainerRecord",
     "ContainerSpec",
     "EngineInfo",
+    "GpuRequest",
     "HostRoute",
     "ImageRecord",
+    "InternalNetwork",
     "Mount",
     "Runtime",
     "get_runtime",

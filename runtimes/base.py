@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from runtimes.errors import UnsupportedByEngineError
+from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
 from runtimes.spec import ContainerSpec
 
@@ -25,6 +28,13 @@ class EngineInfo:
         remote: whether the engine runs on another machine or in a virtual one, so that it
             cannot see this machine's files and addresses.
         has_init: whether the engine has an init to run as PID 1.
+        memory: bytes of memory of the machine that the engine runs on, where it says so.
+        cpus: the processors of that machine, likewise.
+        unenforced: the limits (``"memory"``, ``"cpus"``, ``"pids"``) that this engine cannot hold a
+            container to, each with the reason. Asked for one, engines ignore it with at most a
+            warning, or fail with a word on cgroups.
+        no_disk_limit: why the engine cannot limit what a container writes to its image's file
+            system; empty if it can, or may be able to.
     """
 
     engine: str
@@ -34,33 +44,15 @@ class EngineInfo:
     selinux: bool
     remote: bool
     has_init: bool
-
-    @property
-    def enforces_limits(self) -> bool:
-        """Whether memory and process limits hold; such an engine ignores them without an error."""
-        return not (self.rootless and self.cgroup_version == 1)
+    memory: int | None = None
+    cpus: int | None = None
+    unenforced: Mapping[str, str] = field(default_factory=dict)
+    no_disk_limit: str = ""
 
     @property
     def version_text(self) -> str:
         """The version as people write it, for instance ``"20.10.24"``."""
         return ".".join(str(part) for part in self.version)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HostRoute:
-    """How a container reaches a TCP port of this host.
-
-    Attributes:
-        bind: the narrowest local address to listen on that the container can reach.
-        address: the address by which the container reaches it, to be put behind the alias
-            with ``--add-host``; ``None`` where the engine resolves the alias by itself.
-        needs_container: whether ``bind`` exists only while a container runs, so that binding
-            must wait until one does.
-    """
-
-    bind: str
-    address: str | None
-    needs_container: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,5 +151,62 @@ class Runtime(ABC):
         """How a container on the default network reaches this host; ``None`` if it cannot."""
 
     @abstractmethod
-    def workspace_user(self) -> tuple[int, int]:
-        """The host's UID and GID that must own a directory for the container to write to it."""
+    def workspace_user(self, user: tuple[int, int] | None = None) -> tuple[int, int]:
+        """The host's UID and GID that must own a directory for the container to write to it.
+
+        Args:
+            user: the UID and GID inside, as in ``ContainerSpec.user``; ``None`` for the runtime's
+                own choice.
+
+        Raises:
+            UnsupportedByEngineError: no directory that this process can make would be writable
+                for that user.
+        """
+
+    # What not every runtime can do.
+
+    def check_internal_network(self) -> None:
+        """Do nothing if :meth:`make_internal_network` can be tried.
+
+        Raises:
+            UnsupportedByEngineError: this engine has no such networks; the message says why.
+        """
+        raise UnsupportedByEngineError(
+            f"{self.name} has no networks that lead to this host and nowhere else.",
+            remedy='Use network="none".',
+        )
+
+    def make_internal_network(self, name: str, labels: Mapping[str, str]) -> InternalNetwork:
+        """Make a network that leads to this host and nowhere else.
+
+        Containers on it may reach each other where the engine cannot prevent it.
+
+        Args:
+            name: the network's name; there must be none of it yet.
+            labels: labels to find it by later.
+
+        Raises:
+            UnsupportedByEngineError: see :meth:`check_internal_network`.
+        """
+        raise NotImplementedError
+
+    def remove_network(self, name: str) -> None:
+        """Remove a network that no container uses. One that is not there is no error."""
+        raise NotImplementedError
+
+    def remove_network_command(self, name: str) -> tuple[str, ...]:
+        """The command line that does the same, for a process that outlives this one."""
+        raise NotImplementedError
+
+    def ran_out_of_memory(self, name: str, since: float, directory: Path | None) -> bool | None:
+        """Whether the kernel killed something in a container for its memory; it may be gone.
+
+        Args:
+            name: the container's name.
+            since: the time, in seconds of the epoch, before which it does not count.
+            directory: its ``ContainerSpec.directory``.
+
+        Returns:
+            ``None`` if the engine cannot say, or not when it was.
+        """
+        return None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Mapping
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import Any
 
-from runtimes.base import ContainerRecord, EngineInfo, HostRoute
+from runtimes.base import ContainerRecord, EngineInfo
 from runtimes.engine import (
     ContainerEngine,
     first_gateway,
@@ -15,13 +18,26 @@ from runtimes.engine import (
     parse_list,
     parse_version,
 )
-from runtimes.errors import EngineUnavailableError, UnsupportedByEngineError
-from runtimes.spec import ContainerSpec
+from runtimes.errors import (
+    EngineCommandError,
+    EngineUnavailableError,
+    UnsupportedByEngineError,
+)
+from runtimes.limits import CONTROLLERS, no_disk_limit, unenforced_limits, whole_number
+from runtimes.network import HostRoute, InternalNetwork
+from runtimes.spec import ContainerSpec, GpuRequest
 
 __all__ = ["DockerRuntime"]
 
 # `run --pull=never` and the options used here are there from this version on.
 MINIMUM = (20, 10)
+
+# What `info` says of each limit. It is false where the engine would ignore it.
+_LIMIT_KEYS = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimit"}
+
+# Docker's resolver asks the host's name servers even for containers that have no way out: what
+# they look up would get out all the same (CVE-2024-29018). These ask nobody, and fail in a second.
+_NO_NAMES = ("--dns=127.0.0.1", "--dns-option=timeout:1", "--dns-option=attempts:1")
 
 
 class DockerRuntime(ContainerEngine):
@@ -52,14 +68,24 @@ class DockerRuntime(ContainerEngine):
             )
         security = [str(option) for option in raw.get("SecurityOptions") or ()]
         self._desktop = "Docker Desktop" in str(raw.get("OperatingSystem", ""))
+        rootless = any("name=rootless" in option for option in security)
+        cgroup_version = 2 if str(raw.get("CgroupVersion")) == "2" else 1
         return EngineInfo(
             engine=self.name,
             version=version,
-            rootless=any("name=rootless" in option for option in security),
-            cgroup_version=2 if str(raw.get("CgroupVersion")) == "2" else 1,
+            rootless=rootless,
+            cgroup_version=cgroup_version,
             selinux=any("name=selinux" in option for option in security),
             remote=self._endpoint(raw).startswith(("tcp:", "ssh:", "http:", "https:")),
             has_init=bool(raw.get("InitBinary")),
+            memory=whole_number(raw.get("MemTotal")),
+            cpus=whole_number(raw.get("NCPU")),
+            unenforced=unenforced_limits(
+                [CONTROLLERS[limit] for limit, key in _LIMIT_KEYS.items() if raw.get(key, True)],
+                rootless=rootless,
+                cgroup_version=cgroup_version,
+            ),
+            no_disk_limit=no_disk_limit(str(raw.get("Driver") or ""), _backing(raw)),
         )
 
     def _endpoint(self, raw: dict[str, Any]) -> str:
@@ -93,12 +119,68 @@ class DockerRuntime(ContainerEngine):
         return HostRoute(bind=gateway, address=gateway) if gateway else None
 
     def _engine_args(self, spec: ContainerSpec) -> list[str]:
-        return [f"--user={spec.user or ':'.join(map(str, self.workspace_user()))}"]
+        args = [f"--user={spec.user or ':'.join(map(str, self.workspace_user()))}"]
+        if isinstance(spec.network, InternalNetwork):
+            args += _NO_NAMES
+        if spec.gpus is not None:
+            args.append(f"--gpus={_gpu_value(spec.gpus)}")
+        return args
 
-    def workspace_user(self) -> tuple[int, int]:
-        if self.info().rootless:
-            return 0, 0  # uid 0 in its user namespace is the caller outside
-        return unprivileged_user()
+    def workspace_user(self, user: tuple[int, int] | None = None) -> tuple[int, int]:
+        if not self.info().rootless:
+            return rootful_owner(self.name, user)
+        if user is not None and user[0] != 0:
+            raise UnsupportedByEngineError(
+                f"On rootless Docker the user {user[0]} cannot write to the workspace: only root "
+                "inside is this process's user outside.",
+                remedy="Leave the user to this library, or use rootless Podman 4.3 or later.",
+            )
+        return 0, 0  # uid 0 in its user namespace is the caller outside
+
+    def check_internal_network(self) -> None:
+        info = self.info()
+        if self._desktop or info.remote or info.rootless:
+            where = "without root" if info.rootless else "on another machine"
+            raise UnsupportedByEngineError(
+                f"No network of this Docker engine leads to this host: it runs {where}.",
+                remedy='Use network="none": llm_query() goes over the container\'s pipe then.',
+            )
+
+    def make_internal_network(self, name: str, labels: Mapping[str, str]) -> InternalNetwork:
+        self.check_internal_network()
+        self.command.run(
+            "network",
+            "create",
+            "--driver=bridge",
+            "--internal",
+            # Sandboxes have no business with each other.
+            "--opt=com.docker.network.bridge.enable_icc=false",
+            *(f"--label={key}={value}" for key, value in labels.items()),
+            name,
+        )
+        found = self.command.run("network", "inspect", name, "--format={{json .IPAM.Config}}")
+        pools = parse_list(found.stdout)
+        # The bridge of an internal network has its address as others have: only what leads on from
+        # there is closed.
+        gateway = first_gateway(pools, "Gateway") or _first_address(pools)
+        if gateway is None:
+            raise EngineCommandError(
+                f"{self.name} gave the network {name} no address: {found.stdout[:200]}"
+            )
+        return InternalNetwork(name=name, route=HostRoute(bind=gateway, address=gateway))
+
+    def ran_out_of_memory(self, name: str, since: float, directory: Path | None) -> bool | None:
+        # The engine remembers its last events, also of containers that are gone.
+        found = self.command.run(
+            "events",
+            f"--since={since:.9f}",
+            f"--until={time.time():.9f}",
+            f"--filter=container={name}",
+            "--filter=event=oom",
+            "--format={{.ID}}",
+            check=False,
+        )
+        return bool(found.stdout.strip()) if found.exit_code == 0 else None
 
     def _qualify(self, image: str) -> str:
         return image
@@ -128,6 +210,39 @@ def _first_address(pools: list[dict[str, Any]]) -> str | None:
         except (ValueError, IndexError):
             continue
     return None
+
+
+def _backing(raw: Mapping[str, Any]) -> str:
+    """The file system below the storage driver, from ``info``'s list of pairs."""
+    for pair in raw.get("DriverStatus") or ():
+        if isinstance(pair, list) and len(pair) == 2 and pair[0] == "Backing Filesystem":
+            return str(pair[1])
+    return ""
+
+
+def _gpu_value(gpus: GpuRequest) -> str:
+    if gpus.ids:
+        # A list of comma-separated fields, in which this is one.
+        return '"device=' + ",".join(gpus.ids) + '"'
+    return "all" if gpus.count is None else str(gpus.count)
+
+
+def rootful_owner(engine: str, user: tuple[int, int] | None) -> tuple[int, int]:
+    """Who must own a workspace where ids inside are the same outside.
+
+    Raises:
+        UnsupportedByEngineError: that is neither this process's user nor one that it can give the
+            directory to.
+    """
+    if user is None:
+        return unprivileged_user()
+    if os.getuid() not in (0, user[0]):
+        raise UnsupportedByEngineError(
+            f"On {engine} with root the user {user[0]} cannot write to the workspace, which "
+            f"belongs to this process's user, {os.getuid()}.",
+            remedy=f'Use user="{os.getuid()}", or rootless Podman 4.3 or later.',
+        )
+    return user
 
 
 def unprivileged_user() -> tuple[int, int]:

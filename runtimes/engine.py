@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from runtimes.base import ContainerRecord, EngineInfo, HostRoute, ImageRecord, Runtime
+from runtimes.base import ContainerRecord, EngineInfo, ImageRecord, Runtime
 from runtimes.command import EngineCommand
 from runtimes.errors import (
     ContainersError,
     ContainerStartError,
     EngineCommandError,
     ImageNotFoundError,
+    UnsupportedByEngineError,
 )
+from runtimes.limits import limit_args
+from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
 from runtimes.spec import ContainerSpec, Mount
 
@@ -31,6 +35,20 @@ _NO_IMAGE = re.compile(
     r"short-name .* did not resolve|no such object",
     re.IGNORECASE,
 )
+
+# How docker and podman say that their storage cannot limit a container's file system.
+_NO_DISK_LIMIT = re.compile(r"storage.opt(ion)?\b", re.IGNORECASE)
+
+# How they say that there is no GPU, or that nothing here can give it to a container.
+_NO_GPU = re.compile(
+    r"could not select device driver|nvidia\.com/gpu|unresolvable CDI|nvidia-container",
+    re.IGNORECASE,
+)
+
+#: How often, and after how many seconds again, a network that seems to be in use is removed: an
+#: engine may take a moment to notice that its last container is gone.
+_NETWORK_TRIES = 10
+_NETWORK_PAUSE = 0.2
 
 
 # What a busy engine says that has nothing to do with the container: seen with docker 20.10 and runc
@@ -110,6 +128,19 @@ class ContainerEngine(Runtime):
                 exit_code=exit_code,
                 stderr=stderr,
             )
+        if spec.disk is not None and _NO_DISK_LIMIT.search(stderr):
+            return UnsupportedByEngineError(
+                f"The storage of {self.name} cannot limit what a container writes: {said}",
+                remedy="See `--storage-opt` in the engine's documentation for those that can.",
+                container=spec.name,
+            )
+        if spec.gpus is not None and _NO_GPU.search(stderr):
+            return UnsupportedByEngineError(
+                f"{self.name} has no GPU to give to a container: {said}",
+                remedy="Install the NVIDIA Container Toolkit, and make its configuration for "
+                f"{self.name}.",
+                container=spec.name,
+            )
         error = ContainerStartError(
             f"{self.name} could not start a container from the image {spec.image!r} "
             f"(status {exit_code}): {said or 'it said nothing'}",
@@ -137,6 +168,26 @@ class ContainerEngine(Runtime):
 
     def remove_command(self, name: str) -> tuple[str, ...]:
         return (*self.command.argv, "rm", "--force", "--volumes", name)
+
+    def remove_network(self, name: str) -> None:
+        for attempt in range(_NETWORK_TRIES):
+            result = self.command.run("network", "rm", name, check=False)
+            said = result.stderr.lower()
+            if result.exit_code == 0 or "not found" in said or "no such network" in said:
+                return
+            if "active endpoints" not in said and "associated containers" not in said:
+                break
+            if attempt < _NETWORK_TRIES - 1:
+                time.sleep(_NETWORK_PAUSE)
+        raise EngineCommandError(
+            f"{self.name} could not remove the network {name}: {_tail(result.stderr)}",
+            remedy=f"Remove it by hand: `{self.command} network rm {name}`.",
+            exit_code=result.exit_code,
+            stderr=result.stderr,
+        )
+
+    def remove_network_command(self, name: str) -> tuple[str, ...]:
+        return (*self.command.argv, "network", "rm", name)
 
     def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
         filters = [
@@ -209,18 +260,31 @@ class ContainerEngine(Runtime):
         args += [f"--env={name}={value}" for name, value in spec.env.items()]
         if spec.init and info.has_init:
             args.append("--init")
-        if spec.pids is not None:
-            args.append(f"--pids-limit={spec.pids}")
-        if spec.memory is not None:
-            args += [f"--memory={spec.memory}", f"--memory-swap={spec.memory}"]
-        if spec.network == "none":
-            args.append("--network=none")
-        elif spec.host_alias and (route := self.host_route()) and route.address:
-            args.append(f"--add-host={spec.host_alias}:{route.address}")
+        if spec.read_only:
+            args.append("--read-only")
+        args += [
+            f"--tmpfs={target}:rw,noexec,nosuid,nodev,mode=1777,size={size}"
+            for target, size in spec.tmpfs.items()
+        ]
+        args += limit_args(spec)
+        args += self._network_args(spec)
         args += self._engine_args(spec)
         args += spec.extra_args
         args.append(self._names.get(spec.image, spec.image))
         args += spec.command[1:]
+        return args
+
+    def _network_args(self, spec: ContainerSpec) -> list[str]:
+        if spec.network == "none":
+            return ["--network=none"]
+        if isinstance(spec.network, InternalNetwork):
+            args = [f"--network={spec.network.name}"]
+            route: HostRoute | None = spec.network.route
+        else:
+            args = []
+            route = self.host_route() if spec.host_alias else None
+        if spec.host_alias and route and route.address:
+            args.append(f"--add-host={spec.host_alias}:{route.address}")
         return args
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runtimes.base import ContainerRecord, EngineInfo, HostRoute
-from runtimes.docker import unprivileged_user
+from runtimes.base import ContainerRecord, EngineInfo
+from runtimes.docker import rootful_owner
 from runtimes.engine import (
     ContainerEngine,
     first_gateway,
@@ -18,8 +19,14 @@ from runtimes.engine import (
     parse_list,
     parse_version,
 )
-from runtimes.errors import EngineUnavailableError, UnsupportedByEngineError
-from runtimes.spec import ContainerSpec
+from runtimes.errors import (
+    EngineCommandError,
+    EngineUnavailableError,
+    UnsupportedByEngineError,
+)
+from runtimes.limits import CONTROLLERS, no_disk_limit, unenforced_limits, whole_number
+from runtimes.network import HostRoute, InternalNetwork
+from runtimes.spec import ContainerSpec, GpuRequest
 
 __all__ = ["PodmanRuntime"]
 
@@ -39,12 +46,19 @@ _INIT_PATHS = (
     "/usr/bin/catatonit",
 )
 
+# The first version whose `--userns=keep-id` takes ids.
+_KEEP_ID = (4, 3)
+
+#: How many subnets are tried for a network: another may use them.
+_SUBNET_TRIES = 5
+
 
 class PodmanRuntime(ContainerEngine):
     """Containers through Podman 4.0 and later."""
 
     name = "podman"
     _slirp = True
+    _netavark = True
 
     def _ask_info(self) -> EngineInfo:
         result = self.command.run("info", "--format=json", check=False)
@@ -70,15 +84,33 @@ class PodmanRuntime(ContainerEngine):
         # slirp4netns is gone. In between podman says which one it is.
         backend = str(host.get("rootlessNetworkCmd") or "")
         self._slirp = backend == "slirp4netns" if backend else version < (5, 0)
+        self._netavark = str(host.get("networkBackend") or "netavark") == "netavark"
         remote = bool(host.get("serviceIsRemote"))
+        rootless = bool(security.get("rootless"))
+        cgroup_version = 2 if str(host.get("cgroupVersion")) == "v2" else 1
+        controllers = host.get("cgroupControllers")
+        store: Mapping[str, Any] = raw.get("store") or {}
+        backing = str((store.get("graphStatus") or {}).get("Backing Filesystem") or "")
         return EngineInfo(
             engine=self.name,
             version=version,
-            rootless=bool(security.get("rootless")),
-            cgroup_version=2 if str(host.get("cgroupVersion")) == "v2" else 1,
+            rootless=rootless,
+            cgroup_version=cgroup_version,
             selinux=bool(security.get("selinuxEnabled")),
             remote=remote,
             has_init=remote or any(Path(path).exists() for path in _INIT_PATHS),
+            memory=whole_number(host.get("memTotal")),
+            cpus=whole_number(host.get("cpus")),
+            unenforced=unenforced_limits(
+                CONTROLLERS.values() if controllers is None else map(str, controllers),
+                rootless=rootless,
+                cgroup_version=cgroup_version,
+            ),
+            no_disk_limit=(
+                "it runs without root"
+                if rootless
+                else no_disk_limit(str(store.get("graphDriverName") or ""), backing)
+            ),
         )
 
     def _find_host_route(self) -> HostRoute | None:
@@ -99,15 +131,30 @@ class PodmanRuntime(ContainerEngine):
     def _engine_args(self, spec: ContainerSpec) -> list[str]:
         info = self.info()
         args = []
-        if spec.user:
-            args.append(f"--user={spec.user}")
-        elif not info.rootless:
-            args.append(f"--user={':'.join(map(str, unprivileged_user()))}")
-        elif info.version >= (4, 3):
+        if spec.read_only:
+            # Else podman adds directories in memory that have no bound.
+            args.append("--read-only-tmpfs=false")
+        if not info.rootless:
+            args.append(f"--user={spec.user or ':'.join(map(str, self.workspace_user()))}")
+        elif info.version >= _KEEP_ID:
             # An unprivileged user inside that is the caller outside, so that files in the
             # workspace are the caller's. Before 4.3 only root inside can be that.
-            args += ["--userns=keep-id:uid=65534,gid=65534", "--user=65534:65534"]
-        if spec.network != "none" and spec.host_alias and info.rootless and not info.remote:
+            uid, _, gid = (spec.user or "65534:65534").partition(":")
+            if uid != "0":
+                args.append(f"--userns=keep-id:uid={uid},gid={gid}")
+            args.append(f"--user={uid}:{gid}")
+        elif spec.user:
+            args.append(f"--user={spec.user}")
+        if spec.gpus is not None:
+            args += [f"--device=nvidia.com/gpu={name}" for name in _gpu_names(spec.gpus)]
+        if (
+            spec.network != "none"
+            and spec.host_alias
+            and info.rootless
+            and not info.remote
+            # Podman takes one network of this kind only.
+            and not any(arg.startswith(("--network", "--net")) for arg in spec.extra_args)
+        ):
             args.append(
                 "--network=slirp4netns:allow_host_loopback=true"
                 if self._slirp
@@ -115,10 +162,79 @@ class PodmanRuntime(ContainerEngine):
             )
         return args
 
-    def workspace_user(self) -> tuple[int, int]:
-        if self.info().rootless:
-            return os.getuid(), os.getgid()
-        return unprivileged_user()
+    def workspace_user(self, user: tuple[int, int] | None = None) -> tuple[int, int]:
+        info = self.info()
+        if not info.rootless:
+            return rootful_owner(self.name, user)
+        if user is not None and user[0] != 0 and info.version < _KEEP_ID:
+            raise UnsupportedByEngineError(
+                f"On rootless Podman {info.version_text} the user {user[0]} cannot write to the "
+                "workspace: before 4.3 only root inside is this process's user outside.",
+                remedy="Leave the user to this library, or upgrade Podman.",
+            )
+        return os.getuid(), os.getgid()
+
+    def check_internal_network(self) -> None:
+        info = self.info()
+        if info.remote:
+            why = "it runs on another machine"
+        elif info.rootless:
+            # Its bridges are in a network namespace of its own; what leads from there to this host,
+            # slirp4netns and pasta, leads everywhere.
+            why = "without root its networks either lead everywhere or do not reach this host"
+        elif not self._netavark:
+            why = "with CNI an internal bridge has no address; it takes netavark"
+        else:
+            return
+        raise UnsupportedByEngineError(
+            f"Podman has no network here that leads to this host and nowhere else: {why}.",
+            remedy='Use network="none": llm_query() goes over the container\'s pipe then.',
+        )
+
+    def make_internal_network(self, name: str, labels: Mapping[str, str]) -> InternalNetwork:
+        self.check_internal_network()
+        arguments = (
+            "network",
+            "create",
+            "--driver=bridge",
+            "--internal",
+            "--disable-dns",
+            *(f"--label={key}={value}" for key, value in labels.items()),
+        )
+        for attempt in range(_SUBNET_TRIES):
+            # Podman gives the bridge of an internal network no address unless it is told which.
+            prefix = f"10.{128 + secrets.randbelow(128)}.{secrets.randbelow(256)}"
+            made = self.command.run(
+                *arguments,
+                f"--subnet={prefix}.0/24",
+                f"--gateway={prefix}.1",
+                name,
+                check=attempt == _SUBNET_TRIES - 1,
+            )
+            if made.exit_code == 0:
+                break
+            if "already" not in made.stderr:
+                raise EngineCommandError(
+                    f"{self.name} could not make a network: {made.stderr.strip()}",
+                    remedy='Use network="none": llm_query() goes over the container\'s pipe then.',
+                    exit_code=made.exit_code,
+                    stderr=made.stderr,
+                )
+        route = HostRoute(bind=f"{prefix}.1", address=f"{prefix}.1", needs_container=True)
+        return InternalNetwork(name=name, route=route)
+
+    def ran_out_of_memory(self, name: str, since: float, directory: Path | None) -> bool | None:
+        # Podman's monitor makes this file where its client was called, and leaves it alone the next
+        # time. The container can make one, too: nothing but the wording of an error is up to it.
+        if directory is None:
+            return None
+        try:
+            found = os.stat(directory / "oom", follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return None
+        return True if found.st_mtime >= since else None
 
     def remove_command(self, name: str) -> tuple[str, ...]:
         # --time 0: else a PID 1 that ignores SIGTERM is waited for, ten seconds.
@@ -144,6 +260,13 @@ class PodmanRuntime(ContainerEngine):
             )
             for raw in json.loads(output or "[]") or ()
         ]
+
+
+def _gpu_names(gpus: GpuRequest) -> tuple[str, ...]:
+    """The names of devices in the specification that NVIDIA's toolkit makes (CDI)."""
+    if gpus.ids:
+        return gpus.ids
+    return ("all",) if gpus.count is None else tuple(map(str, range(gpus.count)))
 
 
 def _pools(networks: list[dict[str, Any]]) -> list[dict[str, Any]]:

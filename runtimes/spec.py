@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from runtimes.errors import MountError
+from runtimes.network import InternalNetwork
 
-__all__ = ["ContainerSpec", "Mount"]
+__all__ = ["ContainerSpec", "GpuRequest", "Mount"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuRequest:
+    """Which of the machine's GPUs a container may use.
+
+    Attributes:
+        count: how many; ``None`` for all, or where ``ids`` says which.
+        ids: indices or UUIDs, as the engine's driver numbers them.
+    """
+
+    count: int | None = None
+    ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +73,18 @@ class ContainerSpec:
         workdir: the working directory inside.
         user: ``UID:GID`` inside the container; ``None`` leaves it to the runtime, which picks
             an unprivileged user that can write to the caller's directories.
-        network: ``"bridge"`` or ``"none"``.
+        network: ``"bridge"`` for the engine's default network, ``"none"``, or a network that
+            the runtime's ``make_internal_network`` made.
         host_alias: the name under which the container finds this host, or ``None``.
         init: run the engine's own init as PID 1, so that orphans are reaped.
+        read_only: whether the image's file system may only be read.
+        tmpfs: directories that are kept in memory, with the most bytes that each may hold.
         pids: the most processes and threads it may have, or ``None``.
-        memory: the most memory it may use, in bytes, or ``None``.
+        memory: the most memory it may use, in bytes, without any swap, or ``None``.
+        cpus: how many processors' time it may use, for instance ``0.5``, or ``None``.
+        disk: the most that it may write to the image's file system, in bytes, or ``None``. Only
+            few storage drivers can hold it, see ``EngineInfo.no_disk_limit``.
+        gpus: the GPUs that it may use, or ``None``.
         directory: where the command-line client runs, if it matters: podman's monitor leaves a
             file ``oom`` in its working directory when a container runs out of memory.
         extra_args: further arguments for ``run``, as the user wrote them.
@@ -76,10 +98,15 @@ class ContainerSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str = "/"
     user: str | None = None
-    network: str = "bridge"
+    network: Literal["bridge", "none"] | InternalNetwork = "bridge"
     host_alias: str | None = None
     init: bool = True
+    read_only: bool = False
+    tmpfs: Mapping[str, int] = field(default_factory=dict)
     pids: int | None = None
     memory: int | None = None
+    cpus: float | None = None
+    disk: int | None = None
+    gpus: GpuRequest | None = None
     directory: Path | None = None
     extra_args: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ import socket
 import sys
 
 from . import wire
+from .memory import MemoryWatch, offer_to_kernel
 from .relay import CallRelay
 
 #: How much of a standard stream is read at once; the size of a Linux pipe.
@@ -32,6 +33,9 @@ _DRAIN = 4 * _CHUNK
 #: How a worker begins: with the checkpoint or, where restoring kills it, with the one before that,
 #: or with nothing.
 _MODES = ("restore", "previous", "fresh")
+#: How often, 20 times a second, forking a worker is tried where the container has all the processes
+#: or memory that it may have: those of the dead worker take a moment to go.
+_FORKS = 100
 
 
 class Supervisor:
@@ -49,6 +53,8 @@ class Supervisor:
         self.poll = select.poll()
         self.relay = CallRelay(self.poll, self.send)
         self.failures = 0
+        self.memory = MemoryWatch()
+        self.kernel_killed = False  # something, for its memory, since the host's last request
         # A child that ends interrupts poll() through this pipe, whatever else is going on.
         wake, waker = os.pipe()
         for descriptor in (wake, waker):
@@ -76,7 +82,7 @@ class Supervisor:
         self.from_worker = wire.FrameDecoder()
         self.to_worker = bytearray()
         self.answered = False
-        self.pid = os.fork()
+        self.pid = _fork()
         if self.pid == 0:
             ends = (control.fileno(), call_socket.fileno(), stdout, stderr)
             _become_worker(ends, mode, self.progress)
@@ -94,6 +100,7 @@ class Supervisor:
 
     def bury_worker(self, status: int) -> None:
         """Say how the worker died and fork its successor."""
+        by_kernel = self.memory.look()  # before anything else looks
         self.read_worker()  # an answer it still gave
         self.drain()
         self.kill_group()
@@ -109,6 +116,11 @@ class Supervisor:
             if os.WIFSIGNALED(status)
             else '"exit": {}'.format(os.WEXITSTATUS(status))
         )
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            if by_kernel or self.kernel_killed or by_kernel is None:
+                how += ', "memory": ' + self.memory.report()
+        elif by_kernel:
+            self.tell_of_kill()  # of another process, before this one died
         how += ', "saved": {}, "begun": {}'.format(
             int.from_bytes(self.progress[:8], "big"), int.from_bytes(self.progress[8:], "big")
         )
@@ -119,6 +131,13 @@ class Supervisor:
         self.send(wire.EVENT, b'{"event": "died", ' + how.encode() + b"}")
         # A worker that dies before its first answer died of what it restored.
         self.start_worker(_MODES[self.failures])
+
+    def tell_of_kill(self) -> None:
+        """Say that the kernel has killed a process for its memory, while the worker lives on."""
+        self.kernel_killed = True
+        self.send(
+            wire.EVENT, b'{"event": "killed", "memory": ' + self.memory.report().encode() + b"}"
+        )
 
     def forget(self, descriptor: int) -> None:
         """Poll it no longer: poll() reports a closed end for ever, whatever one asks it for."""
@@ -177,6 +196,7 @@ class Supervisor:
             self.leave()
         for kind, payload in self.from_host.feed(data):
             if kind == wire.MESSAGE:
+                self.kernel_killed = False
                 self.to_worker += wire.encode(kind, payload)
                 self.write_worker()
             elif kind == wire.INTERRUPT:
@@ -214,6 +234,8 @@ class Supervisor:
             for kind, payload in self.from_worker.feed(data):
                 self.answered = True
                 self.drain()  # what a cell wrote comes before the news that it ended
+                if self.memory.look():
+                    self.tell_of_kill()
                 self.send(kind, payload)
         except wire.FrameError:
             self.kill_group()  # something in the worker writes to a descriptor that is not its own
@@ -265,6 +287,23 @@ class Supervisor:
                     self.relay.read(descriptor)
 
 
+def _fork() -> int:
+    for _ in range(_FORKS):
+        try:
+            return os.fork()
+        except OSError as failure:
+            error = failure
+        select.select((), (), (), 0.05)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # orphans, where this process is PID 1
+        except ChildProcessError:
+            pass
+    # The host passes on what stands here as the container's last words.
+    os.write(2, "No new worker can be forked: {}.\n".format(error.strerror).encode())
+    os._exit(71)
+
+
 def _become_worker(ends: tuple[int, int, int, int], mode: str, progress: mmap.mmap) -> None:
     """In the forked child: leave everything of the supervisor's behind and serve cells.
 
@@ -275,6 +314,7 @@ def _become_worker(ends: tuple[int, int, int, int], mode: str, progress: mmap.mm
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
+        offer_to_kernel()
         # First out of the way of the low numbers that they are about to take.
         kept = [_high(descriptor) for descriptor in ends]
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -122,6 +122,11 @@ class Worker:
         route = lm.connect(request["proxy"], self.calls, has_model=request["lm"])
         os.environ.update(request["env"])
         os.chdir(WORKSPACE)
+        if request.get("file_limit"):
+            import resource
+
+            # Hard, so that no cell can raise it. Python ignores the signal that comes with it.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
         self.namespace.begin(request.get("scaffold", True))
         if request.get("tools"):
             self.bind_tools(request["tools"])

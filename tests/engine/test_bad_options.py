@@ -33,19 +33,27 @@ from tests.support import Engine, printed
         {"runtime": 3.5},
         {"runtime": ["docker"]},
         {"network": "host"},
-        {"network": None},
+        {"isolation": "loose"},
+        {"mounts": "/tmp:/data"},
+        {"mounts": ["/nowhere/at/all:/data"]},
+        {"mounts": ["/tmp:/workspace"]},
+        {"user": "nobody"},
         {"env": {"A": 1}},
         {"env": ["A=1"]},
         {"env": {"A=B": "c"}},
         {"env": {"": "c"}},
         {"env": {"A": "nul\0"}},
-        {"memory": "1g"},
+        {"memory": "1"},
+        {"memory": "1gb"},
         {"memory": -1},
         {"memory": 0},
         {"memory": True},
         {"memory": 1.5},
+        {"cpus": 0},
         {"pids": 0},
         {"pids": "many"},
+        {"disk": "much"},
+        {"gpus": "some"},
         {"run_args": "--privileged"},
         {"run_args": [1]},
         {"run_args": 7},
@@ -97,7 +105,7 @@ def test_options_that_resemble_nothing_list_them_all(engine: Engine) -> None:
 
 
 def test_an_unknown_network(engine: Engine) -> None:
-    with pytest.raises(OptionError, match=r"'bridge' or 'none'|\"bridge\" or \"none\""):
+    with pytest.raises(OptionError, match='"bridge", "none", "internal"'):
         Sandbox(engine.image(), network="hots")  # type: ignore[arg-type]
 
 

@@ -78,6 +78,13 @@ def docker_info(**more: Any) -> dict[str, Any]:
         "ServerVersion": "20.10.24+dfsg1",
         "OperatingSystem": "Debian GNU/Linux 12 (bookworm)",
         "CgroupVersion": "2",
+        "MemoryLimit": True,
+        "CpuCfsQuota": True,
+        "PidsLimit": True,
+        "MemTotal": 16 * 1024**3,
+        "NCPU": 8,
+        "Driver": "overlay2",
+        "DriverStatus": [["Backing Filesystem", "extfs"], ["Supports d_type", "true"]],
         "InitBinary": "docker-init",
         "SecurityOptions": ["name=seccomp,profile=default", "name=cgroupns"],
         "ClientInfo": {"Debug": False, "Context": "default", "Plugins": [], "Warnings": None},
@@ -90,13 +97,19 @@ def podman_info(version: str = "4.3.1", **host: Any) -> dict[str, Any]:
     return {
         "host": {
             "cgroupVersion": "v2",
+            "cgroupControllers": ["cpuset", "cpu", "io", "memory", "pids"],
+            "memTotal": 16 * 1024**3,
+            "cpus": 8,
             "networkBackend": "netavark",
             "ociRuntime": {"name": "crun"},
             "security": {"rootless": False, "selinuxEnabled": False, "seccompEnabled": True},
             "serviceIsRemote": False,
             **host,
         },
-        "store": {"graphDriverName": "overlay"},
+        "store": {
+            "graphDriverName": "overlay",
+            "graphStatus": {"Backing Filesystem": "extfs"},
+        },
         "version": {"APIVersion": version, "Version": version, "OsArch": "linux/amd64"},
     }
 

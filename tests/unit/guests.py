@@ -200,6 +200,7 @@ class LocalRuntime(Runtime):
         removed: the names that were removed.
         programs: what to run instead of the guest, one after the other; at the end the guest.
         route: what :meth:`host_route` says.
+        out_of_memory: what :meth:`ran_out_of_memory` says.
     """
 
     name = "local"
@@ -211,6 +212,7 @@ class LocalRuntime(Runtime):
         self.pulled: list[str] = []
         self.programs: list[tuple[str, ...]] = []
         self.route = route
+        self.out_of_memory: bool | None = None
 
     def info(self) -> EngineInfo:
         return EngineInfo(
@@ -261,5 +263,8 @@ class LocalRuntime(Runtime):
     def host_route(self) -> HostRoute | None:
         return self.route
 
-    def workspace_user(self) -> tuple[int, int]:
+    def workspace_user(self, user: tuple[int, int] | None = None) -> tuple[int, int]:
         return os.getuid(), os.getgid()
+
+    def ran_out_of_memory(self, name: str, since: float, directory: Path | None) -> bool | None:
+        return self.out_of_memory

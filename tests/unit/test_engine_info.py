@@ -11,6 +11,7 @@ import pytest
 from runtimes import EngineInfo, HostRoute
 from runtimes.command import EngineCommand
 from runtimes.docker import DockerRuntime
+from runtimes.errors import UnsupportedByEngineError
 from runtimes.podman import PodmanRuntime
 from tests.unit.engines import (
     FakeCli,
@@ -46,6 +47,10 @@ def test_an_ordinary_docker(tmp_path: Path) -> None:
         selinux=False,
         remote=False,
         has_init=True,
+        memory=16 * 1024**3,
+        cpus=8,
+        unenforced={},
+        no_disk_limit="its storage driver overlay2 can only on xfs, and is on extfs",
     )
 
 
@@ -247,3 +252,152 @@ def test_the_engine_is_asked_once_for_its_route(tmp_path: Path) -> None:
         runtime.info()
     assert len(cli.called("network")) == 1
     assert len(cli.called("info")) == 1
+
+
+# Limits
+
+V1 = "it runs without root on cgroups v1"
+ROOTLESS = ["name=seccomp", "name=rootless"]
+
+
+@pytest.mark.parametrize(
+    ("said", "unenforced"),
+    [
+        ({}, {}),
+        ({"CgroupVersion": "1"}, {}),
+        ({"CpuCfsQuota": False}, {"cpus": "the cgroup controller 'cpu' is missing in its kernel"}),
+        (
+            {"MemoryLimit": False, "SecurityOptions": ROOTLESS},
+            {"memory": "the cgroup controller 'memory' is not delegated to its user"},
+        ),
+        (
+            {"CgroupVersion": "1", "SecurityOptions": ROOTLESS},
+            {"memory": V1, "cpus": V1, "pids": V1},
+        ),
+    ],
+)
+def test_the_limits_that_docker_enforces(
+    tmp_path: Path, said: dict[str, Any], unenforced: dict[str, str]
+) -> None:
+    assert docker(fake_docker(tmp_path, docker_info(**said))).info().unenforced == unenforced
+
+
+@pytest.mark.parametrize(
+    ("said", "unenforced"),
+    [
+        ({}, {}),
+        ({"cgroupVersion": "v1"}, {}),
+        # As systemd delegates to a user by default, in many distributions.
+        (
+            rootless(cgroupControllers=["memory", "pids"]),
+            {"cpus": "the cgroup controller 'cpu' is not delegated to its user"},
+        ),
+        (
+            rootless(cgroupVersion="v1", cgroupControllers=[]),
+            {"memory": V1, "cpus": V1, "pids": V1},
+        ),
+        (rootless(cgroupVersion="v1"), {"memory": V1, "cpus": V1, "pids": V1}),
+        # A podman that does not say which it has.
+        ({"cgroupControllers": None}, {}),
+    ],
+)
+def test_the_limits_that_podman_enforces(
+    tmp_path: Path, said: dict[str, Any], unenforced: dict[str, str]
+) -> None:
+    assert podman(fake_podman(tmp_path, podman_info(**said))).info().unenforced == unenforced
+
+
+@pytest.mark.parametrize(
+    ("driver", "backing", "can"),
+    [
+        ("overlay2", "xfs", True),
+        ("overlay2", "extfs", False),
+        ("btrfs", "", True),
+        ("zfs", "", True),
+        ("vfs", "", False),
+        ("fuse-overlayfs", "", False),
+        ("", "", False),
+    ],
+)
+def test_the_storage_that_can_limit_a_disk(
+    tmp_path: Path, driver: str, backing: str, can: bool
+) -> None:
+    said = docker_info(Driver=driver, DriverStatus=[["Backing Filesystem", backing]])
+    info = docker(fake_docker(tmp_path, said)).info()
+    assert (info.no_disk_limit == "") is can
+    store = {"graphDriverName": driver, "graphStatus": {"Backing Filesystem": backing}}
+    (tmp_path / "podman-too").mkdir()
+    told = {**podman_info(), "store": store}
+    info = podman(fake_podman(tmp_path / "podman-too", told)).info()
+    assert (info.no_disk_limit == "") is can
+
+
+def test_without_root_podman_limits_no_disk(tmp_path: Path) -> None:
+    said = podman_info(**rootless())
+    said["store"] = {"graphDriverName": "btrfs"}
+    assert "without root" in podman(fake_podman(tmp_path, said)).info().no_disk_limit
+
+
+def test_an_engine_that_does_not_say_how_large_its_machine_is(tmp_path: Path) -> None:
+    info = docker(
+        fake_docker(tmp_path, docker_info(MemTotal=0, NCPU=None, DriverStatus=None))
+    ).info()
+    assert (info.memory, info.cpus) == (None, None)
+
+
+# Users
+
+
+def test_whom_a_workspace_must_belong_to(tmp_path: Path) -> None:
+    for runtime in (docker(fake_docker(tmp_path)), podman(fake_podman(tmp_path))):
+        assert runtime.workspace_user((os.getuid() or 1234, 7)) == (os.getuid() or 1234, 7)
+        if os.getuid() != 0:
+            with pytest.raises(UnsupportedByEngineError, match="belongs to this process's user"):
+                runtime.workspace_user((os.getuid() + 1, 7))
+
+
+def test_whom_a_workspace_must_belong_to_without_root(tmp_path: Path) -> None:
+    caller = (os.getuid(), os.getgid())
+    new = podman(fake_podman(tmp_path, podman_info("4.3.0", **rootless())))
+    assert new.workspace_user((1234, 5678)) == caller
+    (tmp_path / "old").mkdir()
+    old = podman(fake_podman(tmp_path / "old", podman_info("4.2.1", **rootless())))
+    assert old.workspace_user((0, 0)) == caller
+    with pytest.raises(UnsupportedByEngineError, match=r"4\.2\.1 the user 1234 cannot write"):
+        old.workspace_user((1234, 5678))
+    other = docker(fake_docker(tmp_path, docker_info(SecurityOptions=ROOTLESS)))
+    assert other.workspace_user((0, 5)) == (0, 0)
+    with pytest.raises(UnsupportedByEngineError, match="the user 1234 cannot write"):
+        other.workspace_user((1234, 5678))
+
+
+# Out of memory
+
+
+def test_docker_tells_of_a_container_that_is_gone(tmp_path: Path) -> None:
+    cli = fake_docker(tmp_path)
+    runtime = docker(cli)
+    cli.answer("events", "")
+    assert runtime.ran_out_of_memory("rlm-x", 1000.5, None) is False
+    (call,) = cli.called("events")
+    assert {"--since=1000.500000000", "--filter=container=rlm-x", "--filter=event=oom"} <= set(call)
+    cli.answer("events", "0123456789ab\n")
+    assert runtime.ran_out_of_memory("rlm-x", 1000.5, None) is True
+    cli.answer("events", "", stderr="no engine", exit_code=1)
+    assert runtime.ran_out_of_memory("rlm-x", 1000.5, None) is None
+
+
+def test_podmans_monitor_leaves_a_file(tmp_path: Path) -> None:
+    runtime = podman(fake_podman(tmp_path))
+    place = tmp_path / "workspace"
+    place.mkdir()
+    assert runtime.ran_out_of_memory("rlm-x", 1000.0, None) is None
+    assert runtime.ran_out_of_memory("rlm-x", 1000.0, place) is False
+    (place / "oom").touch()
+    os.utime(place / "oom", (2000, 2000))
+    assert runtime.ran_out_of_memory("rlm-x", 1000.0, place) is True
+    # It is made once, so an old one says nothing.
+    assert runtime.ran_out_of_memory("rlm-x", 3000.0, place) is None
+    (place / "oom").unlink()
+    (place / "oom").symlink_to("/nowhere")
+    assert runtime.ran_out_of_memory("rlm-x", 1000.0, place) is True

@@ -159,6 +159,41 @@ def test_an_engine_that_stays_busy_is_an_error(fake: FakeCli) -> None:
     assert len(fake.called("rm")) >= 2  # whatever there is of it must not be in its own way
 
 
+def test_a_guest_without_memory_to_come_up(tmp_path: Path) -> None:
+    cli = fake_docker(tmp_path)
+    cli.answer("run", exit_code=137)
+    cli.answer("events", "0123456789ab\n")
+    with pytest.raises(SandboxStartError, match=r"killed for its memory.*32 MiB") as caught:
+        start(cli, memory="32m")
+    assert "memory=" in caught.value.remedy
+    cli.answer("events", "")  # somebody else has killed it
+    with pytest.raises(ContainerStartError, match="status 137"):
+        start(cli, memory="32m")
+
+
+def test_what_a_client_leaves_is_left_in_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Podman's monitor leaves a file where its client was called.
+    cli = fake_podman(tmp_path)
+    cli.script("run", f"pwd >>{tmp_path}/where; exit 1")
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "vars.env").touch()
+    monkeypatch.chdir(here)
+    for arguments in ([], ["--cpus=1"], ["--env-file=vars.env"], ["--env-file", "vars.env"]):
+        with pytest.raises(ContainerStartError):
+            start(cli, run_args=arguments)
+    places = [Path(line) for line in (tmp_path / "where").read_text().splitlines()]
+    assert [place.parent == workspaces_directory() for place in places] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert places[2:] == [here, here]
+
+
 def test_an_image_whose_files_the_engine_does_not_see(fake: FakeCli) -> None:
     stderr = "Traceback …\nModuleNotFoundError: No module named 'rlm_guest'\n"
     fake.answer("run", stderr=stderr, exit_code=1)

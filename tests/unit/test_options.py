@@ -13,6 +13,7 @@ import pytest
 from rlm_containers import Sandbox, SandboxOptions
 from rlm_containers.errors import ContainersError, OptionError
 from rlm_containers.repl import ContainerREPL
+from runtimes import GpuRequest
 
 GOOD: list[tuple[str, Any]] = [
     ("image", "python"),
@@ -21,13 +22,29 @@ GOOD: list[tuple[str, Any]] = [
     ("runtime", "podman --remote"),
     ("network", "bridge"),
     ("network", "none"),
+    ("network", "internal"),
+    ("network", None),
+    ("isolation", "default"),
+    ("isolation", "strict"),
     ("env", {}),
     ("env", {"KEY": "", "OTHER": "a=b\nc", "ÜNÏCODE": "€"}),
     ("env", MappingProxyType({"A": "b"})),
     ("memory", None),
-    ("memory", 64 * 1024**2),
+    ("memory", 32 * 1024**2),
+    ("memory", "auto"),
     ("pids", None),
-    ("pids", 1),
+    ("pids", 16),
+    ("pids", "auto"),
+    ("cpus", None),
+    ("cpus", 0.01),
+    ("cpus", 128),
+    ("disk", None),
+    ("disk", 1024**2),
+    ("user", None),
+    ("user", "0:0"),
+    ("user", "1000:4294967294"),
+    ("gpus", None),
+    ("mounts", ()),
     ("run_args", []),
     ("run_args", ["--cpus=1", "--label", "a=b"]),
     ("run_args", ("--cpus=1",)),
@@ -41,12 +58,22 @@ BAD: list[tuple[str, Any]] = [
     *(("image", value) for value in (None, "", 5, b"python", ["python"], "-it", "--privileged")),
     ("image", "python\0"),
     *(("runtime", value) for value in (5, b"podman", ["podman"], True, pathlib.Path("podman"))),
-    *(("network", value) for value in (None, "", "host", "Bridge", 1, ["none"], True)),
+    *(("isolation", value) for value in (None, "", "Strict", True, "none")),
+    *(("network", value) for value in ("", "host", "Bridge", 1, ["none"], True)),
     *(("env", value) for value in (None, "A=b", ["A=b"], {"A": 1}, {1: "a"}, {"A": None})),
     *(("env", value) for value in ({"": "a"}, {"A=B": "c"}, {"A\0": "b"}, {"A": "b\0"})),
     ("env", {"A": "\ud800"}),  # no environment can hold it
-    *(("memory", value) for value in (0, -1, 1.5, "1g", True, [1])),
-    *(("pids", value) for value in (0, -1, 1.0, "100", True, False)),
+    *(("memory", value) for value in (0, -1, 1e9, True, [10**9], 32 * 1024**2 - 1, 2**63)),
+    *(("memory", value) for value in ("", "1", "512", "g", "1gb", "1 g", "1.5g", "-1g", "+1g")),
+    *(("memory", value) for value in ("1GiB", "2 gib", "0x1g", "٣g", "31m", "1g\n", "half", "50%")),
+    *(("pids", value) for value in (0, -1, 100.0, "100", True, False, 15)),
+    *(("cpus", value) for value in (0, -1, 0.009, "1", True, float("nan"), float("inf"))),
+    *(("disk", value) for value in (0, -1, 1e9, "1", "auto", True, 1024**2 - 1)),
+    *(("user", value) for value in ("", "root", "1000:", ":1000", "1:2:3", "-1", "1000:users")),
+    *(("user", value) for value in (0, 1000, " 1000", "1000\n", "4294967295", "99999999999", "²")),
+    *(("gpus", value) for value in (0, -1, True, "", "0", "some", [], [True], [-1], [1.0])),
+    *(("gpus", value) for value in (["0,1"], ["all\n"], ['"'], ["--x"], [None], {"0": 1}, 1.0)),
+    *(("mounts", value) for value in (None, "/tmp:/data", 5, b"/tmp:/data", {"/tmp": "/data"})),
     *(("run_args", value) for value in (None, "--cpus=1", 5, [1], [None], [b"--cpus=1"], [""])),
     *(("start_timeout", value) for value in (None, 0, -1, "60", True, float("nan"), [60])),
     *(("lm_timeout", value) for value in (None, 0, -0.1, "600", False, float("nan"))),
@@ -81,7 +108,7 @@ def test_what_is_wrong_is_refused_by_name(case: tuple[str, Any]) -> None:
 
 def test_a_sandbox_refuses_the_same_without_an_engine() -> None:
     with pytest.raises(OptionError, match="memory must be"):
-        Sandbox(memory="1g")  # type: ignore[arg-type]
+        Sandbox(memory="1")
 
 
 def test_the_message_shows_the_value_but_never_a_huge_one() -> None:
@@ -102,8 +129,44 @@ def test_the_defaults_are_right_by_themselves() -> None:
     options = SandboxOptions()
     assert options.image == "python:3.11-slim"
     assert options.runtime is None
-    assert options.network == "bridge"
+    assert (options.network, options.effective_network) == (None, "bridge")
+    assert (options.isolation, options.memory, options.pids) == ("default", "auto", "auto")
+    assert (options.cpus, options.disk, options.user, options.gpus) == (None, None, None, None)
+    assert options.mounts == ()
     assert options.run_args == ()
+
+
+def test_a_copy_that_is_strict_has_no_network() -> None:
+    options = SandboxOptions(memory="1g", disk="2m", user="7", gpus=["0"], pids=100)
+    strict = dataclasses.replace(options, isolation="strict")
+    assert (strict.network, strict.effective_network) == (None, "none")
+    assert dataclasses.replace(strict, isolation="default") == options
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("32m", 32 << 20), ("1g", 1 << 30), ("2G", 2 << 30), ("1t", 1 << 40), ("99999k", 99999 << 10)],
+)
+def test_sizes_with_a_unit(text: str, number: int) -> None:
+    options = SandboxOptions(memory=text, disk=text)
+    assert (options.memory, options.disk) == (number, number)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("all", GpuRequest()),
+        (1, GpuRequest(count=1)),
+        ([0, "1"], GpuRequest(ids=("0", "1"))),
+        (("GPU-8f3a-11", "MIG-7:0"), GpuRequest(ids=("GPU-8f3a-11", "MIG-7:0"))),
+    ],
+)
+def test_gpus(given: Any, kept: GpuRequest) -> None:
+    assert SandboxOptions(gpus=given).gpus == kept
+
+
+def test_a_user_without_a_group_has_one_of_its_number() -> None:
+    assert SandboxOptions(user="1234").user == "1234:1234"
 
 
 def test_options_cannot_be_changed() -> None:
@@ -124,8 +187,8 @@ def test_what_the_caller_changes_later_changes_nothing() -> None:
 
 def test_a_copy_with_changes_is_checked_again() -> None:
     options = SandboxOptions(image="a", env={"A": "b"}, run_args=("--cpus=1",))
-    changed = dataclasses.replace(options, pids=5)
-    assert (changed.pids, changed.env, changed.run_args) == (5, {"A": "b"}, ("--cpus=1",))
+    changed = dataclasses.replace(options, pids=50)
+    assert (changed.pids, changed.env, changed.run_args) == (50, {"A": "b"}, ("--cpus=1",))
     with pytest.raises(OptionError, match="pids must be"):
         dataclasses.replace(options, pids=0)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runtimes import ContainerSpec, Mount
+from runtimes import ContainerSpec, GpuRequest, HostRoute, InternalNetwork, Mount
 from runtimes.command import EngineCommand
 from runtimes.docker import DockerRuntime
 from runtimes.engine import ContainerEngine
@@ -42,6 +42,7 @@ def docker(directory: Path, **info: Any) -> tuple[ContainerEngine, FakeCli]:
 
 
 def podman(directory: Path, version: str = "4.3.1", **host: Any) -> tuple[ContainerEngine, FakeCli]:
+    directory.mkdir(exist_ok=True)
     cli = fake_podman(directory, podman_info(version, **host))
     return PodmanRuntime(EngineCommand((str(cli.path),))), cli
 
@@ -120,9 +121,48 @@ def test_limits(tmp_path: Path, make: Make) -> None:
 
 
 @pytest.mark.parametrize("make", [docker, podman])
+@pytest.mark.parametrize(("cpus", "said"), [(0.5, "0.500"), (2, "2.000"), (0.0105, "0.011")])
+def test_a_processors_time(tmp_path: Path, make: Make, cpus: float, said: str) -> None:
+    assert f"--cpus={said}" in arguments(*make(tmp_path), spec(tmp_path, cpus=cpus))
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_a_limit_of_the_disk(tmp_path: Path, make: Make) -> None:
+    call = arguments(*make(tmp_path), spec(tmp_path, disk=10**9))
+    assert "--storage-opt=size=1000000000" in call
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_a_read_only_root_and_directories_in_memory(tmp_path: Path, make: Make) -> None:
+    call = arguments(*make(tmp_path), spec(tmp_path, read_only=True, tmpfs={"/tmp": 1024}))
+    assert {"--read-only", "--tmpfs=/tmp:rw,noexec,nosuid,nodev,mode=1777,size=1024"} <= set(call)
+    # Podman adds more of them, without a bound, unless told not to.
+    assert ("--read-only-tmpfs=false" in call) is (make is podman)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "for_docker", "for_podman"),
+    [
+        (GpuRequest(), ["all"], ["all"]),
+        (GpuRequest(count=2), ["2"], ["0", "1"]),
+        (GpuRequest(ids=("1", "GPU-8f")), ['"device=1,GPU-8f"'], ["1", "GPU-8f"]),
+    ],
+)
+def test_gpus(
+    tmp_path: Path, gpus: GpuRequest, for_docker: list[str], for_podman: list[str]
+) -> None:
+    call = arguments(*docker(tmp_path), spec(tmp_path, gpus=gpus))
+    assert [o for o in call if o.startswith("--gpus")] == [f"--gpus={name}" for name in for_docker]
+    call = arguments(*podman(tmp_path), spec(tmp_path, gpus=gpus))
+    devices = [f"--device=nvidia.com/gpu={name}" for name in for_podman]
+    assert [option for option in call if option.startswith("--device")] == devices
+
+
+@pytest.mark.parametrize("make", [docker, podman])
 def test_without_limits_none_are_asked_for(tmp_path: Path, make: Make) -> None:
     call = arguments(*make(tmp_path), spec(tmp_path))
-    assert not [o for o in call if o.startswith(("--memory", "--pids", "--cpus"))]
+    unasked = ("--memory", "--pids", "--cpus", "--storage", "--tmpfs", "--read-only", "--gpus")
+    assert not [option for option in call if option.startswith((*unasked, "--device", "--dns"))]
 
 
 @pytest.mark.parametrize("make", [docker, podman])
@@ -170,6 +210,19 @@ def test_the_host_has_a_name(tmp_path: Path, make: Make, address: str) -> None:
     assert not [option for option in call if option.startswith("--network")]
 
 
+@pytest.mark.parametrize("make", [docker, podman])
+def test_an_internal_network(tmp_path: Path, make: Make) -> None:
+    route = HostRoute(bind="10.9.8.1", address="10.9.8.1")
+    network = InternalNetwork(name="rlm-net", route=route)
+    engine, cli = make(tmp_path)
+    call = arguments(engine, cli, spec(tmp_path, network=network))
+    assert [option for option in call if option.startswith("--net")] == ["--network=rlm-net"]
+    assert "--add-host=host.docker.internal:10.9.8.1" in call
+    # Docker's own resolver would ask outside.
+    assert ("--dns=127.0.0.1" in call) is (make is docker)
+    assert not cli.called("network")
+
+
 def test_docker_desktop_names_the_host_itself(tmp_path: Path) -> None:
     call = arguments(*docker(tmp_path, OperatingSystem="Docker Desktop"), spec(tmp_path))
     assert not [option for option in call if option.startswith("--add-host")]
@@ -209,6 +262,21 @@ def test_rootless_podman_maps_an_unprivileged_user_to_the_caller(tmp_path: Path)
     call = arguments(*podman(tmp_path, "4.3.0", **rootless()), spec(tmp_path))
     assert "--userns=keep-id:uid=65534,gid=65534" in call
     assert "--user=65534:65534" in call
+
+
+def test_rootless_podman_maps_whom_it_is_told_to_the_caller(tmp_path: Path) -> None:
+    call = arguments(*podman(tmp_path, **rootless()), spec(tmp_path, user="1234:5678"))
+    assert "--userns=keep-id:uid=1234,gid=5678" in call
+    assert [option for option in call if option.startswith("--user=")] == ["--user=1234:5678"]
+    # Root inside is the caller in any case.
+    call = arguments(*podman(tmp_path / "new", **rootless()), spec(tmp_path, user="0:0"))
+    assert [option for option in call if option.startswith("--user")] == ["--user=0:0"]
+
+
+def test_rootless_podman_has_one_network_only(tmp_path: Path) -> None:
+    wanted = spec(tmp_path, extra_args=("--network=host",))
+    call = arguments(*podman(tmp_path, **rootless()), wanted)
+    assert [option for option in call if option.startswith("--net")] == ["--network=host"]
 
 
 def test_before_4_3_it_cannot_and_root_inside_is_the_caller(tmp_path: Path) -> None:

@@ -130,3 +130,18 @@ def test_deaths_without_end_are_bounded(boxes: Boxes) -> None:
         pass  # given up, which is as good
     else:
         assert len(found.stderr) < 100_000
+
+
+def test_kills_without_end_are_cut(boxes: Boxes) -> None:
+    code = "for n in range(5000): event(event='killed', memory={'limit': n + 1})\n"
+    found = execute(boxes, code + result())
+    assert "A process that a cell started was killed for its memory" in found.stderr
+    assert len(found.stderr) < 5000
+
+
+@pytest.mark.parametrize("memory", [None, 5, "x" * 100_000, [], {"limit": {}}, {"limit": 1e400}])
+def test_deaths_of_strange_reasons(boxes: Boxes, memory: object) -> None:
+    code = f"event(event='killed', memory=json.loads({json.dumps(json.dumps(memory))}))\n"
+    found = execute(boxes, code + result())
+    assert found.status == "ok"
+    assert len(found.stderr) < 1000

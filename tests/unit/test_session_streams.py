@@ -43,6 +43,26 @@ def test_a_guest_that_goes_away(boxes: Boxes, status: int) -> None:
     assert "Make a new Sandbox" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("known", "said", "asked"),
+    [
+        (True, "it was killed for its memory: it may use no more than 64 MiB", False),
+        (False, "its program ended with status 137.", True),
+        (None, "its program ended with status 137, perhaps killed for its memory.", True),
+    ],
+)
+def test_a_container_that_the_kernel_kills(
+    boxes: Boxes, known: bool | None, said: str, asked: bool
+) -> None:
+    boxes.local.out_of_memory = known
+    script(boxes.local, CELL + "sys.exit(137)")
+    box = boxes(memory="64m")
+    with pytest.raises(SandboxLostError) as caught:
+        box.execute("x = 1")
+    assert said in caught.value.what
+    assert ("removed by someone" in caught.value.remedy) is asked
+
+
 def test_a_guest_that_is_killed(boxes: Boxes) -> None:
     with pytest.raises(SandboxLostError, match="The container"):
         execute(boxes, "os.kill(os.getpid(), 9)")
