@@ -53,6 +53,10 @@ class CellResult:
     older: tuple[str, ...] = field(default=())
 
 
+#: Pieces of output that are kept apart, until they are needed as one.
+_PIECES = 1000
+
+
 class OutputCollector:
     """Decodes one stream as it arrives and keeps a bounded part of it.
 
@@ -82,11 +86,14 @@ class OutputCollector:
             self.callback(self.name, text)
         if self._head_room:
             piece = text[: self._head_room]
-            self._head.append(piece)
+            _append(self._head, piece)
             self._head_room -= len(piece)
             text = text[len(piece) :]
         if text:
-            self._tail.append(text)
+            # A single piece may be as long as a container makes it.
+            self._cut += max(0, len(text) - self.limit)
+            text = text[-self.limit :]
+            _append(self._tail, text)
             self._tail_length += len(text)
             if self._tail_length > 2 * self.limit:
                 self._trim()
@@ -108,3 +115,10 @@ class OutputCollector:
             tail = tail[-keep:]
         self._tail = [tail] if tail else []
         self._tail_length = len(tail)
+
+
+def _append(pieces: list[str], piece: str) -> None:
+    """Add a piece; many that are short would take much more than what is in them."""
+    pieces.append(piece)
+    if len(pieces) > _PIECES:
+        pieces[:] = ["".join(pieces)]

@@ -28,6 +28,22 @@ Prompt = Any  # str, or whatever JSON the model's client takes: a list of messag
 #: Seconds to find out at start whether the proxy can be reached.
 _PROBE_TIMEOUT = 3.0
 
+#: Seconds to connect to it later.
+_CONNECT_TIMEOUT = 5.0
+
+#: When a connection counts as broken: data not acknowledged for 20 s (in milliseconds), or, while
+#: an answer is being made, none of three questions whether the other end is there, 5 s apart.
+_SILENCE = {
+    getattr(socket, name): value
+    for name, value in (
+        ("TCP_USER_TIMEOUT", 20_000),
+        ("TCP_KEEPIDLE", 10),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 3),
+    )
+    if hasattr(socket, name)
+}
+
 
 def llm_query(prompt: Prompt, model: str | None = None) -> str:
     """Ask a language model once, without a REPL of its own.
@@ -93,13 +109,22 @@ def _type(value: object) -> str:
 
 
 class _HttpRoute:
-    """The proxy on the host. Connections are kept, one for each thread that asks."""
+    """The proxy on the host. Connections are kept, one for each thread that asks.
+
+    Args:
+        host: the host's name.
+        port: the proxy's port.
+        token: shown with every request.
+        pipe: takes over when the proxy cannot be reached any more: a firewall, say.
+    """
 
     name = "http"
 
-    def __init__(self, host: str, port: int, token: str) -> None:
+    def __init__(self, host: str, port: int, token: str, pipe: PipeRoute) -> None:
         self.host = host
         self.port = port
+        self.pipe = pipe
+        self.is_lost = False
         self.headers = {
             "Authorization": "Bearer " + token,
             "Content-Type": "application/json",
@@ -111,23 +136,46 @@ class _HttpRoute:
         socket.create_connection((self.host, self.port), _PROBE_TIMEOUT).close()
 
     def send(self, path: str, body: bytes) -> bytes:
+        if not self.is_lost:
+            reply = self._send(path, body)
+            if reply is not None:
+                return reply
+        # A request that got lost on its way back is asked twice: better than not to be answered.
+        return self.pipe.send(path, body)
+
+    def _send(self, path: str, body: bytes) -> bytes | None:
+        """The answer, or ``None`` when there is none to be had here."""
+        import http.client
+
         connection = self._connection()
         try:
+            if connection.sock is None:
+                connection.connect()
+                sock: Any = connection.sock
+                _notice_silence(sock)
             connection.request("POST", path, body, self.headers)
             response = connection.getresponse()
-            return response.read()
+            reply = response.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            self.is_lost = True
+            return None
         except BaseException:
-            # Also for KeyboardInterrupt: the answer to this request must not be read as the
-            # answer to the next one.
+            # KeyboardInterrupt: the answer to this request must not be read as the answer to the
+            # next one.
             connection.close()
             raise
+        # It has too much to do, and the pipe's own limits are others.
+        return None if response.status == http.client.SERVICE_UNAVAILABLE else reply
 
     def _connection(self) -> http.client.HTTPConnection:
         import http.client  # late: it brings the email package along, and not every cell asks
 
         # A forked child must not talk on its parent's connection.
         if getattr(self.local, "pid", None) != os.getpid():
-            self.local.connection = http.client.HTTPConnection(self.host, self.port)
+            self.local.connection = http.client.HTTPConnection(
+                self.host, self.port, timeout=_CONNECT_TIMEOUT
+            )
             self.local.pid = os.getpid()
         connection: http.client.HTTPConnection = self.local.connection
         if connection.sock is not None and _is_readable(connection.sock):
@@ -160,6 +208,14 @@ class PipeRoute:
                     raise ConnectionError("the supervisor hung up")
                 for _, payload in decoder.feed(data):
                     return payload
+
+
+def _notice_silence(connection: socket.socket) -> None:
+    """Wait for an answer for as long as it takes, but not for a host that is unreachable."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _SILENCE.items():
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _is_readable(connection: socket.socket) -> bool:
@@ -197,13 +253,14 @@ def connect(
     if not has_model:
         _route = PipeRoute(calls)
         return {"route": "none", "reason": "no language model was given"}
+    pipe = PipeRoute(calls)
     if proxy is not None:
-        route = _HttpRoute(proxy["host"], proxy["port"], proxy["token"])
+        route = _HttpRoute(proxy["host"], proxy["port"], proxy["token"], pipe)
         try:
             route.probe()
             _route = route
             return {"route": route.name, "reason": ""}
         except OSError as error:
             reason = "{}:{} cannot be reached: {}".format(route.host, route.port, error)
-    _route = PipeRoute(calls)
+    _route = pipe
     return {"route": _route.name, "reason": reason or "there is no network to the host"}

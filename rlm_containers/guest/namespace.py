@@ -20,6 +20,9 @@ _FORMS_BUDGET = 32_768
 _FORMS_COUNT = 500
 _FORMS_NAME = 120
 
+#: Characters of a final answer: what fits into one frame, however they are escaped.
+_ANSWER = 5_000_000
+
 _FUNCTIONS = {
     "llm_query": lm.llm_query,
     "llm_query_batched": lm.llm_query_batched,
@@ -109,7 +112,12 @@ class Namespace:
             return None
         try:
             if self.answer.get("ready"):
-                return str(self.answer.get("content", ""))
+                content = str(self.answer.get("content", ""))
+                if len(content) > _ANSWER:
+                    return "Error: the answer has {} characters, {} are the most.".format(
+                        len(content), _ANSWER
+                    )
+                return content
         except BaseException as error:  # a __bool__ or __str__ of the cell's own
             return "Error: the answer could not be read: {}".format(type(error).__name__)
         return None

@@ -21,7 +21,7 @@ The host trusts nothing it reads: see :data:`MAX_FRAME` and ``rlm_containers.cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 __all__ = [
     "CALL",
@@ -52,6 +52,8 @@ MAX_FRAME = 64 * 1024 * 1024
 
 _HEADER = 5
 
+_ANY = dict.fromkeys(_KINDS, MAX_FRAME)
+
 
 class FrameError(Exception):
     """The bytes are no frame of this protocol."""
@@ -73,17 +75,22 @@ def encode(kind: int, payload: bytes = b"") -> bytes:
 
 
 class FrameDecoder:
-    """Bytes in, frames out. Keeps at most one frame and one read's worth of bytes."""
+    """Bytes in, frames out. Keeps at most one frame and one read's worth of bytes.
 
-    def __init__(self) -> None:
+    Args:
+        limits: the kinds that may come, and the bytes that a payload of each may have.
+    """
+
+    def __init__(self, limits: Mapping[int, int] = _ANY) -> None:
+        self._limits = limits
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Add what was read and yield the frames that are complete, as ``(kind, payload)``.
 
         Raises:
-            FrameError: a kind that does not exist, or a length past :data:`MAX_FRAME`. The
-                stream cannot be read any further.
+            FrameError: a kind that may not come, or a length past its limit. The stream cannot
+                be read any further.
         """
         buffer = self._buffer
         buffer += data
@@ -92,13 +99,15 @@ class FrameDecoder:
             while len(buffer) - start >= _HEADER:
                 length = int.from_bytes(buffer[start : start + 4], "big")
                 kind = buffer[start + 4]
-                if kind not in _KINDS or length > MAX_FRAME:
+                if length > self._limits.get(kind, -1):
                     raise FrameError("not a frame: kind {:#04x}, length {}".format(kind, length))
                 end = start + _HEADER + length
                 if len(buffer) < end:
                     break
-                yield kind, bytes(buffer[start + _HEADER : end])
+                with memoryview(buffer) as view:  # which does not copy it twice
+                    payload = bytes(view[start + _HEADER : end])
                 start = end
+                yield kind, payload
         finally:
             # Once per read and not once per frame: deleting from the front copies the rest.
             del buffer[:start]

@@ -141,7 +141,7 @@ class Worker:
         self.namespace.keep(request.get("kept_names", []))
         self.namespace.restore_scaffold()
         forms = self.namespace.short_forms(self.interrupts)
-        self.send({"op": "ready", "locals": forms, **route, **report})
+        self.send({"op": "ready", "locals": forms, **route, **_bounded(report)})
         # With nothing to do until the first cell: what the first checkpoint and the first
         # query need, which takes a while where the image has no compiled byte code.
         self.open_checkpoint()
@@ -257,7 +257,23 @@ class Worker:
             self.progress[:8] = number.to_bytes(8, "big")
         if report != self.reported:
             self.reported = report
-            self.send({"op": "saved", **report})
+            self.send({"op": "saved", **_bounded(report)})
+
+
+#: Variables that a report names, and characters of a name. The host refuses to read much more.
+_REPORTED = 10_000
+_NAME = 200
+
+
+def _bounded(report: dict[str, Any]) -> dict[str, Any]:
+    """What is said of variables, whatever names a cell has given to how many of them."""
+    bounded = dict(report)
+    for key in ("unsaved", "lost"):
+        if key in report:
+            bounded[key] = [[entry[0][:_NAME], *entry[1:]] for entry in report[key][:_REPORTED]]
+    if "older" in report:
+        bounded["older"] = [name[:_NAME] for name in report["older"][:_REPORTED]]
+    return bounded
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 __all__ = ["LMBackend", "LMBroker", "LMCall", "Prompt", "SubcallFunction"]
@@ -66,6 +66,15 @@ class LMBackend(Protocol):
         ...
 
 
+#: Characters of prompts and answers that the calls of one cell are kept with. What comes after that
+#: is cut to so many.
+_KEPT = 256 * 1024 * 1024
+_CUT = 1000
+
+#: Calls of one cell that are kept.
+_KEPT_CALLS = 100_000
+
+
 #: Starts a recursive language model for a prompt and waits for it; as rlms passes it.
 #: Returns an object with the attributes of rlms's ``RLMChatCompletion``.
 SubcallFunction = Callable[[str, str | None], Any]
@@ -94,6 +103,7 @@ class LMBroker:
         self.subcall = subcall
         self.max_concurrent_subcalls = max_concurrent_subcalls
         self._calls: list[LMCall] = []
+        self._kept = 0
         self._lock = threading.Lock()
 
     @property
@@ -102,9 +112,14 @@ class LMBroker:
         return self.backend is not None or self.subcall is not None
 
     def take_calls(self) -> tuple[LMCall, ...]:
-        """The answered calls since the last time, in the order they were answered."""
+        """The answered calls since the last time, in the order they were answered.
+
+        At most the first hundred thousand. Where their prompts and answers are longer than 256
+        million characters in all, those of the later ones are cut.
+        """
         with self._lock:
             calls, self._calls = tuple(self._calls), []
+            self._kept = 0
         return calls
 
     def handle(self, path: str, request: object) -> dict[str, Any]:
@@ -142,7 +157,12 @@ class LMBroker:
 
     def _record(self, calls: list[LMCall]) -> list[LMCall]:
         with self._lock:
-            self._calls += [call for call in calls if call.error is None]
+            for call in calls:
+                if call.error is not None or len(self._calls) >= _KEPT_CALLS:
+                    continue
+                # A cell must not fill this process's memory by asking on and on.
+                self._kept += len(call.response) + _length(call.prompt)
+                self._calls.append(call if self._kept <= _KEPT else _cut(call))
         return calls
 
     def _query(self, prompt: Prompt, model: str | None) -> LMCall:
@@ -182,6 +202,24 @@ class LMBroker:
 
 def _failed(prompt: Prompt, model: str | None, error: str) -> LMCall:
     return LMCall(prompt=prompt, response="", model=model, execution_time=0.0, error=error)
+
+
+def _length(prompt: object) -> int:
+    """The characters of all strings in a prompt."""
+    if isinstance(prompt, str):
+        return len(prompt)
+    if isinstance(prompt, dict):
+        return sum(_length(part) for part in prompt.values())
+    return sum(_length(part) for part in prompt) if isinstance(prompt, list) else 1
+
+
+def _cut(call: LMCall) -> LMCall:
+    prompt = call.prompt[:_CUT] if isinstance(call.prompt, str) else "[... cut ...]"
+    response = call.response[:_CUT]
+    completion = call.completion
+    if isinstance(completion, dict):
+        completion = {**completion, "prompt": prompt, "response": response}
+    return replace(call, prompt=prompt, response=response, completion=completion)
 
 
 def _single_answer(call: LMCall) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 One proxy for one sandbox, with a token of its own, on a random port of the narrowest address that
 the container can reach. It serves nothing but the broker's paths, and those only to callers with
-the token: whoever else reaches the port cannot spend the user's money.
+the token: whoever else reaches the port cannot spend the user's money, nor keep the sandbox from
+being served.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import json
 import logging
 import secrets
 import socket
-import socketserver
-import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler
-from typing import Any
+from typing import Any, BinaryIO
 
 from rlm_containers.guest.wire import MAX_FRAME
+from rlm_containers.lm.connections import Connections
+from rlm_containers.lm.room import Room
+from rlm_containers.untrusted import UntrustedJSON
 
 __all__ = ["LMProxy"]
 
@@ -28,25 +32,42 @@ logger = logging.getLogger("rlm_containers.lm")
 #: Bytes of a request's body. The same as over the pipe.
 MAX_BODY = MAX_FRAME
 
-#: Connections served at once. Each costs a thread; a container that wants more waits its turn.
-MAX_CONNECTIONS = 64
+#: Bytes of a request's first line and headers.
+_MAX_HEAD = 16 * 1024
 
-#: Seconds that a caller who has not shown the token yet may take for its request.
-_STRANGER_TIMEOUT = 10.0
+#: Bytes of requests that are being read or answered, parsed ones as they are in memory. The largest
+#: that is taken has room.
+_ROOM = 512 * 1024 * 1024
+
+#: Seconds without a byte in the middle of a request or an answer.
+_TIMEOUT = 60.0
 
 Answer = Callable[[str, object], dict[str, Any]]
+Waiting = Callable[[], AbstractContextManager[None]]
 
 
 class _Handler(BaseHTTPRequestHandler):
     """One connection."""
 
-    server: _Server
+    server: _Server  # type: ignore[assignment]
     protocol_version = "HTTP/1.1"  # connections stay open from one query to the next
     disable_nagle_algorithm = True
     wbufsize = 65536  # headers and body in one packet
-    timeout = _STRANGER_TIMEOUT
+    timeout = _TIMEOUT
     server_version = "rlm-containers"
     sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.head = self.rfile = _Head(self.rfile)  # type: ignore[assignment, arg-type]
+
+    def handle_one_request(self) -> None:
+        self.head.renew()
+        try:
+            super().handle_one_request()
+        except HTTPException as error:
+            self.requestline, self.request_version, self.command = "", "HTTP/1.1", ""
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, str(error))
 
     def do_POST(self) -> None:
         offered = self.headers.get("Authorization", "").encode("utf-8", "replace")
@@ -55,6 +76,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         # The caller is the sandbox. It may keep the connection without saying anything for as
         # long as it likes; a body that it begins, it must finish.
+        if not self.server.connections.welcome(self.connection):
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
+            return
+        self.connection.settimeout(_TIMEOUT)
         digits = self.headers.get("Content-Length", "")
         if not (digits.isascii() and digits.isdigit()):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
@@ -65,19 +90,35 @@ class _Handler(BaseHTTPRequestHandler):
                 f"a request of more than {MAX_BODY} bytes is not taken",
             )
             return
-        length = int(digits)
-        body = self.rfile.read(length)
-        if len(body) < length:
+        held = int(digits)
+        if not self.server.room.wait_and_take(held):
             self.close_connection = True
             return
         try:
-            request = json.loads(body)
-        except (ValueError, RecursionError):
-            self._refuse(HTTPStatus.BAD_REQUEST, "the body is not JSON")
-            return
-        answer = self.server.answer(self.path, request)
+            body = self.rfile.read(held)
+            if len(body) < held:
+                self.close_connection = True
+                return
+            try:
+                said = UntrustedJSON(body)
+                if not self.server.room.take(said.size):
+                    self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too much is asked at once")
+                    return
+                held += said.size
+                request = said.load()
+            except ValueError:
+                self._refuse(HTTPStatus.BAD_REQUEST, "the body is not JSON, or too much of it")
+                return
+            with self.server.connections.place() as served:
+                if not served:
+                    self.close_connection = True
+                    return
+                with self.server.waiting():
+                    answer = self.server.answer(self.path, request)
+        finally:
+            self.server.room.give_back(held)
         # Connections that are kept must leave room for callers who have none yet.
-        self.close_connection |= self.server.is_crowded()
+        self.close_connection |= self.server.connections.are_many()
         self._respond(HTTPStatus.OK, answer)
         self.connection.settimeout(None)
 
@@ -110,57 +151,45 @@ class _Handler(BaseHTTPRequestHandler):
         logger.debug("proxy %s: %s", self.client_address[0], format % args)
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    daemon_threads = True
-    allow_reuse_address = False
-    request_queue_size = 128
+class _Head:
+    """What a request is read from: at most so much of it as lines. The base class takes 6 MB."""
 
-    def __init__(self, address: str, authorization: bytes, answer: Answer) -> None:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = _MAX_HEAD
+        self.read = file.read
+        self.close = file.close
+
+    def renew(self) -> None:
+        """Another request begins."""
+        self._left = _MAX_HEAD
+
+    def readline(self, limit: int) -> bytes:
+        line = self._file.readline(min(limit, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise HTTPException("the head of the request is too long")
+        return line
+
+
+class _Server:
+    """What the handlers of one proxy share."""
+
+    def __init__(
+        self, listener: socket.socket, authorization: bytes, answer: Answer, waiting: Waiting
+    ) -> None:
         self.authorization = authorization
         self.answer = answer
-        self.closing = False
-        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._open: set[socket.socket] = set()
-        self._open_lock = threading.Lock()
-        super().__init__((address, 0), _Handler)
+        self.waiting = waiting
+        self.room = Room(_ROOM)
+        self.connections = Connections(listener, self._serve)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        while not self._slots.acquire(timeout=0.1):
-            if self.closing:
-                raise ConnectionAbortedError("the proxy is closing")
-        with self._open_lock:
-            self._open.add(request)
-        try:
-            super().process_request(request, client_address)
-        except BaseException:
-            self._slots.release()
-            raise
+    def _serve(self, connection: socket.socket, address: str) -> None:
+        _Handler(connection, (address, 0), self)  # type: ignore[arg-type]
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with self._open_lock:
-                self._open.discard(request)
-            self._slots.release()
-
-    def is_crowded(self) -> bool:
-        """Whether so many connections are open that no more of them should be kept."""
-        with self._open_lock:
-            return len(self._open) > MAX_CONNECTIONS // 2
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        # A caller that hangs up in the middle, nearly always.
-        logger.debug("proxy: connection from %s failed", client_address, exc_info=True)
-
-    def hang_up(self) -> None:
-        """End the connections that are still open, and with them their threads."""
-        with self._open_lock:
-            for connection in self._open:
-                try:
-                    connection.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    pass  # it is ending already
+    def close(self) -> None:
+        self.room.close()
+        self.connections.close()
 
 
 class LMProxy:
@@ -169,6 +198,7 @@ class LMProxy:
     Args:
         address: the local address to listen on.
         answer: what answers a request: the broker's ``handle``.
+        waiting: entered while a request is being answered.
 
     Attributes:
         port: the port it listens on, chosen by the system.
@@ -178,27 +208,16 @@ class LMProxy:
         OSError: the address is not one of this machine's.
     """
 
-    def __init__(self, address: str, answer: Answer) -> None:
+    def __init__(self, address: str, answer: Answer, waiting: Waiting = nullcontext) -> None:
         self.address = address
         self.token = secrets.token_urlsafe(32)
-        self._server = _Server(address, f"Bearer {self.token}".encode(), answer)
-        self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(
-            target=self._server.serve_forever,
-            # How often it looks whether it should stop; stopping must not take half a second.
-            kwargs={"poll_interval": 0.02},
-            name=f"rlm-proxy-{self.port}",
-            daemon=True,
-        )
-        self._thread.start()
+        listener = socket.create_server((address, 0), backlog=128)
+        self.port: int = listener.getsockname()[1]
+        self._server = _Server(listener, f"Bearer {self.token}".encode(), answer, waiting)
 
     def __repr__(self) -> str:
         return f"<LMProxy {self.address}:{self.port}>"
 
     def close(self) -> None:
         """Stop listening and end every connection."""
-        self._server.closing = True
-        self._server.shutdown()
-        self._server.server_close()
-        self._server.hang_up()
-        self._thread.join()
+        self._server.close()

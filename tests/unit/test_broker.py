@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rlm_containers.lm.broker import LMBroker, LMCall, Prompt
+from rlm_containers.lm.handler import CallableBackend
 
 
 def call(prompt: Prompt, response: str, error: str | None = None) -> LMCall:
@@ -249,3 +250,23 @@ def test_calls_from_many_threads_are_all_recorded(broker: LMBroker) -> None:
         thread.join()
     made = broker.take_calls()
     assert len({str(one.prompt) for one in made}) == len(made) == 400
+
+
+def test_what_is_kept_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlm_containers.lm.broker._KEPT", 10_000)
+    monkeypatch.setattr("rlm_containers.lm.broker._KEPT_CALLS", 30)
+    broker = LMBroker(CallableBackend(str))
+    messages = [{"role": "user", "content": "y" * 2000}]
+    for number in range(20):
+        prompt = messages if number % 5 == 4 else f"{number}" + "x" * 2000
+        answer = broker.handle("/llm_query", {"prompt": prompt})
+        assert len(answer["response"]) > 2000  # the cell gets all of it
+    calls = broker.take_calls()
+    assert len(calls) == 20
+    assert calls[0].prompt == "0" + "x" * 2000
+    assert all(len(str(call.prompt)) <= 1000 for call in calls[4:])
+    assert sum(len(str(call.prompt)) + len(call.response) for call in calls) < 50_000
+    broker.handle("/llm_query", {"prompt": "z" * 2000})
+    assert broker.take_calls()[0].prompt == "z" * 2000  # the next cell begins anew
+    broker.handle("/llm_query_batched", {"prompts": ["a"] * 50})
+    assert len(broker.take_calls()) == 30

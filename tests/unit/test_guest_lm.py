@@ -263,3 +263,81 @@ def test_a_proxy_that_closed_a_kept_connection_is_asked_on_a_new_one() -> None:
             assert lm._route.local.connection.sock.recv(1, socket.MSG_PEEK) == b""
             assert lm.llm_query("x") == "answer 2"
         server.join()
+
+
+@pytest.mark.parametrize("when", ["before a question", "between questions", "during a question"])
+def test_a_proxy_that_goes_is_left_for_the_pipe(when: str) -> None:
+    proxies: list[LMProxy] = []
+
+    def answer(path: str, request: Any) -> Any:
+        if when == "during a question":
+            proxies[0].close()
+        return {"response": "by http"}
+
+    supervisor = Supervisor(lambda path, request: {"response": "by pipe"})
+    proxies.append(LMProxy("127.0.0.1", answer))
+    told = {"host": "127.0.0.1", "port": proxies[0].port, "token": proxies[0].token}
+    assert lm.connect(told, supervisor.guest, has_model=True)["route"] == "http"
+    if when == "between questions":
+        assert lm.llm_query("x") == "by http"
+    if when != "during a question":
+        proxies[0].close()
+    for _ in range(3):
+        assert lm.llm_query("x") == "by pipe"
+    supervisor.close()
+
+
+def test_a_proxy_that_answers_what_is_no_http_is_left_for_the_pipe() -> None:
+    def serve(listener: socket.socket) -> None:
+        for number in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                if number:
+                    connection.recv(65536)
+                    connection.sendall(b"hello\r\n\r\n")
+
+    supervisor = Supervisor(lambda path, request: {"response": "by pipe"})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
+        assert lm.connect(told, supervisor.guest, has_model=True)["route"] == "http"
+        assert lm.llm_query("x") == "by pipe"
+        server.join()
+    supervisor.close()
+
+
+def test_a_proxy_that_is_busy_is_asked_again_later() -> None:
+    status = ["503 Busy", "200 OK"]
+
+    def serve(listener: socket.socket) -> None:
+        for number in range(3):
+            connection, _ = listener.accept()
+            with connection:
+                if number:
+                    connection.recv(65536)
+                    body = b'{"response": "by http"}'
+                    head = f"HTTP/1.1 {status.pop(0)}\r\nContent-Length: {len(body)}\r\n\r\n"
+                    connection.sendall(head.encode() + body)
+
+    supervisor = Supervisor(lambda path, request: {"response": "by pipe"})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
+        lm.connect(told, supervisor.guest, has_model=True)
+        assert lm.llm_query("x") == "by pipe"
+        lm._route.local.connection.close()
+        assert lm.llm_query("x") == "by http"
+        server.join()
+    supervisor.close()
+
+
+def test_a_connection_that_falls_silent_is_noticed(connect: Callable[[Answer], None]) -> None:
+    connect(broker())
+    assert lm.llm_query("x") == "X"
+    if lm._route.name == "http":
+        sock = lm._route.local.connection.sock
+        assert sock.gettimeout() is None  # an answer may take an hour
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import select
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from rlm_containers.lm import connections
 from rlm_containers.lm.proxy import LMProxy
+from tests.support import eventually
 
 BODY = b'{"prompt": "x"}'
 
@@ -188,13 +191,184 @@ def test_random_bytes(proxy: LMProxy, asked: Asked) -> None:
     assert still_serves(proxy)
 
 
-def test_strangers_with_open_connections_do_not_keep_the_sandbox_out(proxy: LMProxy) -> None:
-    strangers = [connect(proxy) for _ in range(30)]
+@pytest.mark.parametrize("said", [b"", b"POST /llm_query HTTP/1.1\r\nHost: x\r\n"])
+def test_strangers_with_open_connections_do_not_keep_the_sandbox_out(
+    proxy: LMProxy, said: bytes
+) -> None:
+    # More than the proxy listens to at once, and than wait in its queue.
+    strangers = [connect(proxy) for _ in range(150)]
     try:
-        assert still_serves(proxy)
+        for stranger in strangers:
+            stranger.sendall(said)
+        for _ in range(3):
+            assert still_serves(proxy)
     finally:
         for stranger in strangers:
             stranger.close()
+
+
+def test_strangers_that_come_again_and_again_do_not_keep_the_sandbox_out(proxy: LMProxy) -> None:
+    stop = threading.Event()
+
+    def bother() -> None:
+        held: list[socket.socket] = []
+        while not stop.is_set():
+            try:
+                held.append(connect(proxy))
+            except OSError:
+                pass
+            while len(held) > 100:
+                held.pop(0).close()
+        for connection in held:
+            connection.close()
+
+    bothering = [threading.Thread(target=bother) for _ in range(3)]
+    for thread in bothering:
+        thread.start()
+    try:
+        for _ in range(5):
+            assert still_serves(proxy)
+    finally:
+        stop.set()
+        for thread in bothering:
+            thread.join()
+
+
+@pytest.mark.parametrize("first", [b"", b"POST /llm_query HTTP/1.1\r\n"])
+def test_a_stranger_that_is_slow_is_sent_away(
+    proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch, first: bytes
+) -> None:
+    # Even if it says something all the time: what counts is the time in all.
+    monkeypatch.setattr(connections, "_STRANGER_TIME", 0.5)
+    with connect(proxy) as connection:
+        connection.sendall(first)
+        with pytest.raises(OSError, match=r"Broken pipe|reset"):
+            while True:
+                connection.send(b"x")
+                select.select((), (), (), 0.01)
+    assert still_serves(proxy)
+    assert len(asked.requests) == 1
+
+
+def test_the_sandbox_is_not_sent_away(
+    proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_STRANGER_TIME", 0.2)
+    asked.go_on.clear()
+    with connect(proxy) as slow, connect(proxy) as stranger:
+        slow.sendall(request(proxy))
+        assert asked.arrived.acquire(timeout=30)
+        assert everything(stranger) == b""  # its time is over
+        asked.go_on.set()
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
+        # And may be silent for as long as it likes.
+        with connect(proxy) as another:
+            assert everything(another) == b""
+        slow.sendall(request(proxy))
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_head_of_a_request_is_bounded_in_all(proxy: LMProxy, asked: Asked) -> None:
+    # Each line is short enough, and there are not too many of them.
+    head = b"POST /llm_query HTTP/1.1\r\n" + b"".join(
+        b"X%d: %s\r\n" % (number, b"y" * 1000) for number in range(90)
+    )
+    with connect(proxy) as connection:
+        connection.sendall(head[:17_000])
+        answer = everything(connection)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert still_serves(proxy)
+
+
+def test_a_stranger_cannot_send_a_body(proxy: LMProxy) -> None:
+    with connect(proxy) as connection:
+        connection.sendall(b"POST /llm_query HTTP/1.1\r\nContent-Length: 60000000\r\n\r\n")
+        assert everything(connection).startswith(b"HTTP/1.1 401 ")  # and nothing was waited for
+
+
+def test_the_token_is_compared_in_constant_time(
+    proxy: LMProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(offered: bytes, expected: bytes) -> bool:
+        compared.append((offered, expected))
+        return False
+
+    monkeypatch.setattr("hmac.compare_digest", compare)
+    assert not still_serves(proxy)  # nothing else compares it
+    assert compared == [(f"Bearer {proxy.token}".encode(),) * 2]
+
+
+def test_bodies_in_memory_are_bounded_in_all(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlm_containers.lm.proxy._ROOM", 1_500_000)
+    proxy = LMProxy("127.0.0.1", asked)
+    body = json.dumps({"prompt": "x" * 400_000}).encode()
+    answers: list[bytes] = []
+
+    def ask() -> None:
+        with connect(proxy) as connection:
+            connection.sendall(request(proxy, body).replace(b"Host: proxy", b"Connection: close"))
+            answers.append(everything(connection)[:12])
+
+    asked.go_on.clear()
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    assert asked.arrived.acquire(timeout=30)
+    asked.go_on.set()
+    for thread in threads:
+        thread.join()
+    # Whoever finds no room once it is read is told so, and asks over the pipe.
+    assert set(answers) <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
+    assert answers.count(b"HTTP/1.1 200") >= 1
+    assert still_serves(proxy)
+    proxy.close()
+
+
+def test_the_sandboxs_own_connections_are_bounded(
+    proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_MEMBERS", 3)
+    asked.go_on.clear()
+    members = [connect(proxy) for _ in range(3)]
+    for member in members:
+        member.sendall(request(proxy))
+        assert asked.arrived.acquire(timeout=30)
+    with connect(proxy) as another:
+        another.sendall(request(proxy))
+        assert everything(another).startswith(b"HTTP/1.1 503 ")
+    asked.go_on.set()
+    for member in members:
+        assert member.recv(65536).startswith(b"HTTP/1.1 200 ")
+        member.close()
+    assert eventually(lambda: still_serves(proxy))
+
+
+def test_the_most_are_served_one_after_the_other(
+    proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_SERVED", 2)
+    asked.go_on.clear()
+    members = [connect(proxy) for _ in range(6)]
+    for member in members:
+        member.sendall(request(proxy))
+    for _ in range(2):
+        assert asked.arrived.acquire(timeout=30)
+    assert not asked.arrived.acquire(timeout=0.2)
+    asked.go_on.set()
+    for member in members:
+        assert member.recv(65536).startswith(b"HTTP/1.1 200 ")
+        member.close()
+
+
+def test_closing_waits_for_nobody(proxy: LMProxy, asked: Asked) -> None:
+    strangers = [connect(proxy) for _ in range(100)]
+    proxy.close()
+    proxy.close()
+    for stranger in strangers:
+        assert everything(stranger) == b""
+        stranger.close()
 
 
 def test_close_ends_idle_connections(proxy: LMProxy) -> None:

@@ -68,7 +68,8 @@ def test_what_is_not_the_answer_is_not_taken_for_it(boxes: Boxes, said: str) -> 
     try:
         found = execute(boxes, f"{said}\n{result(status='ok')}")
     except SandboxLostError as error:
-        assert "no JSON object" in str(error)  # noqa: PT017  # or is refused altogether
+        # Or is refused altogether.
+        assert "no JSON object" in str(error) or "no frame" in str(error)  # noqa: PT017
     else:
         assert found.status == "ok"
 
@@ -100,7 +101,7 @@ def test_names_of_unsaved_variables_are_bounded(boxes: Boxes) -> None:
         {"signal": True},
         {"exit": 3},
         {"exit": None},
-        {"exit": "x" * 100_000},
+        {"exit": "x" * 10_000},
         {"exit": []},
         {},
         {"exit": 1, "saved": "x", "begun": []},
