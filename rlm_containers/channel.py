@@ -7,6 +7,7 @@ expected, and a stream that is no longer frames closes the channel.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -81,6 +82,10 @@ class Channel:
         process: the container's program.
         on_call: given the number and the payload of every call that comes over the pipe, in the
             reader's thread; must not wait.
+
+    Attributes:
+        opened: when, as ``time.monotonic()`` has it.
+        closed: how it ended, once it has.
     """
 
     process: ContainerProcess
@@ -89,7 +94,8 @@ class Channel:
     _stderr: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
-        self._items: queue.Queue[Item] = queue.Queue(_BACKLOG)
+        self._items: queue.Queue[Item | None] = queue.Queue(_BACKLOG)
+        self.opened = time.monotonic()
         self._write_lock = threading.Lock()
         self._stopping = False
         self._reason = ""
@@ -130,15 +136,26 @@ class Channel:
     def receive(self, timeout: float | None = None) -> Item:
         """The next thing that came; :class:`Closed` for ever once the container has ended.
 
+        Args:
+            timeout: seconds to wait; ``None`` for as long as it takes. May be less than 0.
+
         Raises:
-            TimeoutError: nothing came in time.
+            TimeoutError: nothing came in time, or :meth:`wake` was called.
         """
         if self.closed is not None and self._items.empty():
             return self.closed
         try:
-            return self._items.get(timeout=timeout)
+            item = self._items.get(timeout=None if timeout is None else max(0.0, timeout))
         except queue.Empty:
             raise TimeoutError from None
+        if item is None:
+            raise TimeoutError
+        return item
+
+    def wake(self) -> None:
+        """Let whoever waits in :meth:`receive` look again how long to wait. In any thread."""
+        with contextlib.suppress(queue.Full):  # then nobody waits
+            self._items.put_nowait(None)
 
     def hang_up(self) -> None:
         """Close the pipe, upon which the guest ends, and wait for nothing."""

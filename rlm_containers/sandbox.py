@@ -14,6 +14,7 @@ from typing import Any, Self, Unpack
 
 from rlm_containers.cell import CellResult, OutputCallback
 from rlm_containers.channel import Channel
+from rlm_containers.clock import CellClock
 from rlm_containers.context import Context, encode_context
 from rlm_containers.errors import (
     OptionError,
@@ -22,15 +23,16 @@ from rlm_containers.errors import (
     SetupCodeError,
     WorkspaceError,
 )
-from rlm_containers.guest import wire
 from rlm_containers.launch import HOST_ALIAS, Launch
 from rlm_containers.lm.broker import LMBroker
+from rlm_containers.lm.budget import CallBudget
 from rlm_containers.lm.handler import CallableBackend, LMCallable
 from rlm_containers.lm.pipe import PipeCalls
 from rlm_containers.lm.proxy import LMProxy
 from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
+from rlm_containers.outcome import UnsavedVariable
 from rlm_containers.reaper import Reaper
-from rlm_containers.session import Session, UnsavedVariable
+from rlm_containers.session import Session
 from rlm_containers.workspace import Workspace, workspaces_directory
 from runtimes import Runtime, get_runtime
 
@@ -84,7 +86,12 @@ class Sandbox:
             raise OptionError(f"setup_code must be a string, not {type(setup_code).__name__}.")
         self.name = f"rlm-{secrets.token_hex(6)}"
         self.setup_code = setup_code
-        self.broker = lm if isinstance(lm, LMBroker) else LMBroker(lm and CallableBackend(lm))
+        self.broker = lm if isinstance(lm, LMBroker) else self._new_broker(lm)
+        self._clock = CellClock(self.options.lm_timeout)
+        self.broker.join(
+            CallBudget(self.options.max_lm_calls, self.options.max_session_lm_calls),
+            self._clock.waiting,
+        )
         self.python_version: str | None = None
         self._runtime: Runtime | None = None
         self._workspace: Workspace | None = None
@@ -92,12 +99,15 @@ class Sandbox:
         self._channel: Channel | None = None
         self._proxy: LMProxy | None = None
         self._session: Session | None = None
-        self._calls = PipeCalls(self.broker.handle, self._send)
+        self._calls = PipeCalls(self.broker.handle, self._send, self._clock.waiting)
         self._kept: list[dict[str, Any]] = []  # see Session
         # Of each variable that was loaded: its file, and how often it was.
         self._files: dict[str, tuple[str, int]] = {}
         self._closed = False
         self._lock = threading.RLock()
+
+    def _new_broker(self, lm: LMCallable | None) -> LMBroker:
+        return LMBroker(None if lm is None else CallableBackend(lm, self.options.lm_timeout))
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self._session else "not started"
@@ -157,7 +167,15 @@ class Sandbox:
         )
         self._channel, self.python_version = launch.run()
         told = {**self._connect_lm(runtime), "env": dict(self.options.env), "kept": self._kept}
-        self._session = Session(self._channel, told, self.options.max_output)
+        self._session = Session(
+            self._channel,
+            told,
+            self.options.max_output,
+            clock=self._clock,
+            cell_timeout=self.options.cell_timeout,
+            start_timeout=self.options.start_timeout,
+            abandon=self._remove_container,
+        )
         self._session.start()
         if self.setup_code:
             result = self.execute(self.setup_code)
@@ -185,7 +203,7 @@ class Sandbox:
         if route is None:
             return told
         try:
-            self._proxy = LMProxy(route.bind, self.broker.handle)
+            self._proxy = LMProxy(route.bind, self.broker.handle, self._clock.waiting)
         except OSError as error:
             logger.warning(
                 "%s: the proxy cannot listen on %s (%s)", self.name, route.bind, error.strerror
@@ -256,28 +274,36 @@ class Sandbox:
 
         Returns:
             What it printed and left. An exception in the cell is no exception here: its
-            traceback is in ``stderr``. Nor is the death of the interpreter: ``status`` is
-            ``"died"`` then, ``stderr`` says how, and the session goes on from its checkpoint.
+            traceback is in ``stderr``. Nor is the end of ``cell_timeout``: ``status`` is
+            ``"timeout"`` then. Nor is the death of the interpreter: ``status`` is ``"died"`` then,
+            or ``"killed"`` if the cell would not end, ``stderr`` says how, and the session goes on
+            from its checkpoint.
 
         Raises:
             OptionError: ``code`` is not a string, or longer than 64 MiB.
             SandboxClosedError: the sandbox is not running.
             SandboxLostError: the container is gone.
+            KeyboardInterrupt: Ctrl-C, here, has ended the cell as :meth:`interrupt` does. A second
+                one has it killed without a grace time.
         """
         if not isinstance(code, str):
             raise OptionError(f"code must be a string, not {type(code).__name__}.")
         with self._lock:
             session = self._open_session()
-            self.broker.take_calls()
+            self.broker.begin_cell()
             start = time.perf_counter()
             outcome = session.request("cell", on_output, code=code)
             elapsed = time.perf_counter() - start
             return outcome.result(elapsed, self.broker.take_calls())
 
     def interrupt(self) -> None:
-        """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing."""
-        if not self._closed:
-            self._send(wire.INTERRUPT, b"")
+        """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing.
+
+        Returns at once. A cell that goes on is killed five seconds later, and the session goes on
+        from its checkpoint. A checkpoint that the cell waits for is interrupted, too.
+        """
+        if self._session is not None and not self._closed:
+            self._session.interrupt()
 
     def _send(self, kind: int, payload: bytes) -> None:
         if self._channel is not None:

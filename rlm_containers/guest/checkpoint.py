@@ -29,6 +29,8 @@ from .statefile import Sink, Source, SpoolFile, read_index, write_index
 
 __all__ = ["Checkpoint"]
 
+_TOO_LONG = "saving it took too long"
+
 
 class Checkpoint:
     """Saves and loads the variables of a session.
@@ -47,6 +49,8 @@ class Checkpoint:
         # Length, checksum and inode of the file that is there: most cells of a conversation
         # change little, and many change nothing.
         self._written: tuple[int, int, int] | None = None
+        # By name, of variables whose saving took too long.
+        self._stalled: dict[str, _Stall] = {}
 
     # Saving
 
@@ -56,6 +60,8 @@ class Checkpoint:
         Returns:
             ``{"unsaved": [[name, type, reason], …], "error": str | None}``; with an error, such
             as a full disk, the file before this one is still there.
+
+        An interrupt ends the saving of one variable, and a second one that of all that are left.
         """
         temporary = self.path + ".new"
         try:
@@ -80,6 +86,7 @@ class Checkpoint:
         records: list[list[Any]] = []
         unsaved: list[list[str]] = []
         variables = sorted(variables, key=_rank)
+        stalled, self._stalled = self._stalled, {}
         self._blobs.begin()
         self.loaded.begin(value for _, value in variables)
         pickler = StatePickler(sink, self._refer)
@@ -87,15 +94,26 @@ class Checkpoint:
             mark = sink.mark()
             known = len(pickler.memo)
             try:
+                stall = stalled.get(name)
+                if stall is not None and stall.skips(value):
+                    self._stalled[name] = stall
+                    raise _StalledError(_TOO_LONG + ", and is not tried again at once")
+                if interrupts.received > 1:
+                    raise _StalledError("the checkpoint took too long before it came to this")
                 with interrupts:
                     pickler.dump((name, value))
             except OSError as error:
                 if isinstance(error, _BlobError) or sink.failed:
                     raise
                 reason = error_text(error)
+            except _StalledError as error:
+                reason = str(error)
             except BaseException as error:
                 # Also KeyboardInterrupt and SystemExit: from a __reduce__ of the cell's own.
                 reason = error_text(error)
+                if isinstance(error, KeyboardInterrupt) and interrupts.received:
+                    reason = _TOO_LONG
+                    self._stalled[name] = _Stall(value, stall)
             else:
                 records.append([name, mark[0], type_name(value), known])
                 continue
@@ -118,12 +136,15 @@ class Checkpoint:
 
     # Loading
 
-    def load(self, values: dict[str, Any]) -> list[list[str]]:
+    def load(
+        self, values: dict[str, Any], interrupts: Interrupts | None = None
+    ) -> list[list[str]]:
         """Read ``state.dill``.
 
         Args:
             values: where the variables go, one by one: restoring an object may run code of the
                 session's own, which looks for them there.
+            interrupts: allowed while an object is restored, and cost that variable.
 
         Returns:
             ``[name, type, reason]`` for each that was there and is not now. Does not raise: a
@@ -132,19 +153,24 @@ class Checkpoint:
         try:
             with open(self.path, "rb") as file:
                 index = read_index(file)
-                return self._read_records(file, index, values)
+                return self._read_records(file, index, values, interrupts or Interrupts())
         except Exception as error:
             return [["*", "", "state.dill cannot be read: {}".format(error_text(error))]]
 
     def _read_records(
-        self, file: BufferedReader, index: dict[str, Any], values: dict[str, Any]
+        self,
+        file: BufferedReader,
+        index: dict[str, Any],
+        values: dict[str, Any],
+        interrupts: Interrupts,
     ) -> list[list[str]]:
         lost = [list(entry) for entry in index["unsaved"]]
         unpickler = StateUnpickler(Source(file), self._fetch)
         for name, offset, kind, known in index["records"]:
             file.seek(offset)
             try:
-                _, values[name] = unpickler.load()
+                with interrupts:
+                    _, values[name] = unpickler.load()
             except BaseException as error:
                 lost.append([name, kind, "it cannot be loaded: " + error_text(error)])
                 unpickler = unpickler.without(known)
@@ -157,6 +183,33 @@ class Checkpoint:
         if reference[0] in ("text", "json"):
             return self.loaded.fetch(reference)
         return self._blobs.fetch(reference)
+
+
+class _StalledError(Exception):
+    """A variable that is not even tried to be saved."""
+
+
+class _Stall:
+    """A variable whose saving took too long.
+
+    To try it again after every cell would cost every cell that time. So it is tried again when it
+    is bound to something else, and else ever more seldom.
+
+    Args:
+        value: what it is bound to.
+        last: the same of the last time that it was tried.
+    """
+
+    def __init__(self, value: object, last: _Stall | None) -> None:
+        self._key = id(value), type(value)
+        again = last is not None and last._key == self._key
+        self._pause: int = 2 * last._pause if again and last is not None else 4
+        self._left = self._pause
+
+    def skips(self, value: object) -> bool:
+        """Whether to leave the variable out of this checkpoint."""
+        self._left -= 1
+        return self._left >= 0 and self._key == (id(value), type(value))
 
 
 class _BlobError(OSError):

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+import signal
+
 __all__ = ["Interrupts"]
+
+# A cell may replace what the module offers.
+_set_handler = signal.signal
+_set_mask = signal.pthread_sigmask
 
 
 class Interrupts:
@@ -11,10 +18,22 @@ class Interrupts:
     Code of the cell's own runs in the cell, but also in the ``__repr__`` and ``__reduce__`` of what
     it has left behind. Those who call it allow interrupts and expect them. Used as a context
     manager, inside of a ``try`` that catches KeyboardInterrupt.
+
+    Args:
+        progress: the memory that the supervisor writes to as well, see
+            :class:`rlm_guest.supervisor.Supervisor`; ``None`` if there is none.
+
+    Attributes:
+        allowed: whether interrupts are allowed.
+        received: how many the host has sent for the step that runs, allowed or not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, progress: mmap.mmap | None = None) -> None:
         self.allowed = False
+        self.received = 0
+        self._progress = progress
+        self._step = 0
+        self._seen = self._sent()
 
     def __enter__(self) -> Interrupts:
         self.allowed = True
@@ -22,3 +41,39 @@ class Interrupts:
 
     def __exit__(self, *exc: object) -> None:
         self.allowed = False
+
+    def begin(self, step: int) -> None:
+        """Something else runs from here on; ``step`` is its number, see :mod:`rlm_guest.wire`."""
+        self._step = step
+        self.received = 0
+
+    def reaches(self, step: int) -> bool:
+        """Whether the host's last interrupt was meant for this step too."""
+        return self._progress is not None and self._asked() >= step > 0
+
+    def check(self) -> None:
+        """Raise the KeyboardInterrupt that came after the step had begun and before this."""
+        if self.received:
+            raise KeyboardInterrupt
+
+    def install(self) -> None:
+        """Take SIGINT, whatever a cell has done to it."""
+        _set_handler(signal.SIGINT, self._handle)
+        _set_mask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+
+    def _handle(self, number: int, frame: object) -> None:
+        sent = self._sent()
+        if sent != self._seen:
+            self._seen = sent
+            if self._asked() < self._step:
+                return  # it was meant for what has ended meanwhile
+            self.received += 1
+        # Else it is the cell's own: signal.raise_signal(), _thread.interrupt_main().
+        if self.allowed:
+            raise KeyboardInterrupt
+
+    def _asked(self) -> int:
+        return int.from_bytes(self._progress[16:24], "big") if self._progress else 0
+
+    def _sent(self) -> int:
+        return int.from_bytes(self._progress[24:32], "big") if self._progress else 0

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rlm_containers.errors import SandboxError
@@ -25,15 +26,18 @@ class PipeCalls:
     Args:
         answer: what answers a request: the broker's ``handle``.
         send: writes a frame to the container.
+        waiting: entered while a call is being answered, whoever answers it.
     """
 
     def __init__(
         self,
         answer: Callable[[str, object], dict[str, Any]],
         send: Callable[[int, bytes], None],
+        waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._answer = answer
         self._send = send
+        self._waiting = waiting
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
 
@@ -57,11 +61,12 @@ class PipeCalls:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _serve(self, number: int, payload: bytes) -> None:
-        try:
-            call = json.loads(payload)
-            answer = self._answer(str(call["path"]), call["request"])
-        except (ValueError, RecursionError, KeyError, TypeError):
-            answer = {"error": "bad request"}
+        with self._waiting():
+            try:
+                call = json.loads(payload)
+                answer = self._answer(str(call["path"]), call["request"])
+            except (ValueError, RecursionError, KeyError, TypeError):
+                answer = {"error": "bad request"}
         reply = json.dumps(answer).encode("ascii")
         if len(reply) > wire.MAX_FRAME - 4:
             answer = {"error": f"the answer has {len(reply)} bytes, too many for the pipe"}

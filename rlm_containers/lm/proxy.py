@@ -15,6 +15,7 @@ import socket
 import socketserver
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -35,6 +36,7 @@ MAX_CONNECTIONS = 64
 _STRANGER_TIMEOUT = 10.0
 
 Answer = Callable[[str, object], dict[str, Any]]
+Waiting = Callable[[], AbstractContextManager[None]]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -75,7 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
         except (ValueError, RecursionError):
             self._refuse(HTTPStatus.BAD_REQUEST, "the body is not JSON")
             return
-        answer = self.server.answer(self.path, request)
+        with self.server.waiting():
+            answer = self.server.answer(self.path, request)
         # Connections that are kept must leave room for callers who have none yet.
         self.close_connection |= self.server.is_crowded()
         self._respond(HTTPStatus.OK, answer)
@@ -115,9 +118,12 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = False
     request_queue_size = 128
 
-    def __init__(self, address: str, authorization: bytes, answer: Answer) -> None:
+    def __init__(
+        self, address: str, authorization: bytes, answer: Answer, waiting: Waiting
+    ) -> None:
         self.authorization = authorization
         self.answer = answer
+        self.waiting = waiting
         self.closing = False
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._open: set[socket.socket] = set()
@@ -169,6 +175,7 @@ class LMProxy:
     Args:
         address: the local address to listen on.
         answer: what answers a request: the broker's ``handle``.
+        waiting: entered while a request is being answered.
 
     Attributes:
         port: the port it listens on, chosen by the system.
@@ -178,10 +185,10 @@ class LMProxy:
         OSError: the address is not one of this machine's.
     """
 
-    def __init__(self, address: str, answer: Answer) -> None:
+    def __init__(self, address: str, answer: Answer, waiting: Waiting = nullcontext) -> None:
         self.address = address
         self.token = secrets.token_urlsafe(32)
-        self._server = _Server(address, f"Bearer {self.token}".encode(), answer)
+        self._server = _Server(address, f"Bearer {self.token}".encode(), answer, waiting)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever,

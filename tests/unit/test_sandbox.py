@@ -199,7 +199,7 @@ def test_an_engine_that_cannot_remove_it_does_not_keep_the_rest(
 def test_ctrl_c_ends_the_cell_and_keeps_the_session(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch, heeds: bool
 ) -> None:
-    monkeypatch.setattr("rlm_containers.session._GRACE", 0.3)
+    monkeypatch.setattr("rlm_containers.exchange.GRACE", 0.3)
     box = boxes()
     run(box, "kept = 1")
 
