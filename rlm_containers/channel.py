@@ -157,9 +157,9 @@ class Channel:
         with contextlib.suppress(queue.Full):  # then nobody waits
             self._items.put_nowait(None)
 
-    def hang_up(self) -> None:
+    def hang_up(self, reason: str = "it was closed") -> None:
         """Close the pipe, upon which the guest ends, and wait for nothing."""
-        self._reason = self._reason or "it was closed"
+        self._reason = self._reason or reason
         with self._write_lock:
             self.process.close_stdin()
 

@@ -339,11 +339,11 @@ class Session:
             if stop.cause == "checkpoint":
                 notices.append(f"The checkpoint before this cell {self._reached('cell_timeout')}.")
             notices.append(
-                f"It did not end within {exchanges.GRACE:g} s after its interrupt and is killed."
+                f"It did not end within {exchanges.GRACE:g} s after its interrupt and was killed."
             )
             self.channel.send(wire.RESTART)
         else:
-            self.channel.hang_up()
+            self.channel.hang_up("it did not answer any more")
             self._abandon()
             raise SandboxLostError(
                 "The guest does not answer any more, not even to being killed.",

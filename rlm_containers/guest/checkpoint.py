@@ -172,7 +172,9 @@ class Checkpoint:
                 with interrupts:
                     _, values[name] = unpickler.load()
             except BaseException as error:
-                lost.append([name, kind, "it cannot be loaded: " + error_text(error)])
+                late = isinstance(error, KeyboardInterrupt) and interrupts.received
+                reason = "restoring it took too long" if late else error_text(error)
+                lost.append([name, kind, "it cannot be loaded: " + reason])
                 unpickler = unpickler.without(known)
         self.loaded.parsed.clear()
         self._blobs.fetched.clear()

@@ -5,11 +5,15 @@ from __future__ import annotations
 import mmap
 import signal
 
+# Without the wrappers that turn every number into an enum, and that a cell may replace: this is
+# called after every cell.
+from _signal import pthread_sigmask as _set_mask  # type: ignore[import-not-found]
+from _signal import signal as _set_handler
+
 __all__ = ["Interrupts"]
 
-# A cell may replace what the module offers.
-_set_handler = signal.signal
-_set_mask = signal.pthread_sigmask
+_SIGINT = int(signal.SIGINT)
+_SIG_UNBLOCK = int(signal.SIG_UNBLOCK)
 
 
 class Interrupts:
@@ -58,8 +62,8 @@ class Interrupts:
 
     def install(self) -> None:
         """Take SIGINT, whatever a cell has done to it."""
-        _set_handler(signal.SIGINT, self._handle)
-        _set_mask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+        _set_handler(_SIGINT, self._handle)
+        _set_mask(_SIG_UNBLOCK, (_SIGINT,))
 
     def _handle(self, number: int, frame: object) -> None:
         sent = self._sent()

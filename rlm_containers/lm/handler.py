@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import queue
 import socket
 import struct
 import threading
@@ -25,6 +26,9 @@ _BATCH_CONCURRENCY = 16
 
 #: Threads of one callable. As many as all ways to it can ask for at once; more only if it hangs.
 _MAX_THREADS = 64 * _BATCH_CONCURRENCY
+
+#: Seconds that such a thread waits for another call. To start one takes 0.1 ms.
+_IDLE = 2.0
 
 
 class HandlerBackend:
@@ -130,7 +134,11 @@ class CallableBackend:
         self.function = function
         self.timeout = timeout
         self._takes_model = _takes_model(function)
+        # Threads of our own: those of a pool are waited for when this process ends, and one that
+        # hangs would hang that, too.
         self._threads = 0
+        self._idle = 0
+        self._work: queue.SimpleQueue[Iterator[_Question]] = queue.SimpleQueue()
         self._lock = threading.Lock()
 
     def query(self, prompt: Prompt, model: str | None) -> LMCall:
@@ -146,13 +154,14 @@ class CallableBackend:
 
     def _start(self, untaken: Iterator[_Question]) -> None:
         with self._lock:
-            if self._threads >= _MAX_THREADS:
-                raise RuntimeError(f"{_MAX_THREADS} earlier calls of lm have not come back")
-            # No pool: its threads would be waited for when this process ends.
-            threading.Thread(
-                target=self._serve, args=(untaken,), name="rlm-lm", daemon=True
-            ).start()
-            self._threads += 1
+            if self._idle:
+                self._idle -= 1
+            elif self._threads >= _MAX_THREADS:
+                raise ConnectionError(f"{_MAX_THREADS} earlier calls of lm have not come back")
+            else:
+                threading.Thread(target=self._serve, name="rlm-lm", daemon=True).start()
+                self._threads += 1
+            self._work.put(untaken)
 
     def _answer(self, question: _Question) -> LMCall:
         """Wait for an answer, but no longer than until the deadline."""
@@ -169,14 +178,22 @@ class CallableBackend:
 
     # In threads that nobody waits for longer than until the deadline
 
-    def _serve(self, untaken: Iterator[_Question]) -> None:
-        try:
+    def _serve(self) -> None:
+        while True:
+            try:
+                untaken = self._work.get(timeout=_IDLE)
+            except queue.Empty:
+                with self._lock:
+                    if self._idle:  # else there is work for this one now
+                        self._idle -= 1
+                        self._threads -= 1
+                        return
+                continue
             for question in untaken:
                 if question.answer.set_running_or_notify_cancel():
                     question.answer.set_result(self._ask(question))
-        finally:
             with self._lock:
-                self._threads -= 1
+                self._idle += 1
 
     def _ask(self, question: _Question) -> LMCall:
         start = time.perf_counter()
