@@ -171,6 +171,9 @@ class Session:
             # any case the session must stay in step with the guest.
             exchange.outcome.forget_callback()
             self._end(exchange)
+            if exchange.outcome.notices:  # which nobody else will get to know
+                notices = " ".join(exchange.outcome.notices)
+                logger.warning("%s: %s", self._container, notices)
             raise
         self._exchange = None
         return exchange.outcome

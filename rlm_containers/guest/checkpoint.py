@@ -136,9 +136,7 @@ class Checkpoint:
 
     # Loading
 
-    def load(
-        self, values: dict[str, Any], interrupts: Interrupts | None = None
-    ) -> list[list[str]]:
+    def load(self, values: dict[str, Any], interrupts: Interrupts | None = None) -> list[list[str]]:
         """Read ``state.dill``.
 
         Args:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import signal
+import time
+import types
 
 # Without the wrappers that turn every number into an enum, and that a cell may replace: this is
 # called after every cell.
@@ -11,6 +13,9 @@ from _signal import pthread_sigmask as _set_mask  # type: ignore[import-not-foun
 from _signal import signal as _set_handler
 
 __all__ = ["Interrupts"]
+
+#: Seconds for which an interrupt of a request does not disturb the checkpoint before it.
+_PATIENCE = 0.5
 
 _SIGINT = int(signal.SIGINT)
 _SIG_UNBLOCK = int(signal.SIG_UNBLOCK)
@@ -37,6 +42,7 @@ class Interrupts:
         self.received = 0
         self._progress = progress
         self._step = 0
+        self._waiting_since: float | None = None
         self._seen = self._sent()
 
     def __enter__(self) -> Interrupts:
@@ -49,6 +55,7 @@ class Interrupts:
     def begin(self, step: int) -> None:
         """Something else runs from here on; ``step`` is its number, see :mod:`rlm_guest.wire`."""
         self._step = step
+        self._waiting_since = None
         self.received = 0
 
     def reaches(self, step: int) -> bool:
@@ -65,19 +72,38 @@ class Interrupts:
         _set_handler(_SIGINT, self._handle)
         _set_mask(_SIG_UNBLOCK, (_SIGINT,))
 
-    def _handle(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
         sent = self._sent()
         if sent != self._seen:
             self._seen = sent
-            if self._asked() < self._step:
+            asked = self._asked()
+            if asked < self._step:
                 return  # it was meant for what has ended meanwhile
+            if asked > self._step and not self._is_urgent():
+                return
             self.received += 1
-        # Else it is the cell's own: signal.raise_signal(), _thread.interrupt_main().
-        if self.allowed:
+        elif self._step % 2:
+            return  # the cell's own signal.raise_signal(), too late; or the host's, seen already
+        # In here an exception would leave interrupts allowed after those who expect them. This
+        # handler may itself be interrupted, in the middle of __exit__().
+        if self.allowed and not (frame is not None and frame.f_code.co_filename == _HERE):
             raise KeyboardInterrupt
+
+    def _is_urgent(self) -> bool:
+        """Whether what runs must end because it is in the way of what is to be interrupted.
+
+        A checkpoint is, nearly always for some milliseconds only, and is worth waiting for.
+        """
+        now = time.monotonic()
+        if self._waiting_since is None:
+            self._waiting_since = now
+        return now > self._waiting_since + _PATIENCE
 
     def _asked(self) -> int:
         return int.from_bytes(self._progress[16:24], "big") if self._progress else 0
 
     def _sent(self) -> int:
         return int.from_bytes(self._progress[24:32], "big") if self._progress else 0
+
+
+_HERE = Interrupts.__exit__.__code__.co_filename

@@ -162,7 +162,7 @@ class Worker:
             linecache.cache = {}
         linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
         try:
-            with self.interrupts, workspace_modules():
+            with workspace_modules(), self.interrupts:
                 self.interrupts.check()
                 compiled = compile(code, filename, "exec", dont_inherit=True)
                 exec(compiled, self.namespace.values)
