@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -80,6 +81,7 @@ class Exchange:
         begun: whether the guest has said that it has begun with it, which it is asked to if there
             is a limit.
         interrupted: whether the user wants it to end.
+        interrupted_at: when the last time, as ``time.monotonic()`` has it.
         killed: whether its worker was killed because it would not end.
         died: whether its worker died of it.
         done: whether nothing more will come of it.
@@ -95,6 +97,7 @@ class Exchange:
     begin_by: float = 0.0
     begun: bool = False
     interrupted: bool = False
+    interrupted_at: float = -math.inf
     killed: bool = False
     died: bool = False
     done: bool = False

@@ -39,6 +39,10 @@ _REPORT_TEXT = 2_000
 _LOCALS_COUNT = 1_000
 _LOCALS_TEXT = 200
 
+#: Seconds between two interrupts of one request. A flood of signals interrupts its own handler,
+#: until that is nested too deep.
+_INTERVAL = 0.05
+
 #: Workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
 
@@ -183,6 +187,10 @@ class Session:
         exchange = self._exchange
         if exchange is None or exchange.done or (exchange.begun and not exchange.is_cell):
             return
+        now = time.monotonic()
+        if now < exchange.interrupted_at + _INTERVAL:
+            return
+        exchange.interrupted_at = now
         with contextlib.suppress(SandboxLostError):  # which whoever waits is told
             self._interrupt(exchange)
         self.channel.wake()
