@@ -22,7 +22,8 @@ def sweep(worker: int, alive: bool, since: float) -> None:
     Args:
         worker: the worker's process id.
         alive: whether the worker lives, and is to live on.
-        since: only what was started after this, in seconds of ``CLOCK_BOOTTIME``.
+        since: only what was started after this, in seconds of ``CLOCK_BOOTTIME``. The kernel tells
+            that to a hundredth of a second; what is in doubt is killed.
     """
     apart = _is_apart()
     spared = {1, os.getpid()} | ({worker} if alive else set())
@@ -41,25 +42,24 @@ def sweep(worker: int, alive: bool, since: float) -> None:
 
 def _started(worker: int, apart: bool, since: float) -> set[int]:
     """The processes, of those that live, which cells have started since then."""
-    table: dict[int, tuple[int, int, float]] = {}
-    tick = os.sysconf("SC_CLK_TCK")
+    table: dict[int, tuple[int, int, int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             stat = _read("/proc/{}/stat".format(entry))
             # The name before the last parenthesis may have anything in it.
             fields = stat[stat.rfind(b")") + 1 :].split()
             if len(fields) > 19 and fields[0] not in (b"Z", b"X"):
-                start = (int(fields[19]) + 1) / tick
-                table[int(entry)] = (int(fields[1]), int(fields[3]), start)
+                table[int(entry)] = (int(fields[1]), int(fields[3]), int(fields[19]))
+    first = int(since * os.sysconf("SC_CLK_TCK"))
     root = 1 if apart else worker
     found = set()
     for pid, (_, session, start) in table.items():
-        if start >= since and (session == worker or _descends(pid, root, table)):
+        if start >= first and (session == worker or _descends(pid, root, table)):
             found.add(pid)
     return found
 
 
-def _descends(pid: int, root: int, table: dict[int, tuple[int, int, float]]) -> bool:
+def _descends(pid: int, root: int, table: dict[int, tuple[int, int, int]]) -> bool:
     """Whether a process descends from ``root``. One from outside (``docker exec``) does not."""
     seen = set()
     while pid in table and pid not in seen:
