@@ -17,9 +17,10 @@ StreamName = Literal["stdout", "stderr"]
 #: called ``execute``.
 OutputCallback = Callable[[StreamName, str], None]
 
-#: How a cell ended: to its end, with an exception, by ``sys.exit()``, by an interrupt, or with the
-#: death of the worker that ran it.
-CellStatus = Literal["ok", "error", "exit", "interrupted", "died"]
+#: How a cell ended: to its end, with an exception, by ``sys.exit()``, by an interrupt, at its limit
+#: (``cell_timeout``), killed because it went on after an interrupt or its limit, or with the death
+#: of the worker that ran it.
+CellStatus = Literal["ok", "error", "exit", "interrupted", "timeout", "killed", "died"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,9 +185,9 @@ class Channel:
         """Let whoever waits in :meth:`receive` look again how long to wait. In any thread."""
         self._items.wake()
 
-    def hang_up(self) -> None:
+    def hang_up(self, reason: str = "it was closed") -> None:
         """Close the pipe, upon which the guest ends, and wait for nothing."""
-        self._reason = self._reason or "it was closed"
+        self._reason = self._reason or reason
         self._hung_up = True  # else a write to a guest that does not read would hold the lock
         with self._write_lock:
             self.process.close_stdin()

@@ -45,7 +45,10 @@ class OptionArguments(TypedDict, total=False):
     gpus: Literal["all"] | int | Iterable[str | int] | None
     run_args: Iterable[str]
     start_timeout: float
+    cell_timeout: float | None
     lm_timeout: float
+    max_lm_calls: int | None
+    max_session_lm_calls: int | None
     max_output: int
 
 
@@ -87,8 +90,18 @@ class SandboxOptions:
         gpus: the GPUs that it may use: ``"all"``, how many, or a list of their indices or UUIDs.
         run_args: further arguments for the engine's ``run``. Nothing is checked in them but that
             they do not contradict what is said here.
-        start_timeout: seconds until a container must be up, pulling its image not counted.
-        lm_timeout: seconds to wait for one answer of the LM Handler.
+        start_timeout: seconds until a container and its interpreter must be ready, pulling its
+            image not counted; and the next interpreter, when one has died.
+        cell_timeout: seconds that a cell may run; ``None`` for no limit. Time in which it waits for
+            the host, for the answer of a language model above all, is not counted. At the limit the
+            cell is interrupted, and killed if it goes on for five seconds. The checkpoint after a
+            cell may take as long when another cell waits for it.
+        lm_timeout: seconds to wait for one answer of a language model, to one prompt or one batch.
+            What comes later is an error string in the cell. No request, a recursive one neither,
+            stops a cell's clock for longer.
+        max_lm_calls: the most prompts that one cell may ask, those of batches and recursive ones
+            counted one by one; ``None`` for no limit. Past it the cell gets error strings.
+        max_session_lm_calls: the same for all cells of the sandbox together.
         max_output: characters that are kept of each of a cell's two output streams.
     """
 
@@ -106,7 +119,10 @@ class SandboxOptions:
     gpus: GpuRequest | Literal["all"] | int | Iterable[str | int] | None = None
     run_args: tuple[str, ...] = ()
     start_timeout: float = 60.0
+    cell_timeout: float | None = None
     lm_timeout: float = 600.0
+    max_lm_calls: int | None = None
+    max_session_lm_calls: int | None = None
     max_output: int = 1_000_000
 
     def __post_init__(self) -> None:
@@ -163,7 +179,14 @@ class SandboxOptions:
             ),
             ("run_args", "a list of strings", all(map(_is_text, self.run_args))),
             ("start_timeout", "a number of seconds", _is_positive(self.start_timeout)),
+            (
+                "cell_timeout",
+                "a number of seconds or None",
+                self.cell_timeout is None or _is_positive(self.cell_timeout),
+            ),
             ("lm_timeout", "a number of seconds", _is_positive(self.lm_timeout)),
+            ("max_lm_calls", "a number or None", _is_count(self.max_lm_calls)),
+            ("max_session_lm_calls", "a number or None", _is_count(self.max_session_lm_calls)),
             (
                 "max_output",
                 "a number of characters, at least 100",

@@ -16,6 +16,7 @@ from rlm_containers.async_sandbox import AsyncMethods
 from rlm_containers.awaitables import AsyncFunctions
 from rlm_containers.cell import CellResult, OutputCallback
 from rlm_containers.channel import Channel
+from rlm_containers.clock import CellClock
 from rlm_containers.context import Context, encode_context
 from rlm_containers.errors import (
     OptionError,
@@ -24,17 +25,18 @@ from rlm_containers.errors import (
     SetupCodeError,
     WorkspaceError,
 )
-from rlm_containers.guest import wire
 from rlm_containers.launch import HOST_ALIAS, Launch
 from rlm_containers.limits import Limits
 from rlm_containers.lm.broker import LMBroker
+from rlm_containers.lm.budget import CallBudget
 from rlm_containers.lm.handler import CallableBackend, LMCallable
 from rlm_containers.lm.pipe import PipeCalls
 from rlm_containers.lm.proxy import LMProxy
 from rlm_containers.networks import NetworkLease
 from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
+from rlm_containers.outcome import UnsavedVariable
 from rlm_containers.reaper import Reaper
-from rlm_containers.session import Session, UnsavedVariable
+from rlm_containers.session import Session
 from rlm_containers.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
 from rlm_containers.workspace import Workspace, workspaces_directory
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
@@ -99,9 +101,12 @@ class Sandbox(AsyncMethods):
         self.scaffold = scaffold
         self._async_functions = AsyncFunctions()
         self.tools = self._host_tools(tools or {})
-        if not isinstance(lm, LMBroker):
-            lm = LMBroker(lm and CallableBackend(lm, self._async_functions))
-        self.broker = lm
+        self.broker = lm if isinstance(lm, LMBroker) else self._new_broker(lm)
+        self._clock = CellClock(self.options.lm_timeout)
+        self.broker.join(
+            CallBudget(self.options.max_lm_calls, self.options.max_session_lm_calls),
+            self._clock.waiting,
+        )
         self.python_version: str | None = None
         self._runtime: Runtime | None = None
         self._workspace: Workspace | None = None
@@ -110,7 +115,7 @@ class Sandbox(AsyncMethods):
         self._channel: Channel | None = None
         self._proxy: LMProxy | None = None
         self._session: Session | None = None
-        self._calls = PipeCalls(self._answer, self._send)
+        self._calls = PipeCalls(self._answer, self._send, self._clock.waiting)
         # What every worker is told at its start, see Session.
         self._told: dict[str, Any] = {
             "lm": False,
@@ -125,6 +130,11 @@ class Sandbox(AsyncMethods):
         self._files: dict[str, tuple[str, int]] = {}
         self._closed = False
         self._lock = threading.RLock()
+
+    def _new_broker(self, lm: LMCallable | None) -> LMBroker:
+        if lm is None:
+            return LMBroker(None)
+        return LMBroker(CallableBackend(lm, self.options.lm_timeout, self._async_functions))
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "running" if self._session else "not started"
@@ -192,7 +202,14 @@ class Sandbox(AsyncMethods):
         self._connect_lm(runtime, launch.network)
         self._told["file_limit"] = limits.file
         self._session = Session(
-            self._channel, self._told, self.options.max_output, launch.memory_loss
+            self._channel,
+            self._told,
+            self.options.max_output,
+            clock=self._clock,
+            cell_timeout=self.options.cell_timeout,
+            start_timeout=self.options.start_timeout,
+            abandon=self._remove_container,
+            memory_loss=launch.memory_loss,
         )
         self._session.start()
         if self.setup_code:
@@ -214,7 +231,7 @@ class Sandbox(AsyncMethods):
         if route is None:
             return
         try:
-            self._proxy = LMProxy(route.bind, self.broker.handle)
+            self._proxy = LMProxy(route.bind, self.broker.handle, self._clock.waiting)
         except OSError as error:
             logger.warning(
                 "%s: the proxy cannot listen on %s (%s)", self.name, route.bind, error.strerror
@@ -286,13 +303,17 @@ class Sandbox(AsyncMethods):
 
         Returns:
             What it printed and left. An exception in the cell is no exception here: its
-            traceback is in ``stderr``. Nor is the death of the interpreter: ``status`` is
-            ``"died"`` then, ``stderr`` says how, and the session goes on from its checkpoint.
+            traceback is in ``stderr``. Nor is the end of ``cell_timeout``: ``status`` is
+            ``"timeout"`` then. Nor is the death of the interpreter: ``status`` is ``"died"`` then,
+            or ``"killed"`` if the cell would not end, ``stderr`` says how, and the session goes on
+            from its checkpoint.
 
         Raises:
             OptionError: ``code`` is not a string, or longer than 64 MiB.
             SandboxClosedError: the sandbox is not running.
             SandboxLostError: the container is gone.
+            KeyboardInterrupt: Ctrl-C, here, has ended the cell as :meth:`interrupt` does. A second
+                one has it killed without a grace time.
         """
         if not isinstance(code, str):
             raise OptionError(f"code must be a string, not {type(code).__name__}.")
@@ -303,16 +324,20 @@ class Sandbox(AsyncMethods):
     ) -> CellResult:
         with self._lock:
             session = self._open_session()
-            self.broker.take_calls()
+            self.broker.begin_cell()
             start = time.perf_counter()
             outcome = session.request("cell", on_output, code=code, **more)
             elapsed = time.perf_counter() - start
             return outcome.result(elapsed, self.broker.take_calls())
 
     def interrupt(self) -> None:
-        """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing."""
-        if not self._closed:
-            self._send(wire.INTERRUPT, b"")
+        """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing.
+
+        Returns at once. A cell that goes on is killed five seconds later, and the session goes on
+        from its checkpoint. A checkpoint that the cell waits for is interrupted, too.
+        """
+        if self._session is not None and not self._closed:
+            self._session.interrupt()
 
     def _send(self, kind: int, payload: bytes) -> None:
         if self._channel is not None:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, cast, get_args
+from typing import Any
 
-from rlm_containers.cell import CellResult, CellStatus, OutputCallback, OutputCollector
+from rlm_containers import exchange as exchanges
+from rlm_containers.cell import CellStatus, OutputCallback, OutputCollector
 from rlm_containers.channel import KILLED, Channel, Closed, Event, Item, Message, Output
-from rlm_containers.errors import OptionError, SandboxLostError
+from rlm_containers.clock import CellClock
+from rlm_containers.errors import OptionError, SandboxLostError, SandboxStartError
+from rlm_containers.exchange import Exchange, Stop
 from rlm_containers.guest import wire
 from rlm_containers.limits import memory_death
-from rlm_containers.lm.broker import LMCall
+from rlm_containers.outcome import Outcome, UnsavedVariable
 
-__all__ = ["Outcome", "Session", "UnsavedVariable"]
+__all__ = ["Session"]
 
 logger = logging.getLogger("rlm_containers")
 
-#: Seconds that an interrupted cell has for its end before its worker is killed.
-_GRACE = 5.0
+#: What a guest may say of a cell's end. The rest is for the host to find.
+_STATUSES: dict[object, CellStatus] = {
+    "ok": "ok",
+    "error": "error",
+    "exit": "exit",
+    "interrupted": "interrupted",
+}
 
 #: Variables, and characters of a name or reason, that are believed of a guest's report.
 _REPORT_COUNT = 10_000
@@ -35,61 +43,16 @@ _LOCALS_TEXT = 200
 #: Variables that are named in one sentence of a cell's stderr, and characters for each.
 _LISTED = 50
 _LISTED_TEXT = 300
+
 #: Sentences in a cell's stderr on what the kernel killed: a guest can say so without end.
 _NOTICES = 10
 
+#: Seconds between two interrupts of one request. A flood of signals interrupts its own handler,
+#: until that is nested too deep.
+_INTERVAL = 0.05
+
 #: Workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
-
-
-@dataclass(frozen=True)
-class UnsavedVariable:
-    """A variable that is not in the checkpoint: its name, its type's name, and why."""
-
-    name: str
-    type: str
-    reason: str
-
-    def __str__(self) -> str:
-        kind = f" ({self.type})" if self.type else ""
-        return f"{self.name}{kind}: {self.reason}"
-
-
-@dataclass
-class Outcome:
-    """What came of one request, while it comes in."""
-
-    stdout: OutputCollector
-    collected_stderr: OutputCollector
-    status: CellStatus = "ok"
-    locals: dict[str, str] = field(default_factory=dict)
-    final_answer: str | None = None
-    notices: list[str] = field(default_factory=list)
-    lost: tuple[str, ...] = ()
-    older: tuple[str, ...] = ()
-
-    @property
-    def stderr(self) -> str:
-        """What was written, and after it what this library has to say."""
-        text = self.collected_stderr.text()
-        notices = "".join(f"{notice}\n" for notice in self.notices)
-        if notices and text and not text.endswith("\n"):
-            text += "\n"
-        return text + notices
-
-    def result(self, elapsed: float, calls: tuple[LMCall, ...]) -> CellResult:
-        """The same as the user gets it."""
-        return CellResult(
-            stdout=self.stdout.text(),
-            stderr=self.stderr,
-            locals=self.locals,
-            execution_time=elapsed,
-            lm_calls=calls,
-            final_answer=self.final_answer,
-            status=self.status,
-            lost=self.lost,
-            older=self.older,
-        )
 
 
 class Session:
@@ -103,6 +66,12 @@ class Session:
             functions of the host; the variables that belong to the host, each as the ``load``
             request that binds it; and the names of those that are not to be bound anew.
         max_output: characters to keep of each output stream of a cell.
+        clock: counts the time of cells.
+        cell_timeout: seconds that a cell may use, and that the checkpoint after it may take when
+            another request waits for it; ``None`` for no limit.
+        start_timeout: seconds for a worker to become ready. For the first one they count from when
+            the container was started.
+        abandon: called when the guest does not even answer to being killed; removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
 
     Attributes:
@@ -114,6 +83,11 @@ class Session:
         channel: Channel,
         told: dict[str, Any],
         max_output: int,
+        *,
+        clock: CellClock,
+        cell_timeout: float | None,
+        start_timeout: float,
+        abandon: Callable[[], None],
         memory_loss: Callable[[float], str | None] = lambda since: None,
     ) -> None:
         self.channel = channel
@@ -122,23 +96,47 @@ class Session:
         self.route = "none"
         self._told = told
         self._max_output = max_output
+        self._clock = clock
+        self._cell_timeout = cell_timeout
+        self._start_timeout = start_timeout
+        self._abandon = abandon
         self._number = 0
         self._acknowledged = 0
         self._cells = 0
         self._unsaved: tuple[UnsavedVariable, ...] = ()
         self._locals: dict[str, str] = {}
+        self._exchange: Exchange | None = None
+        # When the worker that is being started must be ready; None while there is one.
+        self._ready_by: float | None = None
+        clock.wake = channel.wake
 
     @property
     def _container(self) -> str:
         return self.channel.process.name
 
     def start(self) -> None:
-        """Tell the worker what it needs to know and wait until it is ready."""
+        """Tell the worker what it needs to know and wait until it is ready.
+
+        Raises:
+            SandboxStartError: it was not in time.
+        """
         outcome = self._outcome(None)
+        deadline = self.channel.opened + self._start_timeout
         self._send_start()
         deaths = 0
         while True:
-            item = self._receive(outcome)
+            try:
+                item = self.channel.receive(max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                self._abandon()
+                raise SandboxStartError(
+                    "The container is up, but its interpreter was not ready within "
+                    f"{self._start_timeout:g} s.",
+                    remedy="Raise start_timeout, or see what the container is busy with.",
+                    container=self._container,
+                ) from None
+            if isinstance(item, Closed):
+                raise self._lost(item)
             if isinstance(item, Message) and item.content.get("op") == "ready":
                 self._note_ready(item.content)
                 return
@@ -159,18 +157,29 @@ class Session:
             OptionError: the request is too large. Nothing was sent.
             SandboxLostError: the container went away.
         """
+        if self._exchange is not None:
+            self._end(self._exchange)  # an earlier one, whose caller did not wait for its end
         self._number += 1
-        number = self._number
-        if op == "cell" and "name" not in content:
-            self._cells += 1
-            content["name"] = f"cell {self._cells}"  # in tracebacks
-        outcome = self._outcome(on_output)
+        message = {"op": op, "id": self._number, **content}
+        limit = self._cell_timeout
+        if op == "cell":
+            if "name" not in content:
+                self._cells += 1
+                message["name"] = f"cell {self._cells}"  # in tracebacks
+        elif limit is not None:
+            limit = max(limit, self._start_timeout)  # no code of the cell's own
+        if limit is not None or op != "cell":
+            message["announce"] = True
+        exchange = Exchange(self._number, message, self._outcome(on_output), limit)
+        self._exchange = exchange
         try:
-            self.channel.send_message(op=op, id=number, **content)
-            self._wait(number, outcome, {"op": op, "id": number, **content})
+            self._send(exchange)
+            self._wait(exchange)
         except SandboxLostError:
+            self._exchange = None
             raise
         except wire.FrameError as error:
+            self._exchange = None
             raise OptionError(
                 f"The request is too large to be sent: {error}.",
                 remedy="Send what is long as a context, with Sandbox.load().",
@@ -179,12 +188,28 @@ class Session:
         except BaseException:
             # Ctrl-C here is meant for the cell as well; a callback that fails ends it, too. In
             # any case the session must stay in step with the guest.
-            outcome.stdout.callback = outcome.collected_stderr.callback = None
-            self._stop(number, outcome)
+            exchange.outcome.forget_callback()
+            self._end(exchange)
+            if exchange.outcome.notices:  # which nobody else will get to know
+                notices = " ".join(exchange.outcome.notices)
+                logger.warning("%s: %s", self._container, notices)
             raise
-        self._acknowledged = number
+        self._exchange = None
         self._answered = time.time()
-        return outcome
+        return exchange.outcome
+
+    def interrupt(self) -> None:
+        """Interrupt the request that is under way, in whatever thread. See :class:`Stop`."""
+        exchange = self._exchange
+        if exchange is None or exchange.done or (exchange.begun and not exchange.is_cell):
+            return
+        now = time.monotonic()
+        if now < exchange.interrupted_at + _INTERVAL:
+            return
+        exchange.interrupted_at = now
+        with contextlib.suppress(SandboxLostError):  # which whoever waits is told
+            self._interrupt(exchange)
+        self.channel.wake()
 
     def unsaved(self) -> Sequence[UnsavedVariable]:
         """See :attr:`Sandbox.unsaved`."""
@@ -193,68 +218,39 @@ class Session:
 
     # Answers
 
-    def _wait(self, number: int, outcome: Outcome, request: dict[str, Any] | None) -> None:
-        """Take what comes until the answer to ``number`` is there."""
-        deaths = 0
-        while True:
-            item = self._receive(outcome)
-            if isinstance(item, Message):
-                op = item.content.get("op")
-                if op == "result" and item.content.get("id") == number:
-                    self._note_result(item.content, outcome)
-                    return
-            elif isinstance(item, Event):
-                self._count(deaths := deaths + 1)
-                begun = item.content.get("begun") == number
-                self._revive(item, outcome)
-                if begun or request is None:
-                    outcome.status = "died"
-                    outcome.locals = dict(self._locals)
-                    return
-                # The worker died before this request came to it, so nothing of it was done.
-                self.channel.send_message(**request)
-
-    def _revive(self, item: Event, outcome: Outcome) -> None:
-        """A worker died and another is there: start it."""
-        self._died(item, outcome)
-        self._send_start()
-        deaths = 1
-        while True:
-            item_now = self._receive(outcome)
-            if isinstance(item_now, Message) and item_now.content.get("op") == "ready":
-                self._note_restored(item_now.content, outcome)
-                return
-            if isinstance(item_now, Event):
-                self._count(deaths := deaths + 1)
-                self._died(item_now, outcome)
-                self._send_start()
-
-    def _stop(self, number: int, outcome: Outcome) -> None:
-        """Interrupt a request, kill its worker if it goes on, and wait for either to show."""
-        self.channel.send(wire.INTERRUPT)
-        try:
-            self._wait_briefly(outcome)
-        except (TimeoutError, KeyboardInterrupt):
-            self.channel.send(wire.RESTART)
-            self._wait(number, outcome, None)
-
-    def _wait_briefly(self, outcome: Outcome) -> None:
-        deadline = time.monotonic() + _GRACE
-        while True:
-            item = self._receive(outcome, deadline)
-            if isinstance(item, Message) and item.content.get("op") == "result":
-                return
+    def _wait(self, exchange: Exchange) -> None:
+        """Take what comes until the answer is there."""
+        while not exchange.done:
+            item = self._receive(exchange)
             if isinstance(item, Event):
-                self._revive(item, outcome)
-                return
+                self._bury(item, exchange)
+            elif isinstance(item, Message):
+                op, number = item.content.get("op"), item.content.get("id")
+                if self._ready_by is not None:
+                    if op == "ready":
+                        self._revive(item.content, exchange)
+                elif op == "begun" and number == exchange.number:
+                    self._begin(exchange)
+                elif op == "result" and number == exchange.number:
+                    self._finish(item.content, exchange)
 
-    def _receive(self, outcome: Outcome, deadline: float | None = None) -> Item:
+    def _receive(self, exchange: Exchange) -> Item:
         """The next item that is not output. The news of a checkpoint is noted on its way."""
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            item = self.channel.receive(left)
-            if left == 0.0 and isinstance(item, Output):
-                raise TimeoutError  # a cell that goes on printing does not get more time
+            left = self._left(exchange)
+            if left is not None and left <= 0:
+                if not exchange.backlog:
+                    self._act(exchange)
+                    continue
+                # What came in time comes first, but a cell that goes on printing does not get
+                # more time.
+                exchange.backlog -= 1
+            try:
+                item = self.channel.receive(left)
+            except TimeoutError:
+                exchange.backlog = 0 if left is not None and left <= 0 else exchange.backlog
+                continue
+            outcome = exchange.outcome
             if isinstance(item, Output):
                 stream = outcome.stdout if item.stream == wire.STDOUT else outcome.collected_stderr
                 stream.feed(item.data)
@@ -270,11 +266,153 @@ class Session:
                     self._note_saved(item.content)
                 return item
 
+    def _begin(self, exchange: Exchange) -> None:
+        """The guest has begun with a request; nothing else is in its way any more."""
+        if exchange.begun:
+            return
+        exchange.begun = True
+        stop = exchange.stop
+        if stop is not None and stop.cause == "checkpoint" and not stop.killed:
+            exchange.stop = None
+            exchange.outcome.notices.append(
+                f"The checkpoint before this cell {self._reached('cell_timeout')}. Not saved: "
+                + ("; ".join(map(str, self._unsaved)) or "nothing")
+                + "."
+            )
+        if exchange.limit is not None:
+            self._clock.start(exchange.limit)
+
+    def _finish(self, content: dict[str, Any], exchange: Exchange) -> None:
+        """The answer is there."""
+        stop = exchange.stop
+        if stop is not None and stop.killed:
+            return  # too late: the news of the death is on its way, and is what holds
+        outcome = exchange.outcome
+        self._note_result(content, outcome)
+        if content.get("skipped") is True:
+            outcome.notices.append("It was interrupted before it began.")
+        elif stop is not None or exchange.interrupted:
+            if stop is not None and stop.cause == "limit":
+                outcome.status = "timeout"
+            self.channel.send(wire.SWEEP)
+        self._acknowledged = exchange.number
+        exchange.done = True
+
+    def _bury(self, item: Event, exchange: Exchange) -> None:
+        """A worker died. Another one is there: start it."""
+        exchange.deaths += 1
+        self._count(exchange.deaths)
+        if self._ready_by is None and (
+            item.content.get("begun") == exchange.number or exchange.begun
+        ):
+            exchange.died = True
+            exchange.killed = exchange.stop is not None and exchange.stop.killed
+        exchange.stop = None
+        self._died(item, exchange.outcome)
+        self._send_start()
+        self._ready_by = time.monotonic() + self._start_timeout
+
+    def _revive(self, content: dict[str, Any], exchange: Exchange) -> None:
+        """The next worker is ready, with what was saved."""
+        self._ready_by = None
+        exchange.stop = None
+        outcome = exchange.outcome
+        self._note_restored(content, outcome)
+        outcome.locals = dict(self._locals)
+        exchange.done = exchange.died or exchange.interrupted
+        if exchange.died:
+            outcome.status = "killed" if exchange.killed else "died"
+        elif exchange.interrupted:
+            outcome.status = "interrupted"
+            outcome.notices.append("It was interrupted before it began.")
+        else:
+            # The worker died before this request came to it, so nothing of it was done.
+            self._send(exchange)
+
+    # Time
+
+    def _left(self, exchange: Exchange) -> float | None:
+        """Seconds until something is to be done about a request; ``None`` for never."""
+        waits = exchange.stop is None or exchange.stop.cause == "checkpoint"
+        if exchange.interrupted and waits and self._ready_by is None:
+            exchange.stop = Stop("interrupt", exchange.step)
+            exchange.stop.take()  # the first interrupt has been sent
+        if exchange.stop is not None:
+            return exchange.stop.left()
+        if self._ready_by is not None:
+            return self._ready_by - time.monotonic()
+        if exchange.limit is None:
+            return None
+        if not exchange.begun:
+            return exchange.begin_by - time.monotonic()
+        return self._clock.left()
+
+    def _act(self, exchange: Exchange) -> None:
+        """Something has lasted too long: do the next thing about it."""
+        exchange.renew_backlog()
+        stop = exchange.stop
+        notices = exchange.outcome.notices
+        if stop is None:
+            if self._ready_by is not None:
+                stop = Stop("restore", 0)
+                notices.append(f"Restoring the variables {self._reached('start_timeout')}.")
+            elif not exchange.begun:
+                stop = Stop("checkpoint", exchange.step - 1)
+            else:
+                stop = Stop("limit", exchange.step)
+                name = "cell_timeout" if exchange.is_cell else "start_timeout"
+                notices.append(f"The cell {self._reached(name)}.")
+            exchange.stop = stop
+        action = stop.take()
+        if action == "interrupt":
+            self.channel.send(wire.INTERRUPT, stop.step.to_bytes(8, "big"))
+        elif action == "kill":
+            if stop.cause == "checkpoint":
+                notices.append(f"The checkpoint before this cell {self._reached('cell_timeout')}.")
+            notices.append(
+                f"It did not end within {exchanges.GRACE:g} s after its interrupt and was killed."
+            )
+            self.channel.send(wire.RESTART)
+        else:
+            self.channel.hang_up("it did not answer any more")
+            self._abandon()
+            raise SandboxLostError(
+                "The guest does not answer any more, not even to being killed.",
+                remedy="Make a new Sandbox. The container has been removed.",
+                container=self._container,
+            )
+
+    def _interrupt(self, exchange: Exchange) -> None:
+        exchange.interrupted = True
+        if self._ready_by is None:  # else it would cost variables that are being restored
+            self.channel.send(wire.INTERRUPT, exchange.step.to_bytes(8, "big"))
+
+    def _end(self, exchange: Exchange) -> None:
+        """Interrupt a request that nobody waits for any more, and wait until it has ended.
+
+        Another KeyboardInterrupt meanwhile has its worker killed at once, and a third one leaves
+        the rest of the waiting to the next request.
+        """
+        if not exchange.interrupted and not exchange.done:
+            self._interrupt(exchange)
+        while not exchange.done:
+            try:
+                self._wait(exchange)
+            except KeyboardInterrupt:
+                if exchange.stop is None or exchange.stop.killed:
+                    raise
+                exchange.stop.hurry()
+        self._exchange = None
+
+    def _reached(self, option: str) -> str:
+        seconds = self._cell_timeout if option == "cell_timeout" else self._start_timeout
+        return f"reached its limit of {seconds:g} s ({option}) and was interrupted"
+
     # What the guest says, taken with care: it may be anything
 
     def _note_result(self, content: dict[str, Any], outcome: Outcome) -> None:
         status = content.get("status")
-        outcome.status = cast(CellStatus, status) if status in get_args(CellStatus) else "error"
+        outcome.status = _STATUSES.get(status, "error") if isinstance(status, str) else "error"
         if "locals" in content:
             self._locals = _strings(content["locals"])
         outcome.locals = dict(self._locals)
@@ -358,6 +496,14 @@ class Session:
             )
 
     # The rest
+
+    def _send(self, exchange: Exchange) -> None:
+        exchange.begun = False
+        if exchange.limit is not None:
+            assert self._cell_timeout is not None
+            exchange.begin_by = time.monotonic() + self._cell_timeout
+        self._clock.reset()
+        self.channel.send_message(**exchange.message)
 
     def _send_start(self) -> None:
         self.channel.send_message(op="start", expected=self._acknowledged > 0, **self._told)

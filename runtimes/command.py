@@ -112,6 +112,7 @@ class EngineCommand:
                 done.wait()
             finally:
                 timer.cancel()
+                timer.join()  # nothing of a call outlives it
             result = CommandResult(done.exit_code, _text(done.stdout), _text(done.stderr))
         except sh.ErrorReturnCode as error:  # ended by a signal: not in _ANY_STATUS
             result = CommandResult(int(error.exit_code), _text(error.stdout), _text(error.stderr))

@@ -70,7 +70,7 @@ class BlobStore:
         try:
             with open(path, "xb") as file:
                 file.write(raw)
-        except OSError:
+        except BaseException:  # an interrupt, too
             _remove(path)  # half of it would take the room that the next checkpoint needs
             raise
         self.files.add(name)

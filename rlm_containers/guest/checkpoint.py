@@ -32,6 +32,8 @@ from .statepair import StatePair
 
 __all__ = ["Checkpoint"]
 
+_TOO_LONG = "saving it took too long"
+
 
 class Checkpoint:
     """Saves and loads the variables of a session.
@@ -51,6 +53,8 @@ class Checkpoint:
         # Length and checksum of the file that is there: most cells of a conversation change
         # little, and many change nothing.
         self._written: tuple[int, int] | None = None
+        # By name, of variables whose saving took too long.
+        self._stalled: dict[str, _Stall] = {}
 
     # Saving
 
@@ -60,6 +64,8 @@ class Checkpoint:
         Returns:
             ``{"unsaved": [[name, type, reason], …], "error": str | None}``; with an error, such
             as a full disk, the file before this one is still there.
+
+        An interrupt ends the saving of one variable, and a second one that of all that are left.
         """
         variables = sorted(variables, key=_rank)
         try:
@@ -101,6 +107,7 @@ class Checkpoint:
         records: list[list[Any]] = []
         unsaved: list[list[str]] = []
         self._referred = set()
+        stalled, self._stalled = self._stalled, {}
         self._blobs.begin()
         self.loaded.begin(value for _, value in variables)
         pickler = StatePickler(sink, self._refer)
@@ -108,15 +115,26 @@ class Checkpoint:
             mark = sink.mark()
             known = len(pickler.memo)
             try:
+                stall = stalled.get(name)
+                if stall is not None and stall.skips(value):
+                    self._stalled[name] = stall
+                    raise _StalledError(_TOO_LONG + ", and is not tried again at once")
+                if interrupts.received > 1:
+                    raise _StalledError("the checkpoint took too long before it came to this")
                 with interrupts:
                     pickler.dump((name, value))
             except OSError as error:
                 if isinstance(error, _BlobError) or sink.failed:
                     raise
                 reason = error_text(error)
+            except _StalledError as error:
+                reason = str(error)
             except BaseException as error:
                 # Also KeyboardInterrupt and SystemExit: from a __reduce__ of the cell's own.
                 reason = error_text(error)
+                if isinstance(error, KeyboardInterrupt) and interrupts.received:
+                    reason = _TOO_LONG
+                    self._stalled[name] = _Stall(value, stall)
             else:
                 records.append([name, mark[0], type_name(value), known, sink.checksum])
                 continue
@@ -143,12 +161,19 @@ class Checkpoint:
 
     # Loading
 
-    def load(self, values: dict[str, Any], *, last: bool = True) -> dict[str, Any]:
+    def load(
+        self,
+        values: dict[str, Any],
+        interrupts: Interrupts | None = None,
+        *,
+        last: bool = True,
+    ) -> dict[str, Any]:
         """Read ``state.dill``, or, where it cannot be read, the one before it.
 
         Args:
             values: where the variables go, one by one: restoring an object may run code of the
                 session's own, which looks for them there.
+            interrupts: allowed while an object is restored, and cost that variable.
             last: whether the last file may be tried at all, or only the one before.
 
         Returns:
@@ -161,13 +186,13 @@ class Checkpoint:
         damage = "restoring it killed the interpreter"
         if last:
             try:
-                lost = self._load(self.files.path, values, from_previous=False)
+                lost = self._load(self.files.path, values, interrupts, from_previous=False)
                 return {"lost": lost, "damage": "", "older": []}
             except Exception as error:
                 damage = error_text(error)
         newer = _intact_index(self.files.path)
         try:
-            lost = self._load(self.files.previous, values, from_previous=True)
+            lost = self._load(self.files.previous, values, interrupts, from_previous=True)
         except FileNotFoundError:
             lost = [["*", "", "state.dill cannot be read: {}".format(damage)]]
             return {"lost": lost + _named(newer), "damage": damage, "older": []}
@@ -181,16 +206,27 @@ class Checkpoint:
         lost += [entry for entry in _named(newer) if entry[0] not in known]
         return {"lost": lost, "damage": damage, "older": _changed(older, newer)}
 
-    def _load(self, path: str, values: dict[str, Any], *, from_previous: bool) -> list[list[str]]:
+    def _load(
+        self,
+        path: str,
+        values: dict[str, Any],
+        interrupts: Interrupts | None,
+        *,
+        from_previous: bool,
+    ) -> list[list[str]]:
         with open_regular(path) as file:
             index = read_index(file)
-            lost = self._read_records(file, index, values)
+            lost = self._read_records(file, index, values, interrupts or Interrupts())
         self.loaded.superseded.update(index["superseded"])
         self.files.note_restored(index, from_previous=from_previous)
         return lost
 
     def _read_records(
-        self, file: BufferedReader, index: dict[str, Any], values: dict[str, Any]
+        self,
+        file: BufferedReader,
+        index: dict[str, Any],
+        values: dict[str, Any],
+        interrupts: Interrupts,
     ) -> list[list[str]]:
         lost = [list(entry) for entry in index["unsaved"]]
         same = index["python"][:2] == list(sys.version_info[:2])
@@ -199,9 +235,12 @@ class Checkpoint:
         for name, offset, kind, known, _ in index["records"]:
             file.seek(offset)
             try:
-                _, values[name] = unpickler.load()
+                with interrupts:
+                    _, values[name] = unpickler.load()
             except BaseException as error:
-                lost.append([name, kind, "it cannot be loaded: " + error_text(error)])
+                late = isinstance(error, KeyboardInterrupt) and interrupts.received
+                reason = "restoring it took too long" if late else error_text(error)
+                lost.append([name, kind, "it cannot be loaded: " + reason])
                 unpickler = unpickler.without(known)
         self.loaded.parsed.clear()
         self._blobs.fetched.clear()
@@ -216,6 +255,33 @@ class Checkpoint:
 
 #: The disk is full, or what of it this user may use.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _StalledError(Exception):
+    """A variable that is not even tried to be saved."""
+
+
+class _Stall:
+    """A variable whose saving took too long.
+
+    To try it again after every cell would cost every cell that time. So it is tried again when it
+    is bound to something else, and else ever more seldom.
+
+    Args:
+        value: what it is bound to.
+        last: the same of the last time that it was tried.
+    """
+
+    def __init__(self, value: object, last: _Stall | None) -> None:
+        self._key = id(value), type(value)
+        again = last is not None and last._key == self._key
+        self._pause: int = 2 * last._pause if again and last is not None else 4
+        self._left = self._pause
+
+    def skips(self, value: object) -> bool:
+        """Whether to leave the variable out of this checkpoint."""
+        self._left -= 1
+        return self._left >= 0 and self._key == (id(value), type(value))
 
 
 class _BlobError(OSError):

@@ -106,18 +106,19 @@ class Namespace:
         elif "history_0" in values:
             values["history"] = values["history_0"]
 
-    def final_answer(self) -> str | None:
+    def final_answer(self, interrupts: Interrupts) -> str | None:
         """The content of ``answer`` once it is marked ready, else ``None``."""
         if not self.has_scaffold:
             return None
         try:
-            if self.answer.get("ready"):
-                content = str(self.answer.get("content", ""))
-                if len(content) > _ANSWER:
-                    return "Error: the answer has {} characters, {} are the most.".format(
-                        len(content), _ANSWER
-                    )
-                return content
+            with interrupts:
+                if self.answer.get("ready"):
+                    content = str(self.answer.get("content", ""))
+                    if len(content) > _ANSWER:
+                        return "Error: the answer has {} characters, {} are the most.".format(
+                            len(content), _ANSWER
+                        )
+                    return content
         except BaseException as error:  # a __bool__ or __str__ of the cell's own
             return "Error: the answer could not be read: {}".format(type(error).__name__)
         return None
@@ -147,12 +148,15 @@ class Namespace:
         """
         forms: dict[str, str] = {}
         left = _FORMS_BUDGET
+        received = interrupts.received
         for name, value in self.shown_variables():
             if len(name) > _FORMS_NAME:
                 continue
             if len(forms) >= _FORMS_COUNT:
                 break
             bare = "<{}>".format(type_name(value))
+            if interrupts.received > received:
+                left = 0  # the host wants an answer: no more of the cell's own code
             form = short_form(value, interrupts) if left > 0 else bare
             left -= len(form)
             forms[name] = form

@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import time
 
 from . import wire
 from .memory import MemoryWatch, offer_to_kernel
@@ -67,8 +68,12 @@ class Supervisor:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.poll.register(host_in, select.POLLIN)
         self.poll.register(wake, select.POLLIN)
-        # Shared with the worker, and there when it is not any more: see Worker.
-        self.progress = mmap.mmap(-1, 16)
+        # Shared with the worker, and there when it is not any more. Four numbers of 8 bytes: the
+        # last request whose checkpoint is written and the last that was begun, by the worker; the
+        # step that is to be interrupted and the count of interrupts, by this process.
+        self.progress = mmap.mmap(-1, 32)
+        self.interrupts = 0
+        self.born = self.requested = _now()
         self.start_worker(_MODES[0])
 
     # The worker
@@ -104,6 +109,7 @@ class Supervisor:
         self.read_worker()  # an answer it still gave
         self.drain()
         self.kill_group()
+        self.sweep(self.born, alive=False)
         self.relay.drop_all()
         for item in (self.control.fileno(), self.call_socket.fileno(), self.stdout, self.stderr):
             self.forget(item)
@@ -122,7 +128,7 @@ class Supervisor:
         elif by_kernel:
             self.tell_of_kill()  # of another process, before this one died
         how += ', "saved": {}, "begun": {}'.format(
-            int.from_bytes(self.progress[:8], "big"), int.from_bytes(self.progress[8:], "big")
+            int.from_bytes(self.progress[:8], "big"), int.from_bytes(self.progress[8:16], "big")
         )
         self.failures = 0 if self.answered else self.failures + 1
         if self.failures >= len(_MODES):
@@ -155,6 +161,29 @@ class Supervisor:
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
+            pass
+
+    def sweep(self, since: float, alive: bool = True) -> None:
+        """Kill what cells have started since then, in sessions of its own as well."""
+        from .processes import sweep
+
+        try:
+            sweep(self.pid, alive, since)
+        except OSError:
+            pass  # there is no /proc: what is left ends with the container
+
+    def interrupt(self, payload: bytes) -> None:
+        """Send SIGINT to the worker, which finds in the shared memory what it is meant for."""
+        begun = int.from_bytes(self.progress[8:16], "big")
+        step = int.from_bytes(payload, "big") if payload else 2 * begun
+        self.interrupts += 1
+        self.progress[16:32] = step.to_bytes(8, "big") + self.interrupts.to_bytes(8, "big")
+        if step == 2 * begun:
+            self.signal_group(signal.SIGINT)  # as Ctrl-C in a terminal: its children, too
+            return
+        try:
+            os.kill(self.pid, signal.SIGINT)
+        except ProcessLookupError:
             pass
 
     def reap(self) -> None:
@@ -197,12 +226,15 @@ class Supervisor:
         for kind, payload in self.from_host.feed(data):
             if kind == wire.MESSAGE:
                 self.kernel_killed = False
+                self.requested = _now()
                 self.to_worker += wire.encode(kind, payload)
                 self.write_worker()
             elif kind == wire.INTERRUPT:
-                self.signal_group(signal.SIGINT)  # as Ctrl-C in a terminal: its children, too
+                self.interrupt(payload)
             elif kind == wire.RESTART:
                 self.kill_group()
+            elif kind == wire.SWEEP:
+                self.sweep(self.requested)
             elif kind == wire.CALL:
                 self.relay.answer(int.from_bytes(payload[:4], "big"), payload[4:])
 
@@ -333,6 +365,11 @@ def _become_worker(ends: tuple[int, int, int, int], mode: str, progress: mmap.mm
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+def _now() -> float:
+    """The time by which the kernel says when a process was started."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _high(descriptor: int) -> int:

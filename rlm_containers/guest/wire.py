@@ -12,9 +12,15 @@ kind           direction           payload
 ``STDOUT``     supervisor → host   bytes that the worker or its children wrote to stdout
 ``STDERR``     supervisor → host   the same for stderr
 ``CALL``       guest ⇄ host        4 bytes that name the call, then a JSON object
-``INTERRUPT``  host → supervisor   nothing: SIGINT for the worker
+``INTERRUPT``  host → supervisor   8 bytes, a step: SIGINT for the worker
 ``RESTART``    host → supervisor   nothing: kill the worker and start another
+``SWEEP``      host → supervisor   nothing: kill what the last request has started
 =============  ==================  =====================================================
+
+A signal may arrive after what it was meant for, so an interrupt says how far it goes. The steps of
+a worker are numbered: restoring is 0, request N is 2N, the checkpoint that follows it is 2N + 1. An
+interrupt reaches what runs up to its step, and no step after it. Without a payload it means the
+request that was begun last.
 
 The host trusts nothing it reads: see :data:`MAX_FRAME` and ``rlm_containers.channel``.
 """
@@ -32,6 +38,7 @@ __all__ = [
     "RESTART",
     "STDERR",
     "STDOUT",
+    "SWEEP",
     "FrameDecoder",
     "FrameError",
     "encode",
@@ -44,8 +51,9 @@ STDERR = 0x72  # r
 CALL = 0x63  # c
 INTERRUPT = 0x69  # i
 RESTART = 0x6B  # k
+SWEEP = 0x73  # s
 
-_KINDS = frozenset((MESSAGE, EVENT, STDOUT, STDERR, CALL, INTERRUPT, RESTART))
+_KINDS = frozenset((MESSAGE, EVENT, STDOUT, STDERR, CALL, INTERRUPT, RESTART, SWEEP))
 
 #: Bytes that a frame's payload may have. A prompt of this size is past any model's context.
 MAX_FRAME = 64 * 1024 * 1024

@@ -7,7 +7,6 @@ import json
 import linecache
 import mmap
 import os
-import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -38,8 +37,7 @@ class Worker:
         calls: for calls to the host over the pipe, see :mod:`rlm_guest.lm`.
         mode: ``"restore"`` to go on from the checkpoint, ``"previous"`` from the one before it,
             ``"fresh"`` to begin with nothing.
-        progress: memory that the supervisor sees too: the numbers, 8 bytes each, of the last
-            request whose checkpoint is written and of the last that was begun.
+        progress: memory that the supervisor sees too, see there.
     """
 
     def __init__(
@@ -50,18 +48,13 @@ class Worker:
         self.mode = mode
         self.progress = progress
         self.pid = os.getpid()
-        self.interrupts = Interrupts()
+        self.interrupts = Interrupts(progress)
         self.started = False
         self.checkpoint: Any = None
         self.reported: dict[str, Any] = {"unsaved": [], "error": None}
         self.namespace = Namespace()
         self.streams = StandardStreams()
-        signal.signal(signal.SIGINT, self.on_interrupt)
-
-    def on_interrupt(self, number: int, frame: object) -> None:
-        """Interrupt what runs of the cell's own code, and nothing else."""
-        if self.interrupts.allowed:
-            raise KeyboardInterrupt
+        self.interrupts.install()
 
     # Frames
 
@@ -87,7 +80,15 @@ class Worker:
         elif not self.started:
             pass  # meant for a predecessor that died in the meantime; the host sends it again
         else:
-            self.progress[8:] = request["id"].to_bytes(8, "big")
+            number = request["id"]
+            self.interrupts.begin(2 * number)
+            self.progress[8:16] = number.to_bytes(8, "big")
+            if self.interrupts.reaches(2 * number):
+                # It came while the checkpoint before this request was written.
+                self.send({"op": "result", "id": number, "status": "interrupted", "skipped": True})
+                return
+            if request.get("announce"):
+                self.send({"op": "begun", "id": number})
             self.answer(request)
 
     def answer(self, request: dict[str, Any]) -> None:
@@ -169,7 +170,7 @@ class Worker:
         checkpoint = self.open_checkpoint()
         with self.streams.silenced(), workspace_modules():
             report: dict[str, Any] = checkpoint.load(
-                self.namespace.values, last=self.mode == "restore"
+                self.namespace.values, self.interrupts, last=self.mode == "restore"
             )
         self.reported = {}  # what the next checkpoint has to say is news in any case
         return report
@@ -185,7 +186,8 @@ class Worker:
             linecache.cache = {}
         linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
         try:
-            with self.interrupts, workspace_modules():
+            with workspace_modules(), self.interrupts:
+                self.interrupts.check()
                 compiled = compile(code, filename, "exec", dont_inherit=True)
                 exec(compiled, self.namespace.values)
             return "ok"
@@ -231,6 +233,7 @@ class Worker:
             # A child that the cell forked has come back from it. There is one worker only.
             self.streams.restore()
             os._exit(0)
+        self.interrupts.install()
         self.namespace.restore_scaffold()
         self.streams.restore()
         result = {
@@ -238,9 +241,10 @@ class Worker:
             "id": number,
             "status": status,
             "locals": self.namespace.short_forms(self.interrupts),
-            "final_answer": self.namespace.final_answer(),
+            "final_answer": self.namespace.final_answer(self.interrupts),
         }
         self.streams.restore()  # a repr may have printed
+        self.interrupts.begin(2 * number + 1)
         self.send(result)
         self.save(number)
 

@@ -20,8 +20,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+
+from rlm_containers.lm.budget import CallBudget
 
 __all__ = ["LMBackend", "LMBroker", "LMCall", "Prompt", "SubcallFunction"]
 
@@ -105,11 +108,29 @@ class LMBroker:
         self._calls: list[LMCall] = []
         self._kept = 0
         self._lock = threading.Lock()
+        self._budget = CallBudget()
+        self._waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def join(self, budget: CallBudget, waiting: Callable[[], AbstractContextManager[None]]) -> None:
+        """Belong to a sandbox from here on.
+
+        Args:
+            budget: how many calls its cells may make.
+            waiting: entered while one subcall is being answered. A batch of them may take longer
+                than any one request should, see :class:`~rlm_containers.clock.CellClock`.
+        """
+        self._budget = budget
+        self._waiting = waiting
 
     @property
     def connected(self) -> bool:
         """Whether there is anyone to ask."""
         return self.backend is not None or self.subcall is not None
+
+    def begin_cell(self) -> None:
+        """A cell begins: count its calls anew and forget those that nobody has taken."""
+        self._budget.begin_cell()
+        self.take_calls()
 
     def take_calls(self) -> tuple[LMCall, ...]:
         """The answered calls since the last time, in the order they were answered.
@@ -135,6 +156,8 @@ class LMBroker:
         try:
             if path in ("/llm_query", "/rlm_query"):
                 prompt, model = _parse_single(request)
+                if not self._budget.take(1):
+                    return {"error": self._budget.refusal()}
                 ask = self._subcall if path == "/rlm_query" and self.subcall else self._query
                 return _single_answer(self._record([ask(prompt, model)])[0])
             if path in ("/llm_query_batched", "/rlm_query_batched"):
@@ -144,10 +167,15 @@ class LMBroker:
                     if path == "/rlm_query_batched" and self.subcall
                     else self._query_batch
                 )
-                calls = many(prompts, model)
-                if len(calls) != len(prompts):
-                    return {"error": f"{len(prompts)} prompts were answered {len(calls)} times"}
-                return {"responses": [_batch_answer(call) for call in self._record(calls)]}
+                granted = self._budget.take(len(prompts))
+                refused = len(prompts) - granted
+                calls = many(prompts[:granted], model) if granted else []
+                if len(calls) != granted:
+                    return {"error": f"{granted} prompts were answered {len(calls)} times"}
+                responses = [_batch_answer(call) for call in self._record(calls)]
+                if refused:
+                    responses += [f"Error: {self._budget.refusal()}"] * refused
+                return {"responses": responses}
             return {"error": f"there is no {path!r}"}
         except BadRequestError as error:
             return {"error": f"bad request: {error}"}
@@ -178,7 +206,8 @@ class LMBroker:
     def _subcall(self, prompt: Prompt, model: str | None) -> LMCall:
         assert self.subcall is not None
         try:
-            completion = self.subcall(prompt, model)  # type: ignore[arg-type]
+            with self._waiting():
+                completion = self.subcall(prompt, model)  # type: ignore[arg-type]
             response = completion.response
             if not isinstance(response, str):
                 raise TypeError(f"its response is {type(response).__name__}, not text")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import rlm_containers
 from rlm_containers.lm.handler import CallableBackend, LMCallable
+from tests.unit.guests import run_python
 
 
 class WithCall:
@@ -153,3 +156,108 @@ def test_an_async_callable_works_below_a_running_loop() -> None:
         return (await asyncio.to_thread(backend.query, "x", None)).response
 
     assert asyncio.run(main()) == "awaited x"
+
+
+@pytest.mark.parametrize("kind", ["sync", "async", "blocking"])
+def test_an_answer_that_comes_too_late_is_an_error(kind: str) -> None:
+    go_on = threading.Event()
+
+    def ask(prompt: str) -> str:
+        go_on.wait(30)
+        return prompt
+
+    async def ask_async(prompt: str) -> str:
+        await asyncio.sleep(30)
+        return prompt
+
+    async def ask_blocking(prompt: str) -> str:
+        return ask(prompt)
+
+    function: LMCallable = {"sync": ask, "async": ask_async, "blocking": ask_blocking}[kind]
+    call = CallableBackend(function, timeout=0.1).query("x", "gpt")
+    assert call.error == "Request failed: lm did not answer in 0.1 s (lm_timeout)"
+    assert (call.prompt, call.response, call.model) == ("x", "", "gpt")
+    go_on.set()
+
+
+def test_a_coroutine_that_is_late_is_cancelled() -> None:
+    cancelled = threading.Event()
+
+    async def ask(prompt: str) -> str:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+        return prompt
+
+    assert CallableBackend(ask, timeout=0.1).query("x", None).error is not None
+    assert cancelled.wait(30)
+
+
+def test_of_a_late_batch_the_answers_that_are_there_count() -> None:
+    go_on = threading.Event()
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        if prompt != "quick":
+            go_on.wait(30)
+        return prompt.upper()
+
+    # More than are asked at once: the last ones are not asked any more.
+    prompts = ["quick", *["slow"] * 20]
+    calls = CallableBackend(ask, timeout=0.5).query_batch(prompts, None)
+    late = "Request failed: lm did not answer in 0.5 s (lm_timeout)"
+    assert [call.error for call in calls] == [None, *[late] * 20]
+    assert calls[0].response == "QUICK"
+    assert len(asked) < len(prompts)
+    go_on.set()
+
+
+def test_a_timeout_of_the_callables_own_is_its_own() -> None:
+    async def ask(prompt: str) -> str:
+        raise TimeoutError("the service is slow")
+
+    call = CallableBackend(ask, timeout=30).query("x", None)
+    assert call.error == "TimeoutError: the service is slow"
+
+
+def test_a_callable_that_never_comes_back_is_asked_so_often_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rlm_containers.lm.handler._MAX_THREADS", 3)
+    go_on = threading.Event()
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        go_on.wait(30)
+        return prompt
+
+    backend = CallableBackend(ask, timeout=0.1)
+    errors = [backend.query("x", None).error or "" for _ in range(3)]
+    assert all("lm did not answer in 0.1 s" in error for error in errors)
+    with pytest.raises(ConnectionError, match="3 earlier calls of lm have not come back"):
+        backend.query("x", None)
+    assert len(asked) == 3
+    go_on.set()
+    answer: str | None = None
+    while answer != "y":  # as soon as they are back
+        try:
+            answer = backend.query("y", None).response
+        except ConnectionError:
+            pass
+
+
+def test_a_callable_that_hangs_does_not_keep_the_process() -> None:
+    program = (
+        "import threading\n"
+        "from rlm_containers.lm.handler import CallableBackend\n"
+        "hang = threading.Event()\n"
+        "backend = CallableBackend(lambda prompt: hang.wait(600), timeout=0.1)\n"
+        "print(backend.query('x', None).error)"
+    )
+    done = run_python(program, path=[str(Path(rlm_containers.__file__).parent.parent)])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "lm did not answer" in done.stdout

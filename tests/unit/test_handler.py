@@ -211,6 +211,24 @@ def test_a_handler_that_never_answers_is_given_up() -> None:
     assert [call.error for call in batch] == [single.error] * 2
 
 
+def test_a_handler_that_answers_ever_more_slowly_is_given_up_too() -> None:
+    done = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(struct.pack(">I", 1_000_000))
+        while not done.wait(0.02):  # each byte comes in time, and all of them never
+            try:
+                connection.sendall(b" ")
+            except OSError:
+                return
+
+    with ScriptedHandler(drip) as handler:
+        call = backend(handler, timeout=0.2).query("x", None)
+        done.set()
+    assert "did not answer in 0.2 s" in (call.error or "")
+
+
 def test_many_at_once_each_get_their_own_answer() -> None:
     everyone = threading.Barrier(20)
 

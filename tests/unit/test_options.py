@@ -50,7 +50,12 @@ GOOD: list[tuple[str, Any]] = [
     ("run_args", ("--cpus=1",)),
     ("start_timeout", 1),
     ("start_timeout", 0.5),
+    ("cell_timeout", None),
+    ("cell_timeout", 0.5),
     ("lm_timeout", 3600),
+    ("max_lm_calls", None),
+    ("max_lm_calls", 1),
+    ("max_session_lm_calls", 10_000),
     ("max_output", 100),
 ]
 
@@ -77,6 +82,9 @@ BAD: list[tuple[str, Any]] = [
     *(("run_args", value) for value in (None, "--cpus=1", 5, [1], [None], [b"--cpus=1"], [""])),
     *(("start_timeout", value) for value in (None, 0, -1, "60", True, float("nan"), [60])),
     *(("lm_timeout", value) for value in (None, 0, -0.1, "600", False, float("nan"))),
+    *(("cell_timeout", value) for value in (0, -1, "5", True, float("nan"), float("inf"))),
+    *(("max_lm_calls", value) for value in (0, -1, 1.5, "10", True)),
+    *(("max_session_lm_calls", value) for value in (0, -1, 1.5, "10", True)),
     # No clock waits that long: queue.get and socket.settimeout raise OverflowError.
     ("start_timeout", float("inf")),
     ("lm_timeout", float("inf")),
@@ -225,7 +233,9 @@ def test_an_unknown_argument_names_the_nearest(
         ("lm_handler_adress", "lm_handler_address"),
         ("subcall", "subcall_fn"),
         ("persist", "persistent"),
-        ("max_subcalls", "max_concurrent_subcalls"),
+        ("max_concurrent_calls", "max_concurrent_subcalls"),
+        ("max_calls", "max_lm_calls"),
+        ("max_llm_calls", "max_lm_calls"),
         ("compact", "compaction"),
     ],
 )

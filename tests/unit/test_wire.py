@@ -16,6 +16,7 @@ KINDS = (
     wire.CALL,
     wire.INTERRUPT,
     wire.RESTART,
+    wire.SWEEP,
 )
 
 

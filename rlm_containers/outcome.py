@@ -1,0 +1,64 @@
+"""What comes of one request, while it comes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlm_containers.cell import CellResult, CellStatus, OutputCollector
+from rlm_containers.lm.broker import LMCall
+
+__all__ = ["Outcome", "UnsavedVariable"]
+
+
+@dataclass(frozen=True)
+class UnsavedVariable:
+    """A variable that is not in the checkpoint: its name, its type's name, and why."""
+
+    name: str
+    type: str
+    reason: str
+
+    def __str__(self) -> str:
+        kind = f" ({self.type})" if self.type else ""
+        return f"{self.name}{kind}: {self.reason}"
+
+
+@dataclass
+class Outcome:
+    """What came of one request, while it comes in."""
+
+    stdout: OutputCollector
+    collected_stderr: OutputCollector
+    status: CellStatus = "ok"
+    locals: dict[str, str] = field(default_factory=dict)
+    final_answer: str | None = None
+    notices: list[str] = field(default_factory=list)
+    lost: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
+
+    @property
+    def stderr(self) -> str:
+        """What was written, and after it what this library has to say."""
+        text = self.collected_stderr.text()
+        notices = "".join(f"{notice}\n" for notice in self.notices)
+        if notices and text and not text.endswith("\n"):
+            text += "\n"
+        return text + notices
+
+    def result(self, elapsed: float, calls: tuple[LMCall, ...]) -> CellResult:
+        """The same as the user gets it."""
+        return CellResult(
+            stdout=self.stdout.text(),
+            stderr=self.stderr,
+            locals=self.locals,
+            execution_time=elapsed,
+            lm_calls=calls,
+            final_answer=self.final_answer,
+            status=self.status,
+            lost=self.lost,
+            older=self.older,
+        )
+
+    def forget_callback(self) -> None:
+        """Nobody wants to see output any more as it comes."""
+        self.stdout.callback = self.collected_stderr.callback = None

@@ -1,0 +1,173 @@
+"""Limits of the calls of language models: what is past them is refused and reaches nobody."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlm_containers.lm.broker import LMBroker, LMCall, Prompt
+from rlm_containers.lm.budget import CallBudget
+from tests.unit.sessions import Boxes, revive, run
+
+CELL = "this cell has made the {} a language model it may make (max_lm_calls)"
+SESSION = "this session has made the {} a language model it may make (max_session_lm_calls)"
+
+
+class Echo:
+    """A backend that notes what reaches it."""
+
+    def __init__(self) -> None:
+        self.asked: list[Prompt] = []
+
+    def query(self, prompt: Prompt, model: str | None) -> LMCall:
+        return self.query_batch([prompt], model)[0]
+
+    def query_batch(self, prompts: Sequence[Prompt], model: str | None) -> list[LMCall]:
+        self.asked += prompts
+        return [
+            LMCall(
+                prompt=prompt,
+                response=str(prompt),
+                model=model,
+                execution_time=0.0,
+                error="as asked" if prompt == "fail" else None,
+            )
+            for prompt in prompts
+        ]
+
+
+@pytest.fixture
+def echo() -> Echo:
+    return Echo()
+
+
+def limited(echo: Echo, cell: int | None = None, session: int | None = None) -> LMBroker:
+    broker = LMBroker(echo)
+    broker.join(CallBudget(cell, session), nullcontext)
+    return broker
+
+
+def ask(broker: LMBroker, *prompts: str, path: str = "llm") -> Any:
+    if len(prompts) == 1:
+        answer = broker.handle(f"/{path}_query", {"prompt": prompts[0]})
+        return answer.get("response", answer.get("error"))
+    return broker.handle(f"/{path}_query_batched", {"prompts": list(prompts)})["responses"]
+
+
+def test_without_a_limit_there_is_none(echo: Echo) -> None:
+    broker = limited(echo)
+    assert [ask(broker, "x") for _ in range(100)] == ["x"] * 100
+
+
+@pytest.mark.parametrize("path", ["llm", "rlm"])
+def test_the_limit_of_a_cell(echo: Echo, path: str) -> None:
+    broker = limited(echo, cell=2)
+    refusal = CELL.format("2 calls of")
+    assert [ask(broker, word, path=path) for word in "abc"] == ["a", "b", refusal]
+    assert echo.asked == ["a", "b"]
+    broker.begin_cell()
+    assert ask(broker, "d", path=path) == "d"
+
+
+def test_a_batch_counts_by_its_prompts_and_is_answered_as_far_as_it_goes(echo: Echo) -> None:
+    broker = limited(echo, cell=5)
+    refusal = "Error: " + CELL.format("5 calls of")
+    assert ask(broker, "a", "b", "c") == ["a", "b", "c"]
+    assert ask(broker, "d", "e", "f", "g") == ["d", "e", refusal, refusal]
+    assert ask(broker, "h", "i") == [refusal, refusal]
+    assert echo.asked == list("abcde")
+    assert [call.prompt for call in broker.take_calls()] == list("abcde")
+
+
+def test_the_limit_of_a_session_is_that_of_all_cells(echo: Echo) -> None:
+    broker = limited(echo, cell=3, session=4)
+    assert ask(broker, "a", "b", "c") == ["a", "b", "c"]
+    assert ask(broker, "d") == CELL.format("3 calls of")
+    broker.begin_cell()
+    assert ask(broker, "e", "f") == ["e", "Error: " + SESSION.format("4 calls of")]
+    broker.begin_cell()
+    assert ask(broker, "g") == SESSION.format("4 calls of")
+    assert echo.asked == list("abce")
+
+
+def test_one_call_is_said_to_be_one(echo: Echo) -> None:
+    broker = limited(echo, cell=1)
+    ask(broker, "a")
+    assert ask(broker, "b") == CELL.format("1 call of")
+
+
+def test_a_call_that_fails_counts_and_one_that_is_malformed_does_not(echo: Echo) -> None:
+    broker = limited(echo, cell=2)
+    assert ask(broker, "fail") == "as asked"
+    assert "bad request" in broker.handle("/llm_query", {"prompt": 5})["error"]
+    assert "bad request" in broker.handle("/llm_query_batched", {"prompts": ["a", 5]})["error"]
+    assert "there is no" in broker.handle("/other", {"prompt": "a"})["error"]
+    assert ask(broker, "a") == "a"
+    assert ask(broker, "b") == CELL.format("2 calls of")
+
+
+def test_no_prompts_are_no_call(echo: Echo) -> None:
+    broker = limited(echo, cell=1)
+    assert ask(broker) == []
+    assert ask(broker, "a") == "a"
+    assert ask(broker) == []
+
+
+def test_recursive_calls_count_with_the_others(echo: Echo) -> None:
+    asked: list[str] = []
+
+    def subcall(prompt: str, model: str | None) -> Any:
+        asked.append(prompt)
+        return SimpleNamespace(response=prompt.upper(), root_model="m", execution_time=0.1)
+
+    broker = LMBroker(echo, subcall)
+    broker.join(CallBudget(3, None), nullcontext)
+    assert ask(broker, "a", path="rlm") == "A"
+    assert ask(broker, "b", "c", "d", path="rlm") == [
+        "B",
+        "C",
+        "Error: " + CELL.format("3 calls of"),
+    ]
+    assert ask(broker, "e") == CELL.format("3 calls of")
+    assert (sorted(asked), echo.asked) == (["a", "b", "c"], [])
+
+
+def test_many_threads_get_no_more_than_there_is(echo: Echo) -> None:
+    broker = limited(echo, session=100)
+    answers: list[str] = []
+
+    def work() -> None:
+        answers.extend(ask(broker, "x") for _ in range(50))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers.count("x") == len(echo.asked) == 100
+
+
+def test_cells_and_their_limits(boxes: Boxes) -> None:
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return prompt.upper()
+
+    box = boxes(lm=answer, max_lm_calls=2, max_session_lm_calls=3)
+    result = run(
+        box, "print(llm_query('a'))\nfor line in llm_query_batched(['b', 'c']): print(line)"
+    )
+    assert result.stdout.splitlines() == ["A", "B", "Error: " + CELL.format("2 calls of")]
+    assert [call.prompt for call in result.lm_calls] == ["a", "b"]
+    assert run(box, "print(rlm_query('d'))").stdout == "D\n"
+    revive(box)  # another interpreter is the same session
+    assert (
+        run(box, "print(llm_query('e'))").stdout == "Error: " + SESSION.format("3 calls of") + "\n"
+    )
+    assert sorted(asked) == ["a", "b", "d"]
