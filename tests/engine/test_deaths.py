@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.errors import SetupCodeError, UnsupportedByEngineError
+from rlm_containers.errors import SetupCodeError
 from tests.conftest import MakeBox
-from tests.support import execute, printed, warnings_of
+from tests.support import execute, printed
 
 WAYS = {
     "os._exit(1)": "ended itself with status 1",
@@ -125,19 +125,3 @@ def test_death_while_another_cell_defines_things(make_box: MakeBox) -> None:
 def test_a_setup_that_kills_the_interpreter(make_box: MakeBox) -> None:
     with pytest.raises(SetupCodeError, match="ended itself with status 7"):
         make_box(setup_code="import os; os._exit(7)")
-
-
-def test_running_out_of_memory(make_box: MakeBox, caplog: pytest.LogCaptureFixture) -> None:
-    try:
-        box = make_box(memory=128 * 1024 * 1024)
-    except UnsupportedByEngineError as error:
-        assert "memory" in str(error)  # noqa: PT017 - it must not pretend, that is all
-        return
-    if any("memory" in record.getMessage() for record in warnings_of(caplog)):
-        return  # the same, more politely
-    printed(box, "kept = 'kept'")
-    result = box.execute("hog = [bytes(1_000_000) + bytes([n % 256]) for n in range(1000)]")
-    # Killed by the kernel, or refused by it.
-    assert result.status in ("died", "error")
-    assert "SIGKILL" in result.stderr or "MemoryError" in result.stderr
-    assert printed(box, "print(kept)") == "kept\n"

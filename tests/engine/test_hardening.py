@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.errors import UnsupportedByEngineError
 from tests.conftest import MakeBox
-from tests.support import execute, printed, warnings_of
+from tests.support import printed
 
 STATUS = "dict(line.split(':\\t', 1) for line in open('/proc/self/status').read().splitlines())"
 
@@ -87,48 +86,10 @@ def test_no_network(make_box: MakeBox) -> None:
     ) == "['lo']\nrefused\n"  # fmt: skip
 
 
-def test_processes_can_be_limited(make_box: MakeBox, caplog: pytest.LogCaptureFixture) -> None:
-    try:
-        box = make_box(pids=64)
-    except UnsupportedByEngineError as error:
-        assert "pids" in str(error)  # noqa: PT017 - it must not pretend, that is all
-        return
-    if any("pids" in record.getMessage() for record in warnings_of(caplog)):
-        return  # the same, more politely
-    result = execute(
-        box,
-        """
-        import os, signal
-        children = []
-        try:
-            for _ in range(500):
-                child = os.fork()
-                if child == 0:
-                    signal.pause()
-                    os._exit(0)
-                children.append(child)
-        except OSError as error:
-            print('refused', error.errno)
-        for child in children:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
-        print(len(children) < 64)
-        """,
-    )
-    assert result.stdout == "refused 11\nTrue\n", result
-
-
 def test_run_args_of_the_user(make_box: MakeBox) -> None:
     box = make_box(run_args=["--hostname=chosen", "--tmpfs=/scratch"])
     assert printed(box, "import socket; print(socket.gethostname())") == "chosen\n"
     assert "/scratch" in printed(box, "print(open('/proc/mounts').read())")
-
-
-def test_a_read_only_root(make_box: MakeBox) -> None:
-    box = make_box(run_args=["--read-only", "--tmpfs=/tmp"])
-    printed(box, "x = [1]")
-    assert box.execute("import os; os._exit(1)").status == "died"
-    assert printed(box, "print(x)") == "[1]\n"
 
 
 def test_modules_of_the_workspace_do_not_shadow_the_guests(make_box: MakeBox) -> None:
