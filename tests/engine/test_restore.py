@@ -11,13 +11,6 @@ from tests.engine.values import CLEAR, VALUES, Value
 from tests.support import printed
 
 
-@pytest.fixture
-def fresh(box: Sandbox) -> Sandbox:
-    """The module's sandbox without any variables."""
-    printed(box, CLEAR)
-    return box
-
-
 def kill(box: Sandbox) -> None:
     """Have the interpreter die, and see that nothing was lost with it."""
     result = box.execute("import os; os._exit(1)")
