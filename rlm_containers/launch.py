@@ -34,6 +34,9 @@ logger = logging.getLogger("rlm_containers")
 #: The name by which code in a container reaches the proxy on this host.
 HOST_ALIAS = "host.docker.internal"
 
+#: Seconds for the client of a failed start to end by itself.
+_PATIENCE = 10.0
+
 #: How often a start is tried again that failed for a reason of the engine's own.
 _RETRIES = 2
 
@@ -100,11 +103,11 @@ class Launch:
             try:
                 greeting = self._greeting(channel)
             except BaseException:
-                channel.close(5.0)
+                self._abandon(channel)
                 raise
             if isinstance(greeting, str):
                 return channel, greeting
-            channel.close(5.0)
+            channel.close(_PATIENCE)
             if _NO_PROGRAM.search(greeting.stderr) and len(interpreters) > 1:
                 interpreters.pop(0)
                 continue
@@ -130,7 +133,7 @@ class Launch:
             try:
                 item = channel.receive(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                self.runtime.remove(self.name)
+                self._remove()  # at once: its program may be one that reads nothing
                 raise SandboxStartError(
                     f"The container was not up within {self.options.start_timeout:g} s.",
                     remedy="Raise start_timeout, or see what keeps the engine busy.",
@@ -140,6 +143,22 @@ class Launch:
                 return item
             if isinstance(item, Event) and item.content.get("event") == "hello":
                 return str(item.content.get("python"))[:20]
+
+    def _abandon(self, channel: Channel) -> None:
+        """End a start that nobody waits for any more."""
+        channel.close(_PATIENCE)
+        ended = channel.closed
+        if ended is None or ended.exit_code != 0:
+            # A slow engine may have made the container after it was removed.
+            self._remove()
+
+    def _remove(self) -> None:
+        try:
+            self.runtime.remove(self.name)
+        except Exception as error:
+            # An engine says many things of a container that it is still making; what the start
+            # failed for is more important.
+            logger.info("%s: %s", self.name, error)
 
     def _spec(self, interpreter: str, bundle: guest.Bundle) -> ContainerSpec:
         options, limits = self.options, self.limits

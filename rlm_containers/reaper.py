@@ -18,7 +18,9 @@ __all__ = ["Reaper"]
 # Arguments: the workspace, and the command line that removes the container. In a session of its
 # own already; a terminal that closes must not end it before its work is done. An engine that is
 # still making the container must finish that first, else it is removed before it exists: the client
-# ends soon after, for its input is closed as well.
+# ends soon after, for its input is closed as well. A guest that a cell has stopped does not end by
+# itself, so it is removed after three seconds; an engine under load may take longer than that, so
+# the container is removed again when the client has ended.
 _SCRIPT = """\
 trap '' HUP INT TERM
 client=
@@ -30,13 +32,21 @@ while read -r word value; do
 done
 workspace=$1
 shift
+there() { [ -n "$client" ] && kill -0 "$client" 2>/dev/null; }
+await_client() {
+    tries=$1
+    while there && [ "$tries" -gt 0 ]; do
+        sleep 0.1
+        tries=$((tries - 1))
+    done
+}
 [ -n "$client" ] || sleep 1
-tries=0
-while [ -n "$client" ] && kill -0 "$client" 2>/dev/null && [ $tries -lt 30 ]; do
-    sleep 0.1
-    tries=$((tries + 1))
-done
+await_client 30
 "$@" >/dev/null 2>&1
+if there; then
+    await_client 600
+    "$@" >/dev/null 2>&1
+fi
 rm -rf -- "$workspace" 2>/dev/null || {
     # A cell has locked some of its directories.
     chmod -R u+rwX -- "$workspace"

@@ -21,7 +21,6 @@ from tests.support import (
     assert_gone,
     eventually,
     execute,
-    leftovers,
     printed,
     processes,
     workspace,
@@ -211,13 +210,16 @@ cells = ["import time; print('in'); time.sleep(600)", "print('in')\\nwhile True:
          "import subprocess; print('in'); subprocess.run(['sleep', '600'])"]
 boxes = [Sandbox(image, runtime=runtime, lm=str.upper) for _ in cells]
 print(*(box.name for box in boxes), flush=True)
+opened = []
 def open_one(box):
     box.start().execute("import os; os.mkdir('d'); open('d/f', 'w').close(); os.chmod('d', 0)")
+    opened.append(box)
 starters = [threading.Thread(target=open_one, args=(box,)) for box in boxes]
 for starter in starters:
     starter.start()
 for starter in starters:
     starter.join()
+assert len(opened) == len(boxes)
 if end == "busy":
     inside = threading.Semaphore(0)
     for box, code in zip(boxes, cells):
@@ -295,4 +297,4 @@ def test_a_host_that_is_killed_while_it_starts(
     host.kill()
     host.wait(30)
     # An engine may be in the middle of making the container.
-    assert eventually(lambda: not leftovers(engine, *names), 15), leftovers(engine, *names)
+    assert_gone(engine, *names)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from rlm_containers import Sandbox
-from tests.engine.values import CLEAR, VALUES
+from tests.engine.values import CLEAR, VALUES, assert_seen, define
 from tests.support import Engine, execute, printed
 
 VERSIONS = ("3.9", "3.10", "3.12", "3.13")
@@ -78,20 +78,14 @@ def test_interrupts(old_or_new: Sandbox) -> None:
 
 
 def test_everything_is_restored(old_or_new: Sandbox) -> None:
-    # At once, since a death takes a while where the guest has no compiled files; test_restore goes
-    # through them one by one.
     box = old_or_new
     printed(box, CLEAR)
     # `int | str` is younger.
     values = [v for v in VALUES if v.name != "types" or version(box) >= (3, 10)]
-    for value in values:
-        printed(box, value.define)
+    define(box, values)
     result = box.execute("import os; os._exit(1)")
     assert (result.status, result.lost) == ("died", ())
-    found = {value.name: box.execute(value.look) for value in values}
-    assert {name: (r.stdout, r.stderr) for name, r in found.items()} == {
-        value.name: (value.expected + "\n", "") for value in values
-    }
+    assert_seen(box, values)
 
 
 def test_a_context(old_or_new: Sandbox) -> None:

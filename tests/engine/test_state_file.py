@@ -30,12 +30,11 @@ def die(box: Sandbox, code: str = "") -> tuple[str, ...]:
     return result.lost
 
 
-def test_the_state_is_on_the_host(make_box: MakeBox) -> None:
-    box = make_box()
-    printed(box, "x = 1")
-    assert box.unsaved == ()
-    assert (workspace(box) / "state.dill").stat().st_size > 0
-    assert printed(box, "import os\nprint(os.path.samefile('.', '/workspace'))") == "True\n"
+def test_the_state_is_on_the_host(fresh: Sandbox) -> None:
+    printed(fresh, "x = 1")
+    assert fresh.unsaved == ()
+    assert (workspace(fresh) / "state.dill").stat().st_size > 0
+    assert printed(fresh, "import os\nprint(os.path.samefile('.', '/workspace'))") == "True\n"
 
 
 @pytest.mark.parametrize(
@@ -54,38 +53,38 @@ def test_the_state_is_on_the_host(make_box: MakeBox) -> None:
     ids=lambda damage: damage[0],
 )
 def test_a_damaged_state_falls_back_to_the_one_before(
-    make_box: MakeBox, damage: tuple[str, str]
+    fresh: Sandbox, damage: tuple[str, str]
 ) -> None:
-    box = make_box()
-    printed(box, "state = '/workspace/state.dill'\nprecious = [1, 2, 3]")
-    printed(box, "import os\nothers = 'x' * 1000\nprecious.append(4)")
-    assert box.unsaved == ()
-    result = box.execute(f"{damage[1]}\nos._exit(1)")
+    printed(fresh, "state = '/workspace/state.dill'\nprecious = [1, 2, 3]")
+    printed(fresh, "import os\nothers = 'x' * 1000\nprecious.append(4)")
+    assert fresh.unsaved == ()
+    result = fresh.execute(f"{damage[1]}\nos._exit(1)")
     assert result.status == "died"
     # What is not in the one before is lost, by name; the rest may be older, by name as well.
     assert set(result.lost) == {"others", "os"}
     assert "precious" in result.older
     assert "state.dill could not be used" in result.stderr
     assert "rlm_guest" not in result.stderr
-    assert printed(box, "print(precious, 'others' in globals())\nnew = 'n'") == "[1, 2, 3] False\n"
-    assert die(box) == ()
-    assert printed(box, "print(new)") == "n\n"
+    assert (
+        printed(fresh, "print(precious, 'others' in globals())\nnew = 'n'") == "[1, 2, 3] False\n"
+    )
+    assert die(fresh) == ()
+    assert printed(fresh, "print(new)") == "n\n"
 
 
-def test_with_the_one_before_damaged_too_the_loss_is_clear(make_box: MakeBox) -> None:
-    box = make_box()
-    printed(box, "precious = [1, 2, 3]")
-    printed(box, "import os\nothers = 'x' * 1000")
-    assert box.unsaved == ()
+def test_with_the_one_before_damaged_too_the_loss_is_clear(fresh: Sandbox) -> None:
+    printed(fresh, "precious = [1, 2, 3]")
+    printed(fresh, "import os\nothers = 'x' * 1000")
+    assert fresh.unsaved == ()
     lost = die(
-        box,
+        fresh,
         "os.truncate('state.dill', 100)\n"
         "os.remove('state.dill.previous')\nos.mkfifo('state.dill.previous')",
     )
     assert set(lost) == {"*", "os", "others", "precious"}
-    assert printed(box, "print('precious' in globals())\nnew = 'n'") == "False\n"
-    assert die(box) == ()
-    assert printed(box, "print(new)") == "n\n"
+    assert printed(fresh, "print('precious' in globals())\nnew = 'n'") == "False\n"
+    assert die(fresh) == ()
+    assert printed(fresh, "print(new)") == "n\n"
 
 
 def test_a_state_of_another_python_says_so(engine: Engine, make_box: MakeBox) -> None:
@@ -103,13 +102,12 @@ def test_a_state_of_another_python_says_so(engine: Engine, make_box: MakeBox) ->
     assert printed(box, "print(numbers)") == "[1, 2]\n"
 
 
-def test_the_file_is_whole_at_any_moment(make_box: MakeBox) -> None:
+def test_the_file_is_whole_at_any_moment(fresh: Sandbox, make_box: MakeBox) -> None:
     # A copy of what is there while it is being written, over and over; each copy is then given to
     # a session as its state. There is no other judge of a whole file than the guest.
-    box = make_box()
-    printed(box, "rows = [str(n) for n in range(20_000)]\nmark = -1")
-    assert box.unsaved == ()
-    path = workspace(box) / "state.dill"
+    printed(fresh, "rows = [str(n) for n in range(20_000)]\nmark = -1")
+    assert fresh.unsaved == ()
+    path = workspace(fresh) / "state.dill"
     copies: list[bytes] = []
     stop = threading.Event()
 
@@ -120,8 +118,8 @@ def test_the_file_is_whole_at_any_moment(make_box: MakeBox) -> None:
     thread = threading.Thread(target=copy)
     thread.start()
     for number in range(10):
-        printed(box, f"mark = {number}\nrows.append({number})")
-    assert box.unsaved == ()
+        printed(fresh, f"mark = {number}\nrows.append({number})")
+    assert fresh.unsaved == ()
     stop.set()
     thread.join()
     different = list(dict.fromkeys(copies))
@@ -138,10 +136,9 @@ def test_the_file_is_whole_at_any_moment(make_box: MakeBox) -> None:
         assert printed(other, "del rows, mark") == ""
 
 
-def test_long_strings_come_back(make_box: MakeBox) -> None:
-    box = make_box()
+def test_long_strings_come_back(fresh: Sandbox) -> None:
     execute(
-        box,
+        fresh,
         """
         import os
         text = 'grüße \\ud800 \\0\\r\\n' * 100_000
@@ -150,80 +147,75 @@ def test_long_strings_come_back(make_box: MakeBox) -> None:
         copy, digest = str(text), hash(raw)
         """,
     )
-    assert box.unsaved == ()
-    assert die(box) == ()
+    assert fresh.unsaved == ()
+    assert die(fresh) == ()
     assert printed(
-        box,
+        fresh,
         "print(text == 'grüße \\ud800 \\0\\r\\n' * 100_000, held['list'][0] is text, len(raw),"
         " held['list'][1] == 'y' * 400_000, held['pair'][0] is raw, held['pair'][1][:3])",
     ) == "True True 1000000 True True b'zzz'\n"  # fmt: skip
 
 
-def test_long_strings_take_their_room_once(make_box: MakeBox) -> None:
-    box = make_box()
-    printed(box, f"big = 'x' * {BIG}\nalso = big\nheld = [big] * 3")
-    assert BIG < disk_use(box) < 1.5 * BIG
+def test_long_strings_take_their_room_once(fresh: Sandbox) -> None:
+    printed(fresh, f"big = 'x' * {BIG}\nalso = big\nheld = [big] * 3")
+    assert BIG < disk_use(fresh) < 1.5 * BIG
     for number in range(5):
-        printed(box, f"n = {number}")
-    assert disk_use(box) < 1.5 * BIG
-    assert die(box) == ()
-    printed(box, "n = 'after the restore'")
-    assert disk_use(box) < 1.5 * BIG
+        printed(fresh, f"n = {number}")
+    assert disk_use(fresh) < 1.5 * BIG
+    assert die(fresh) == ()
+    printed(fresh, "n = 'after the restore'")
+    assert disk_use(fresh) < 1.5 * BIG
 
 
 @pytest.mark.parametrize("kind", ["'x'", "b'x'"])
-def test_the_files_of_long_strings_go_with_them(make_box: MakeBox, kind: str) -> None:
-    box = make_box()
-    printed(box, "small = 1")
-    before = disk_use(box)
+def test_the_files_of_long_strings_go_with_them(fresh: Sandbox, kind: str) -> None:
+    printed(fresh, "small = 1")
+    before = disk_use(fresh)
     for number in range(5):
-        printed(box, f"big = {kind} * ({BIG} + {number})")
-        assert disk_use(box) < 2.5 * BIG  # the one that the checkpoint before has stays with it
-    assert die(box) == ()
-    printed(box, "n = 1")
-    printed(box, "n = 2")
-    assert BIG < disk_use(box) < 1.5 * BIG
-    printed(box, "del big")
-    printed(box, "n = 3")
-    assert disk_use(box) < before + 10_000
-    printed(box, f"big = {kind} * {BIG}\nbig = None")
-    assert disk_use(box) < before + 10_000
+        printed(fresh, f"big = {kind} * ({BIG} + {number})")
+        assert disk_use(fresh) < 2.5 * BIG  # the one that the checkpoint before has stays with it
+    assert die(fresh) == ()
+    printed(fresh, "n = 1")
+    printed(fresh, "n = 2")
+    assert BIG < disk_use(fresh) < 1.5 * BIG
+    printed(fresh, "del big")
+    printed(fresh, "n = 3")
+    assert disk_use(fresh) < before + 10_000
+    printed(fresh, f"big = {kind} * {BIG}\nbig = None")
+    assert disk_use(fresh) < before + 10_000
 
 
-def test_a_long_string_whose_file_is_damaged(make_box: MakeBox) -> None:
-    box = make_box()
-    printed(box, f"big = 'x' * {BIG}\nholder = [big]\nother = 'y' * 300_000\nsmall = 's'")
-    assert box.unsaved == ()
+def test_a_long_string_whose_file_is_damaged(fresh: Sandbox) -> None:
+    printed(fresh, f"big = 'x' * {BIG}\nholder = [big]\nother = 'y' * 300_000\nsmall = 's'")
+    assert fresh.unsaved == ()
     lost = die(
-        box,
+        fresh,
         "for top, _, names in os.walk('/workspace'):\n"
         "    for name in names:\n"
         f"        if os.path.getsize(os.path.join(top, name)) == {BIG}:\n"
         "            os.remove(os.path.join(top, name))",
     )
     assert set(lost) == {"big", "holder"}
-    assert printed(box, "print(len(other), small, 'big' in globals())") == "300000 s False\n"
+    assert printed(fresh, "print(len(other), small, 'big' in globals())") == "300000 s False\n"
 
 
-def test_a_loaded_context_is_not_stored_twice(make_box: MakeBox) -> None:
-    box = make_box()
-    box.load("context_0", "c" * BIG)
-    printed(box, "part = context[:10]")
-    assert BIG < disk_use(box) < 1.5 * BIG
-    assert die(box) == ()
-    assert printed(box, "print(len(context_0), context is context_0, part)") == (
+def test_a_loaded_context_is_not_stored_twice(fresh: Sandbox) -> None:
+    fresh.load("context_0", "c" * BIG)
+    printed(fresh, "part = context[:10]")
+    assert BIG < disk_use(fresh) < 1.5 * BIG
+    assert die(fresh) == ()
+    assert printed(fresh, "print(len(context_0), context is context_0, part)") == (
         f"{BIG} True cccccccccc\n"
     )
 
 
-def test_a_full_disk_is_said_and_nothing_is_lost(make_box: MakeBox) -> None:
+def test_a_full_disk_is_said_and_nothing_is_lost(fresh: Sandbox) -> None:
     # A directory cannot be replaced by a file: nothing can be saved, as on a full disk.
-    box = make_box()
-    printed(box, "first = 1")
-    assert box.unsaved == ()
-    printed(box, "import os\nos.remove('state.dill'); os.makedirs('state.dill/in the way')")
-    printed(box, "second = 2")
-    printed(box, "import shutil\nshutil.rmtree('state.dill')\nthird = 3")
-    assert box.unsaved == ()
-    assert die(box) == ()
-    assert printed(box, "print(first, second, third)") == "1 2 3\n"
+    printed(fresh, "first = 1")
+    assert fresh.unsaved == ()
+    printed(fresh, "import os\nos.remove('state.dill'); os.makedirs('state.dill/in the way')")
+    printed(fresh, "second = 2")
+    printed(fresh, "import shutil\nshutil.rmtree('state.dill')\nthird = 3")
+    assert fresh.unsaved == ()
+    assert die(fresh) == ()
+    assert printed(fresh, "print(first, second, third)") == "1 2 3\n"

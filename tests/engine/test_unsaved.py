@@ -7,7 +7,6 @@ import textwrap
 import pytest
 
 from rlm_containers import Sandbox
-from tests.conftest import MakeBox
 from tests.support import execute, printed
 
 GENERATOR = "numbers = (n for n in range(9))"
@@ -35,18 +34,15 @@ def die(box: Sandbox) -> tuple[set[str], str]:
         ("deep = []\nfor _ in range(100_000): deep = [deep]", "deep", "list"),
     ],
 )
-def test_what_cannot_be_saved_is_named(
-    make_box: MakeBox, define: str, name: str, kind: str
-) -> None:
-    box = make_box()
-    printed(box, "before = ['b']")
-    printed(box, define + "\nafter = ['a']")
-    assert [(u.name, u.type) for u in box.unsaved] == [(name, kind)]
-    assert box.unsaved[0].reason
-    lost, said = die(box)
+def test_what_cannot_be_saved_is_named(fresh: Sandbox, define: str, name: str, kind: str) -> None:
+    printed(fresh, "before = ['b']")
+    printed(fresh, define + "\nafter = ['a']")
+    assert [(u.name, u.type) for u in fresh.unsaved] == [(name, kind)]
+    assert fresh.unsaved[0].reason
+    lost, said = die(fresh)
     assert lost == {name}
     assert f"{name} ({kind})" in said
-    assert printed(box, f"print(before, after, {name!r} in globals())") == "['b'] ['a'] False\n"
+    assert printed(fresh, f"print(before, after, {name!r} in globals())") == "['b'] ['a'] False\n"
 
 
 def test_the_living_do_not_lose_what_cannot_be_saved(box: Sandbox) -> None:
@@ -57,21 +53,19 @@ def test_the_living_do_not_lose_what_cannot_be_saved(box: Sandbox) -> None:
     assert box.unsaved == ()
 
 
-def test_losses_are_listed_once(make_box: MakeBox) -> None:
-    box = make_box()
-    printed(box, GENERATOR)
-    assert die(box)[0] == {"numbers"}
-    printed(box, "kept = 1")
-    assert box.unsaved == ()
-    assert die(box)[0] == set()
-    assert printed(box, "print(kept)") == "1\n"
+def test_losses_are_listed_once(fresh: Sandbox) -> None:
+    printed(fresh, GENERATOR)
+    assert die(fresh)[0] == {"numbers"}
+    printed(fresh, "kept = 1")
+    assert fresh.unsaved == ()
+    assert die(fresh)[0] == set()
+    assert printed(fresh, "print(kept)") == "1\n"
 
 
-def test_an_object_shared_with_an_unsavable_variable(make_box: MakeBox) -> None:
+def test_an_object_shared_with_an_unsavable_variable(fresh: Sandbox) -> None:
     # The first record fails after the shared object was written in it.
-    box = make_box()
     execute(
-        box,
+        fresh,
         """
         class Thing: pass
         thing = Thing(); thing.text = 'shared' * 10
@@ -81,9 +75,9 @@ def test_an_object_shared_with_an_unsavable_variable(make_box: MakeBox) -> None:
         del thing
         """,
     )
-    assert die(box)[0] == {"first"}
+    assert die(fresh)[0] == {"first"}
     assert printed(
-        box,
+        fresh,
         "print(second['thing'] is third[1], third[0] is second['text'], type(third[1]) is Thing)",
     ) == "True True True\n"  # fmt: skip
 
@@ -98,10 +92,9 @@ def test_an_object_shared_with_an_unsavable_variable(make_box: MakeBox) -> None:
         ("def __reduce__(self): return (open, ('/nowhere/at/all',))", "FileNotFoundError"),
     ],
 )
-def test_what_cannot_be_loaded_is_named(make_box: MakeBox, method: str, reason: str) -> None:
-    box = make_box()
+def test_what_cannot_be_loaded_is_named(fresh: Sandbox, method: str, reason: str) -> None:
     printed(
-        box,
+        fresh,
         textwrap.dedent(
             """
             before = ['b']
@@ -114,20 +107,19 @@ def test_what_cannot_be_loaded_is_named(make_box: MakeBox, method: str, reason: 
             """
         ).replace("METHOD", method),
     )
-    lost, said = die(box)
+    lost, said = die(fresh)
     assert lost == {"odd"}
     assert "odd (Odd)" in said
     assert reason in said
     assert printed(
-        box, "print(after[0] is before, more['after'] is after, Odd.__name__, 'odd' in globals())"
+        fresh, "print(after[0] is before, more['after'] is after, Odd.__name__, 'odd' in globals())"
     ) == "True True Odd False\n"  # fmt: skip
 
 
 @pytest.mark.parametrize("crime", ["os._exit(3)", "os.abort()", "ctypes.string_at(0)"])
-def test_what_kills_the_interpreter_on_its_way_back(make_box: MakeBox, crime: str) -> None:
-    box = make_box()
+def test_what_kills_the_interpreter_on_its_way_back(fresh: Sandbox, crime: str) -> None:
     execute(
-        box,
+        fresh,
         f"""
         plain = 'plain'
         class Killer:
@@ -138,22 +130,21 @@ def test_what_kills_the_interpreter_on_its_way_back(make_box: MakeBox, crime: st
         killer = Killer()
         """,
     )
-    lost, said = die(box)
+    lost, said = die(fresh)
     assert lost
     assert "killed the interpreter" in said
     assert "rlm_guest" not in said
     # It does not go on like that.
-    printed(box, "again = 'here'")
-    assert die(box)[0] == set()
-    assert printed(box, "print(again)") == "here\n"
+    printed(fresh, "again = 'here'")
+    assert die(fresh)[0] == set()
+    assert printed(fresh, "print(again)") == "here\n"
 
 
 @pytest.mark.parametrize("crime", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
-def test_what_kills_the_interpreter_while_it_is_saved(make_box: MakeBox, crime: str) -> None:
-    box = make_box()
-    printed(box, "acknowledged = 'still here'")
+def test_what_kills_the_interpreter_while_it_is_saved(fresh: Sandbox, crime: str) -> None:
+    printed(fresh, "acknowledged = 'still here'")
     result = execute(
-        box,
+        fresh,
         f"""
         import os
         class Killer:
@@ -163,10 +154,10 @@ def test_what_kills_the_interpreter_while_it_is_saved(make_box: MakeBox, crime: 
         """,
     )
     assert (result.status, result.stdout) == ("ok", "done\n")
-    result = box.execute("print(acknowledged, 'killer' in globals())")
+    result = fresh.execute("print(acknowledged, 'killer' in globals())")
     assert (result.status, result.stdout) == ("ok", "still here False\n")
     assert "A new one goes on" in result.stderr
-    assert printed(box, "print(acknowledged)") == "still here\n"
+    assert printed(fresh, "print(acknowledged)") == "still here\n"
 
 
 def test_a_reduce_that_prints_disturbs_nobody(box: Sandbox) -> None:
@@ -185,10 +176,9 @@ def test_a_reduce_that_prints_disturbs_nobody(box: Sandbox) -> None:
     printed(box, "del loud")
 
 
-def test_a_reduce_that_changes_the_variables(make_box: MakeBox) -> None:
-    box = make_box()
+def test_a_reduce_that_changes_the_variables(fresh: Sandbox) -> None:
     execute(
-        box,
+        fresh,
         """
         class Busy:
             def __reduce__(self):
@@ -198,6 +188,6 @@ def test_a_reduce_that_changes_the_variables(make_box: MakeBox) -> None:
         a = Busy(); victim = 1; z = 2
         """,
     )
-    assert printed(box, "print(z)") == "2\n"
-    assert die(box)[0] <= {"victim"}
-    assert printed(box, "print(z, type(a) is Busy)\ndel a") == "2 True\n"
+    assert printed(fresh, "print(z)") == "2\n"
+    assert die(fresh)[0] <= {"victim"}
+    assert printed(fresh, "print(z, type(a) is Busy)\ndel a") == "2 True\n"

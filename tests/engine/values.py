@@ -1,15 +1,20 @@
 """What the tests of restoring define, look at, and expect to see.
 
 Each value comes with the cell that defines it, a cell that looks at it, and what that prints: after
-a death, and without one.
+a death, and without one. One by one they go through a guest without an engine, in
+``tests/unit/test_values.py``; on every engine and Python all are restored at once.
 """
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["CLEAR", "VALUES", "Value"]
+from rlm_containers import Sandbox
+from tests.support import printed
+
+__all__ = ["CLEAR", "VALUES", "Value", "assert_seen", "define"]
 
 #: A cell that deletes every variable.
 CLEAR = "[globals().pop(_) for _ in [_ for _ in globals() if _[:2] != '__']]"
@@ -391,8 +396,8 @@ VALUES = (
             def __setstate__(self, state): self.__dict__.update(state, cwd=os.getcwd())
         keyed = {Key('A'): 1}
         """,
-        "print(keyed[Key('a')], [k.cwd for k in keyed])",
-        "1 ['/workspace']",
+        "print(keyed[Key('a')], [os.path.exists(k.cwd + '/state.dill') for k in keyed])",
+        "1 [True]",
     ),
     Value(
         "aliases",
@@ -482,3 +487,16 @@ VALUES = (
         "True True True",
     ),
 )
+
+
+def define(box: Sandbox, values: Sequence[Value] = VALUES) -> None:
+    """Define all of them, in a single cell: each cell is a checkpoint of all there is."""
+    printed(box, "\n".join(value.define for value in values))
+
+
+def assert_seen(box: Sandbox, values: Sequence[Value] = VALUES) -> None:
+    """Look at all of them, in a single cell."""
+    mark = "----- "
+    looks = (f"print({mark + value.name!r})\n{value.look}" for value in values)
+    seen = dict(part.split("\n", 1) for part in printed(box, "\n".join(looks)).split(mark) if part)
+    assert seen == {value.name: value.expected + "\n" for value in values}

@@ -217,6 +217,20 @@ def test_an_engine_that_hangs(fake: FakeCli) -> None:
     assert fake.called("rm")
 
 
+def test_an_engine_that_makes_the_container_too_late(fake: FakeCli) -> None:
+    # It cannot remove yet what it is still making, and has made it when the client ends.
+    fake.script("run", "cat >/dev/null; exit 125")
+    fake.script(
+        "rm",
+        f"[ -e {fake.path}.tried ] && exit 0; : >{fake.path}.tried\n"
+        "echo 'Error: cannot remove it: container state improper' >&2; exit 2",
+    )
+    with pytest.raises(SandboxStartError, match=r"not up within 0\.3 s"):
+        start(fake, start_timeout=0.3)
+    first, second = fake.called("rm")
+    assert first == second
+
+
 def test_an_engine_that_is_gone(fake: FakeCli) -> None:
     fake.answer("info", stderr="Cannot connect\n", exit_code=1)
     with pytest.raises(EngineUnavailableError, match="Cannot connect"):

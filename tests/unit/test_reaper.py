@@ -142,6 +142,24 @@ def test_the_client_is_waited_for(tmp_path: Path, workspace: Path) -> None:
     assert not workspace.exists()
 
 
+def test_a_client_that_takes_long_is_cleaned_up_after_again(
+    tmp_path: Path, workspace: Path
+) -> None:
+    # The first removal came too early: the client went on, and made the container after it.
+    note = tmp_path / "note"
+    client = subprocess.Popen(
+        ("sh", "-c", f"cat >/dev/null; until [ -s {note} ]; do sleep 0.05; done"),
+        stdin=subprocess.PIPE,
+    )
+    script = f"kill -0 {client.pid} 2>/dev/null && echo running >>{note} || echo gone >>{note}"
+    process, reaper = owner(workspace, "/bin/sh", "-c", script, client=client.pid)
+    end(process, signal.SIGKILL)
+    client.communicate()
+    assert await_end(reaper)
+    assert note.read_text() == "running\ngone\n"
+    assert not workspace.exists()
+
+
 def test_a_client_that_was_never_started(workspace: Path) -> None:
     process, reaper = owner(workspace, "true", client=0)
     end(process, signal.SIGKILL)
