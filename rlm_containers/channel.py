@@ -220,12 +220,12 @@ class Channel:
             reason = f"the container sent a frame with no JSON object in it ({error})"
         except FloodError as error:
             reason = str(error)
+        # Nothing that follows can be trusted to be in step, or nothing can follow.
+        self._reason = self._reason or reason
+        self._hung_up = True
+        with self._write_lock:
+            self.process.close_stdin()
         if reason:
-            # Nothing that follows can be trusted to be in step.
-            self._reason = reason
-            self._hung_up = True
-            with self._write_lock:
-                self.process.close_stdin()
             self._discard()
         exit_code = self.process.wait(_END)
         stderr = self._stderr.decode("utf-8", "replace")

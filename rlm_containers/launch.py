@@ -24,6 +24,7 @@ from rlm_containers.errors import (
 from rlm_containers.limits import Limits
 from rlm_containers.options import SandboxOptions
 from rlm_containers.sizes import format_size
+from rlm_containers.untrusted import printable
 from rlm_containers.workspace import Workspace
 from runtimes import ContainerSpec, GpuRequest, InternalNetwork, Mount, Runtime
 
@@ -142,7 +143,7 @@ class Launch:
             if isinstance(item, Closed):
                 return item
             if isinstance(item, Event) and item.content.get("event") == "hello":
-                return str(item.content.get("python"))[:20]
+                return printable(item.content.get("python"), 20)
 
     def _abandon(self, channel: Channel) -> None:
         """End a start that nobody waits for any more."""

@@ -19,6 +19,7 @@ from rlm_containers.exchange import Exchange, Stop
 from rlm_containers.guest import wire
 from rlm_containers.limits import memory_death
 from rlm_containers.outcome import Outcome, UnsavedVariable
+from rlm_containers.untrusted import printable
 
 __all__ = ["Session"]
 
@@ -422,7 +423,7 @@ class Session:
     def _note_saved(self, content: dict[str, Any]) -> None:
         self._unsaved = _variables(content.get("unsaved"))
         if content.get("error"):
-            error = str(content["error"])[:_REPORT_TEXT]
+            error = printable(content["error"], _REPORT_TEXT)
             logger.warning("%s: the checkpoint failed: %s", self._container, error)
             self._unsaved = (UnsavedVariable("*", "", error),)
 
@@ -431,7 +432,7 @@ class Session:
         before = self._locals
         self._note_ready(content)
         outcome.older = tuple(_names(content.get("older")))
-        damage = str(content.get("damage") or "")[:_REPORT_TEXT]
+        damage = printable(content.get("damage") or "", _REPORT_TEXT)
         everything = any(variable.name == "*" for variable in self._unsaved)
         if damage or everything:
             # Of a file that cannot be read only the last answer still knows what was in it.
@@ -454,18 +455,18 @@ class Session:
 
     def _note_ready(self, content: dict[str, Any]) -> None:
         """Take note of a worker that is ready."""
-        self.route = str(content.get("route"))[:20]
+        self.route = printable(content.get("route"), 20)
         if self._told["proxy"] and self.route == "pipe":
             logger.warning(
                 "%s: the container does not reach the proxy (%s); llm_query goes over the pipe",
                 self._container,
-                str(content.get("reason"))[:_REPORT_TEXT],
+                printable(content.get("reason"), _REPORT_TEXT),
             )
         if content.get("damage"):
             logger.warning(
                 "%s: the checkpoint state.dill could not be used: %s",
                 self._container,
-                str(content["damage"])[:_REPORT_TEXT],
+                printable(content["damage"], _REPORT_TEXT),
             )
         self._locals = _strings(content.get("locals"))
         self._unsaved = _variables(content.get("lost"))
@@ -547,7 +548,7 @@ def _death(content: dict[str, Any]) -> str:
 def _names(value: object) -> list[str]:
     """A list of names as the guest told it."""
     names = value[:_REPORT_COUNT] if isinstance(value, list) else ()
-    return [str(name)[:_LOCALS_TEXT] for name in names]
+    return [printable(name, _LOCALS_TEXT) for name in names]
 
 
 def _listed(words: Sequence[str], separator: str = ", ") -> str:
@@ -560,14 +561,14 @@ def _strings(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         return {}
     entries = islice(value.items(), _LOCALS_COUNT)
-    return {str(key)[:_LOCALS_TEXT]: str(text)[:_LOCALS_TEXT] for key, text in entries}
+    return {printable(key, _LOCALS_TEXT): printable(text, _LOCALS_TEXT) for key, text in entries}
 
 
 def _variables(value: object) -> tuple[UnsavedVariable, ...]:
     if not isinstance(value, list):
         return ()
     return tuple(
-        UnsavedVariable(*(str(part)[:_REPORT_TEXT] for part in entry))
+        UnsavedVariable(*(printable(part, _REPORT_TEXT) for part in entry))
         for entry in value[:_REPORT_COUNT]
         if isinstance(entry, list) and len(entry) == 3
     )

@@ -13,7 +13,7 @@ import sys
 from itertools import accumulate
 from typing import Any
 
-__all__ = ["UntrustedJSON"]
+__all__ = ["UntrustedJSON", "printable"]
 
 #: Keys, values and elements that one text may have. A batch of prompts has one for each, a list of
 #: messages five.
@@ -76,6 +76,14 @@ class UntrustedJSON:
             return json.loads(self._text, parse_int=_parse_int if strict else None)
         except RecursionError as error:
             raise ValueError("it is nested too deeply") from error
+
+
+def printable(value: object, limit: int) -> str:
+    """What a container said, as text of at most so many characters that any stream can take.
+
+    A lone surrogate, which JSON can have, would be an error wherever it is written.
+    """
+    return str(value)[:limit].encode("utf-8", "backslashreplace").decode()
 
 
 def _count(text: str) -> tuple[int, int]:

@@ -114,6 +114,22 @@ def test_a_fifo_is_replaced_and_not_waited_for(workspace: Workspace) -> None:
     assert (workspace.path / "file").read_bytes() == b"contents"
 
 
+@ROOT
+def test_a_device_is_replaced_and_not_written_to(workspace: Workspace) -> None:
+    # No container has the right to make one; whoever has copied one there does not matter.
+    os.mknod(workspace.path / "file", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    workspace.write("file", [b"contents"])
+    assert (workspace.path / "file").read_bytes() == b"contents"
+    os.mknod(workspace.path / "disk", stat.S_IFBLK | 0o666, os.makedev(7, 200))
+
+
+@pytest.mark.parametrize("name", ["..x", "...", "a..b", "-rf", "*", "a\nb", "\udcff", " ", "~"])
+def test_odd_names_are_names_of_files_in_the_workspace(workspace: Workspace, name: str) -> None:
+    workspace.write(name, [b"contents"])
+    assert names(workspace) == [name]
+    assert (workspace.path / name).read_bytes() == b"contents"
+
+
 def test_a_hard_link_is_replaced_and_not_written_through(
     workspace: Workspace, tmp_path: Path
 ) -> None:

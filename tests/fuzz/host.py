@@ -1,0 +1,347 @@
+"""A whole sandbox whose container is a thread at the other end of real pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from rlm_containers import CellResult, ContainersError, Sandbox
+from rlm_containers.cell import CellStatus
+from rlm_containers.guest import wire
+from rlm_containers.lm.broker import LMBroker
+from rlm_containers.lm.handler import CallableBackend
+from rlm_containers.lm.proxy import LMProxy
+from runtimes import ContainerProcess, ContainerSpec
+from tests.fuzz.said import Act
+from tests.unit.guests import LocalRuntime
+
+__all__ = ["ask_proxy", "converse", "outside", "watched"]
+
+#: Seconds that a guest waits for the host to say something, which it need not.
+_HEARS = 0.02
+
+#: Seconds in which anything must have come to its end.
+_END = 60.0
+
+
+class GuestThread(ContainerProcess):
+    """A container's program that is a thread of this process.
+
+    Args:
+        spec: what was to be started.
+        acts: what it does after its greeting.
+    """
+
+    def __init__(self, spec: ContainerSpec, acts: Sequence[Act]) -> None:
+        self._in, theirs_in = os.pipe()
+        theirs_out, self._out = os.pipe()
+        theirs_err, err = os.pipe()
+        os.close(err)
+        super().__init__(spec.name, None, theirs_in, theirs_out, theirs_err)  # type: ignore[arg-type]
+        self._acts = acts
+        self._workspace = next(m.source for m in spec.mounts if not m.read_only)
+        self._decoder = wire.FrameDecoder()
+        self._heard: list[dict[str, Any]] = []
+        self._last: dict[str, Any] = {}
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="guest", daemon=True)
+        self._thread.start()
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()  # which the reaper waits for, should it come to that
+
+    def wait(self, timeout: float) -> int | None:
+        self._thread.join(timeout)
+        return None if self._thread.is_alive() else 0
+
+    def kill(self) -> None:
+        self._acts = ()
+
+    def _run(self) -> None:
+        try:
+            self._write(
+                wire.encode(wire.EVENT, b'{"event": "hello", "python": "3.11.0", "pid": 1}')
+            )
+            for act in self._acts:
+                self._do(act)
+        except OSError:
+            pass  # the host has closed its end
+        except BaseException as error:
+            self.error = error
+        finally:
+            os.close(self._out)
+            # What the host writes must be frames of the protocol to the end.
+            with contextlib.suppress(OSError):
+                while self._read():
+                    pass
+            os.close(self._in)
+
+    def _do(self, act: Act) -> None:
+        if act.kind == "send":
+            self._write(act.raw)
+        elif act.kind == "hear":
+            self._hear()
+        elif act.kind == "plant":
+            plant(self._workspace / act.name, act.what)
+        else:
+            if act.kind == "result":
+                said = {"op": "result", "id": self._last.get("id"), "status": "ok", "locals": {}}
+            else:
+                said = {"op": "ready", "locals": {}, "route": "pipe", "reason": "", "lost": []}
+            content = json.dumps({**said, **act.more}).encode("ascii")
+            self._write(wire.encode(wire.MESSAGE, content))
+
+    def _write(self, raw: bytes) -> None:
+        while raw:
+            raw = raw[os.write(self._out, raw[:60_000]) :]
+
+    def _hear(self) -> None:
+        deadline = time.monotonic() + _HEARS
+        while not self._heard:
+            left = deadline - time.monotonic()
+            if left <= 0 or not select.select((self._in,), (), (), left)[0] or not self._read():
+                return
+        self._last = self._heard.pop(0)
+
+    def _read(self) -> bool:
+        data = os.read(self._in, 1 << 20)
+        for kind, payload in self._decoder.feed(data):
+            if kind == wire.MESSAGE:
+                self._heard.append(json.loads(payload))
+            elif kind == wire.CALL:
+                json.loads(payload[4:])
+        return bool(data)
+
+
+class GuestRuntime(LocalRuntime):
+    """Starts such guests."""
+
+    def __init__(self, acts: Sequence[Act]) -> None:
+        super().__init__()
+        self._acts = acts
+        self.guests: list[GuestThread] = []
+
+    def open(self, spec: ContainerSpec) -> ContainerProcess:
+        guest = GuestThread(spec, self._acts)
+        self.guests.append(guest)
+        return guest
+
+    def remove(self, name: str) -> None:
+        for guest in self.guests:
+            guest.kill()
+
+
+def plant(path: Path, what: str) -> None:
+    """Put something into the workspace, as the code in a cell could."""
+    victim = path.parents[3] / "outside"
+    with contextlib.suppress(OSError):
+        if what == "outside":
+            path.symlink_to(victim / "file")
+        elif what == "directory outside":
+            path.symlink_to(victim)
+        elif what == "nowhere":
+            path.symlink_to("/nowhere")
+        elif what == "itself":
+            path.symlink_to(path.name)
+        elif what == "fifo":
+            os.mkfifo(path)
+        elif what == "link":
+            own = path.parent / "own"
+            own.write_bytes(b"own")
+            os.link(own, path)
+        elif what == "tree":
+            (path / "a" / "b").mkdir(parents=True)
+            (path / "a" / "link").symlink_to(victim)
+        elif what == "locked":
+            path.mkdir()
+            (path / "file").write_bytes(b"x")
+            path.chmod(0)
+
+
+def converse(acts: Sequence[Act]) -> None:
+    """Have a sandbox talk with a guest that does this, and check what comes of it."""
+    runtime = GuestRuntime(acts)
+
+    def tool(*args: Any, **kwargs: Any) -> Any:
+        return [args, kwargs]
+
+    box = Sandbox(runtime=runtime, lm=str, tools={"tool": tool}, max_output=1000, start_timeout=5)
+    try:
+        box.start()
+        for _ in range(4):
+            check(box.execute("x = 1"))
+            for variable in box.unsaved:
+                assert len(str(variable)) < 10_000
+            box.load("context_0", "the context")
+    except ContainersError as error:
+        assert len(str(error)) < 100_000  # noqa: PT017 - most guests are too bad to be served
+    finally:
+        box.close()
+    for guest in runtime.guests:
+        guest.wait(_END)
+        assert guest.error is None, guest.error
+        assert guest.wait(0) == 0
+    assert not [thread for thread in threading.enumerate() if box.name in thread.name]
+
+
+def check(result: CellResult) -> None:
+    """What a user gets is of the types it should be, and bounded."""
+    assert result.status in get_args(CellStatus)
+    assert isinstance(result.stdout, str)
+    assert len(result.stdout) < 1200
+    assert len(result.stderr) < 100_000
+    assert isinstance(result.final_answer, str | None)
+    for name, form in result.locals.items():
+        assert isinstance(name, str)
+        assert isinstance(form, str)
+    assert sum(len(name) + len(form) for name, form in result.locals.items()) < 1_000_000
+    for name in (*result.lost, *result.older):
+        assert isinstance(name, str)
+
+
+def ask_proxy(proxy: LMProxy, parts: Sequence[tuple[bytes, bytes]]) -> None:
+    """Send this to the proxy on one connection; afterwards it still serves its sandbox."""
+    with socket.create_connection(("127.0.0.1", proxy.port), _END) as connection:
+        with contextlib.suppress(OSError):
+            for head, body in parts:
+                right = head.replace(b"TOKEN", f"Bearer {proxy.token}".encode())
+                connection.sendall(right.replace(b"LENGTH", b"%d" % len(body)) + body)
+            connection.shutdown(socket.SHUT_WR)
+        answer = everything(connection)
+    assert b"Traceback" not in answer
+    assert proxy.token.encode() not in answer
+    if not any(b"TOKEN" in head for head, _ in parts):
+        assert b" 200 " not in answer
+    with socket.create_connection(("127.0.0.1", proxy.port), _END) as connection:
+        connection.sendall(
+            b"POST /llm_query HTTP/1.1\r\nAuthorization: Bearer %s\r\nConnection: close\r\n"
+            b'Content-Length: 15\r\n\r\n{"prompt": "x"}' % proxy.token.encode()
+        )
+        assert b'{"response": "X"}' in everything(connection)
+
+
+def everything(connection: socket.socket) -> bytes:
+    received = b""
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(65536):
+            received += part
+    return received
+
+
+@contextlib.contextmanager
+def a_proxy() -> Iterator[LMProxy]:
+    """A proxy that answers in capitals."""
+    proxy = LMProxy("127.0.0.1", LMBroker(CallableBackend(str.upper)).handle)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+# What the host must not do
+
+_watching: Callable[[str, tuple[Any, ...]], None] | None = None
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if _watching is not None:
+        _watching(event, args)
+
+
+sys.addaudithook(_audit)  # for ever: it cannot be taken back
+
+
+@contextlib.contextmanager
+def watched(base: Path) -> Iterator[list[str]]:
+    """Note what this process does meanwhile that no word of a container should bring it to do.
+
+    Args:
+        base: the only directory in which it may write, or read files that are not Python's.
+    """
+    global _watching
+    done: list[str] = []
+    allowed = (str(base), "/proc/", "/dev/null", "/etc/", *{sys.prefix, sys.base_prefix})
+    allowed += (str(Path(__file__).parents[2]),)
+
+    def watch(event: str, args: tuple[Any, ...]) -> None:
+        if event in ("pickle.find_class", "os.system", "subprocess.Popen"):
+            done.append(f"{event} {args}")
+        elif event == "open" and isinstance(args[0], str | bytes):
+            path = os.fsdecode(args[0])
+            if path.startswith("/") and not path.startswith(allowed):
+                done.append(f"open {path}")
+
+    def unpickle(*args: object, **keywords: object) -> None:
+        done.append("unpickled something")
+        raise AssertionError("the host unpickled something")
+
+    class Strict(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                self.format(record).encode()  # any stream can take it
+            except Exception:
+                self.handleError(record)
+
+        def handleError(self, record: logging.LogRecord) -> None:
+            done.append(f"logged what cannot be written: {record.getMessage()[:100]!r}")
+
+    logger, handler = logging.getLogger("rlm_containers"), Strict()
+    logger.addHandler(handler)
+    logger.propagate = False
+    loaders: Mapping[str, Any] = {
+        name: getattr(pickle, name) for name in ("load", "loads", "Unpickler")
+    }
+    for name in loaders:
+        setattr(pickle, name, unpickle)
+    _watching = watch
+    try:
+        yield done
+    finally:
+        _watching = None
+        logger.removeHandler(handler)
+        logger.propagate = True
+        for name, loader in loaders.items():
+            setattr(pickle, name, loader)
+
+
+@contextlib.contextmanager
+def outside(base: Path) -> Iterator[None]:
+    """A directory beside the workspaces that nothing may touch or read.
+
+    Args:
+        base: where the cache is: ``base/rlm-containers/workspaces``.
+    """
+    victim = base / "outside"
+    victim.mkdir()
+    (victim / "file").write_bytes(b"the host's own")
+    before = stamps(victim)
+    yield
+    assert stamps(victim) == before
+    assert (victim / "file").read_bytes() == b"the host's own"
+
+
+def stamps(directory: Path) -> dict[str, tuple[int, ...]]:
+    """What would show that a file was read, written, removed or made."""
+    found = {}
+    for path in (directory, *sorted(directory.iterdir())):
+        stat = path.lstat()
+        found[path.name] = (
+            stat.st_ino,
+            stat.st_mode,
+            stat.st_size,
+            stat.st_mtime_ns,
+            stat.st_nlink,
+        )
+    return found
