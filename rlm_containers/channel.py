@@ -185,6 +185,10 @@ class Channel:
         """Let whoever waits in :meth:`receive` look again how long to wait. In any thread."""
         self._items.wake()
 
+    def waiting(self) -> int:
+        """How many items have come and wait to be taken."""
+        return len(self._items)
+
     def hang_up(self, reason: str = "it was closed") -> None:
         """Close the pipe, upon which the guest ends, and wait for nothing."""
         self._reason = self._reason or reason

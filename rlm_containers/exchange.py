@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from rlm_containers.outcome import Outcome
 
-__all__ = ["GRACE", "Action", "Cause", "Exchange", "Stop"]
+__all__ = ["GRACE", "PATIENCE", "Action", "Cause", "Exchange", "Stop"]
 
 #: Seconds that what is interrupted has for its end before its worker is killed.
 GRACE = 5.0
 
-#: Items that came in time and have not been looked at yet when a limit is reached, at the most.
-_BACKLOG = 256
+#: Seconds that the supervisor has to say that it was killed. Many processes may be in its way.
+PATIENCE = 20.0
 
 #: Why something is stopped: the cell's limit, an interrupt by the user, the checkpoint before the
 #: request that does not end, or a worker that does not become ready.
@@ -34,26 +34,34 @@ class Stop:
     Args:
         cause: why.
         step: what is to be interrupted, see :mod:`rlm_containers.guest.wire`.
+        backlog: how many items from the guest had come in time and wait to be looked at.
 
     Attributes:
+        backlog: how many of those still do, less than 0 once something has come too late.
         killed: whether it came to that.
     """
 
-    def __init__(self, cause: Cause, step: int) -> None:
+    def __init__(self, cause: Cause, step: int, backlog: int = 0) -> None:
         self.cause: Cause = cause
         self.step = step
+        self.backlog = backlog
         self.killed = False
         now = time.monotonic()
         self._plan: list[tuple[float, Action]] = [
             (now, "interrupt"),
             (now + GRACE / 2, "interrupt"),
             (now + GRACE, "kill"),
-            (now + 2 * GRACE, "give up"),
+            (now + GRACE + PATIENCE, "give up"),
         ]
 
     def left(self) -> float:
         """Seconds until something is to be done."""
         return self._plan[0][0] - time.monotonic()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether what is to be done next cannot be undone by an answer."""
+        return self._plan[0][1] != "interrupt"
 
     def take(self) -> Action:
         """The next thing to do."""
@@ -65,7 +73,7 @@ class Stop:
         """Do without the rest of the grace time."""
         now = time.monotonic()
         if not self.killed:
-            self._plan = [(now, "kill"), (now + GRACE, "give up")]
+            self._plan = [(now, "kill"), (now + PATIENCE, "give up")]
 
 
 @dataclass
@@ -86,7 +94,8 @@ class Exchange:
         died: whether its worker died of it.
         done: whether nothing more will come of it.
         stop: what is being done to end it, or what it waits for.
-        backlog: how many items may still be looked at that may have come in time.
+        unread: how many items from the guest are still looked at before the next thing is done to
+            end it; ``None`` while it is not time for that.
         deaths: how many workers have died meanwhile.
     """
 
@@ -102,7 +111,7 @@ class Exchange:
     died: bool = False
     done: bool = False
     stop: Stop | None = None
-    backlog: int = _BACKLOG
+    unread: int | None = None
     deaths: int = 0
 
     @property
@@ -113,7 +122,3 @@ class Exchange:
     def step(self) -> int:
         """The number of what the guest does for it, see :mod:`rlm_containers.guest.wire`."""
         return 2 * self.number
-
-    def renew_backlog(self) -> None:
-        """Something was done about it, so there is something new to be in time for."""
-        self.backlog = _BACKLOG

@@ -97,8 +97,8 @@ class SandboxOptions:
             cell is interrupted, and killed if it goes on for five seconds. The checkpoint after a
             cell may take as long when another cell waits for it.
         lm_timeout: seconds to wait for one answer of a language model, to one prompt or one batch.
-            What comes later is an error string in the cell. No request, a recursive one neither,
-            stops a cell's clock for longer.
+            What comes later is an error string in the cell. No request of a cell stops its clock
+            for longer, be it a recursive call or one of a tool.
         max_lm_calls: the most prompts that one cell may ask, those of batches and recursive ones
             counted one by one; ``None`` for no limit. Past it the cell gets error strings.
         max_session_lm_calls: the same for all cells of the sandbox together.

@@ -35,6 +35,7 @@ from rlm_containers.lm.proxy import LMProxy
 from rlm_containers.networks import NetworkLease
 from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
 from rlm_containers.outcome import UnsavedVariable
+from rlm_containers.patience import Patience
 from rlm_containers.reaper import Reaper
 from rlm_containers.session import Session
 from rlm_containers.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
@@ -205,9 +206,7 @@ class Sandbox(AsyncMethods):
             self._channel,
             self._told,
             self.options.max_output,
-            clock=self._clock,
-            cell_timeout=self.options.cell_timeout,
-            start_timeout=self.options.start_timeout,
+            patience=Patience(self._clock, self.options.cell_timeout, self.options.start_timeout),
             abandon=self._remove_container,
             memory_loss=launch.memory_loss,
         )

@@ -10,15 +10,14 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
-from rlm_containers import exchange as exchanges
 from rlm_containers.cell import CellStatus, OutputCallback, OutputCollector
 from rlm_containers.channel import KILLED, Channel, Closed, Event, Item, Message, Output
-from rlm_containers.clock import CellClock
 from rlm_containers.errors import OptionError, SandboxLostError, SandboxStartError
-from rlm_containers.exchange import Exchange, Stop
+from rlm_containers.exchange import Exchange
 from rlm_containers.guest import wire
 from rlm_containers.limits import memory_death
 from rlm_containers.outcome import Outcome, UnsavedVariable
+from rlm_containers.patience import Patience
 from rlm_containers.untrusted import printable
 
 __all__ = ["Session"]
@@ -44,10 +43,8 @@ _LOCALS_TEXT = 200
 #: Variables that are named in one sentence of a cell's stderr, and characters for each.
 _LISTED = 50
 _LISTED_TEXT = 300
-
 #: Sentences in a cell's stderr on what the kernel killed: a guest can say so without end.
 _NOTICES = 10
-
 #: Seconds between two interrupts of one request. A flood of signals interrupts its own handler,
 #: until that is nested too deep.
 _INTERVAL = 0.05
@@ -67,11 +64,7 @@ class Session:
             functions of the host; the variables that belong to the host, each as the ``load``
             request that binds it; and the names of those that are not to be bound anew.
         max_output: characters to keep of each output stream of a cell.
-        clock: counts the time of cells.
-        cell_timeout: seconds that a cell may use, and that the checkpoint after it may take when
-            another request waits for it; ``None`` for no limit.
-        start_timeout: seconds for a worker to become ready. For the first one they count from when
-            the container was started.
+        patience: how long to wait for what.
         abandon: called when the guest does not even answer to being killed; removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
 
@@ -85,9 +78,7 @@ class Session:
         told: dict[str, Any],
         max_output: int,
         *,
-        clock: CellClock,
-        cell_timeout: float | None,
-        start_timeout: float,
+        patience: Patience,
         abandon: Callable[[], None],
         memory_loss: Callable[[float], str | None] = lambda since: None,
     ) -> None:
@@ -97,9 +88,7 @@ class Session:
         self.route = "none"
         self._told = told
         self._max_output = max_output
-        self._clock = clock
-        self._cell_timeout = cell_timeout
-        self._start_timeout = start_timeout
+        self._patience = patience
         self._abandon = abandon
         self._number = 0
         self._acknowledged = 0
@@ -107,9 +96,7 @@ class Session:
         self._unsaved: tuple[UnsavedVariable, ...] = ()
         self._locals: dict[str, str] = {}
         self._exchange: Exchange | None = None
-        # When the worker that is being started must be ready; None while there is one.
-        self._ready_by: float | None = None
-        clock.wake = channel.wake
+        patience.clock.wake = channel.wake
 
     @property
     def _container(self) -> str:
@@ -122,7 +109,8 @@ class Session:
             SandboxStartError: it was not in time.
         """
         outcome = self._outcome(None)
-        deadline = self.channel.opened + self._start_timeout
+        # It counts from when the container was started.
+        deadline = self.channel.opened + self._patience.start_timeout
         self._send_start()
         deaths = 0
         while True:
@@ -132,7 +120,7 @@ class Session:
                 self._abandon()
                 raise SandboxStartError(
                     "The container is up, but its interpreter was not ready within "
-                    f"{self._start_timeout:g} s.",
+                    f"{self._patience.start_timeout:g} s.",
                     remedy="Raise start_timeout, or see what the container is busy with.",
                     container=self._container,
                 ) from None
@@ -141,7 +129,7 @@ class Session:
             if isinstance(item, Message) and item.content.get("op") == "ready":
                 self._note_ready(item.content)
                 return
-            if isinstance(item, Event):
+            if isinstance(item, Event) and item.content.get("event") != "killed":
                 self._count(deaths := deaths + 1)
                 self._died(item, outcome)
                 self._send_start()
@@ -162,13 +150,10 @@ class Session:
             self._end(self._exchange)  # an earlier one, whose caller did not wait for its end
         self._number += 1
         message = {"op": op, "id": self._number, **content}
-        limit = self._cell_timeout
-        if op == "cell":
-            if "name" not in content:
-                self._cells += 1
-                message["name"] = f"cell {self._cells}"  # in tracebacks
-        elif limit is not None:
-            limit = max(limit, self._start_timeout)  # no code of the cell's own
+        limit = self._patience.limit(op)
+        if op == "cell" and "name" not in content:
+            self._cells += 1
+            message["name"] = f"cell {self._cells}"  # in tracebacks
         if limit is not None or op != "cell":
             message["announce"] = True
         exchange = Exchange(self._number, message, self._outcome(on_output), limit)
@@ -227,7 +212,7 @@ class Session:
                 self._bury(item, exchange)
             elif isinstance(item, Message):
                 op, number = item.content.get("op"), item.content.get("id")
-                if self._ready_by is not None:
+                if self._patience.ready_by is not None:
                     if op == "ready":
                         self._revive(item.content, exchange)
                 elif op == "begun" and number == exchange.number:
@@ -238,20 +223,24 @@ class Session:
     def _receive(self, exchange: Exchange) -> Item:
         """The next item that is not output. The news of a checkpoint is noted on its way."""
         while True:
-            left = self._left(exchange)
+            left = self._patience.left(exchange)
             if left is not None and left <= 0:
-                if not exchange.backlog:
+                if exchange.unread is None:
+                    # Who is to be killed may have answered.
+                    is_final = exchange.stop is not None and exchange.stop.is_final
+                    exchange.unread = self.channel.waiting() if is_final else 0
+                if exchange.unread <= 0:
                     self._act(exchange)
+                    exchange.unread = None
                     continue
-                # What came in time comes first, but a cell that goes on printing does not get
-                # more time.
-                exchange.backlog -= 1
+                exchange.unread -= 1
             try:
                 item = self.channel.receive(left)
             except TimeoutError:
-                exchange.backlog = 0 if left is not None and left <= 0 else exchange.backlog
                 continue
             outcome = exchange.outcome
+            if exchange.stop is not None:
+                exchange.stop.backlog -= 1
             if isinstance(item, Output):
                 stream = outcome.stdout if item.stream == wire.STDOUT else outcome.collected_stderr
                 stream.feed(item.data)
@@ -269,19 +258,10 @@ class Session:
 
     def _begin(self, exchange: Exchange) -> None:
         """The guest has begun with a request; nothing else is in its way any more."""
-        if exchange.begun:
-            return
-        exchange.begun = True
-        stop = exchange.stop
-        if stop is not None and stop.cause == "checkpoint" and not stop.killed:
-            exchange.stop = None
-            exchange.outcome.notices.append(
-                f"The checkpoint before this cell {self._reached('cell_timeout')}. Not saved: "
-                + ("; ".join(map(str, self._unsaved)) or "nothing")
-                + "."
-            )
-        if exchange.limit is not None:
-            self._clock.start(exchange.limit)
+        if not exchange.begun and self._patience.begin(exchange) and self._unsaved:
+            reached = self._patience.reached("The checkpoint before this cell", "cell_timeout")
+            names = _listed([str(variable) for variable in self._unsaved], "; ")
+            exchange.outcome.notices.append(f"{reached} Not saved: {names}.")
 
     def _finish(self, content: dict[str, Any], exchange: Exchange) -> None:
         """The answer is there."""
@@ -292,30 +272,33 @@ class Session:
         self._note_result(content, outcome)
         if content.get("skipped") is True:
             outcome.notices.append("It was interrupted before it began.")
-        elif stop is not None or exchange.interrupted:
-            if stop is not None and stop.cause == "limit":
-                outcome.status = "timeout"
+        else:
+            self._acknowledged = exchange.number
+        if stop is not None or exchange.interrupted:
             self.channel.send(wire.SWEEP)
-        self._acknowledged = exchange.number
+        if stop is not None and stop.cause == "limit" and stop.backlog < 0:
+            self._patience.explain(exchange)
+            outcome.status = "timeout"
         exchange.done = True
 
     def _bury(self, item: Event, exchange: Exchange) -> None:
         """A worker died. Another one is there: start it."""
         exchange.deaths += 1
         self._count(exchange.deaths)
-        if self._ready_by is None and (
+        if self._patience.ready_by is None and (
             item.content.get("begun") == exchange.number or exchange.begun
         ):
             exchange.died = True
             exchange.killed = exchange.stop is not None and exchange.stop.killed
+        self._patience.explain(exchange)
         exchange.stop = None
         self._died(item, exchange.outcome)
         self._send_start()
-        self._ready_by = time.monotonic() + self._start_timeout
+        self._patience.restart()
 
     def _revive(self, content: dict[str, Any], exchange: Exchange) -> None:
         """The next worker is ready, with what was saved."""
-        self._ready_by = None
+        self._patience.explain(exchange)
         exchange.stop = None
         outcome = exchange.outcome
         self._note_restored(content, outcome)
@@ -332,47 +315,12 @@ class Session:
 
     # Time
 
-    def _left(self, exchange: Exchange) -> float | None:
-        """Seconds until something is to be done about a request; ``None`` for never."""
-        waits = exchange.stop is None or exchange.stop.cause == "checkpoint"
-        if exchange.interrupted and waits and self._ready_by is None:
-            exchange.stop = Stop("interrupt", exchange.step)
-            exchange.stop.take()  # the first interrupt has been sent
-        if exchange.stop is not None:
-            return exchange.stop.left()
-        if self._ready_by is not None:
-            return self._ready_by - time.monotonic()
-        if exchange.limit is None:
-            return None
-        if not exchange.begun:
-            return exchange.begin_by - time.monotonic()
-        return self._clock.left()
-
     def _act(self, exchange: Exchange) -> None:
         """Something has lasted too long: do the next thing about it."""
-        exchange.renew_backlog()
-        stop = exchange.stop
-        notices = exchange.outcome.notices
-        if stop is None:
-            if self._ready_by is not None:
-                stop = Stop("restore", 0)
-                notices.append(f"Restoring the variables {self._reached('start_timeout')}.")
-            elif not exchange.begun:
-                stop = Stop("checkpoint", exchange.step - 1)
-            else:
-                stop = Stop("limit", exchange.step)
-                name = "cell_timeout" if exchange.is_cell else "start_timeout"
-                notices.append(f"The cell {self._reached(name)}.")
-            exchange.stop = stop
-        action = stop.take()
+        action, step = self._patience.act(exchange, self.channel.waiting())
         if action == "interrupt":
-            self.channel.send(wire.INTERRUPT, stop.step.to_bytes(8, "big"))
+            self.channel.send(wire.INTERRUPT, step.to_bytes(8, "big"))
         elif action == "kill":
-            if stop.cause == "checkpoint":
-                notices.append(f"The checkpoint before this cell {self._reached('cell_timeout')}.")
-            notices.append(
-                f"It did not end within {exchanges.GRACE:g} s after its interrupt and was killed."
-            )
             self.channel.send(wire.RESTART)
         else:
             self.channel.hang_up("it did not answer any more")
@@ -385,7 +333,7 @@ class Session:
 
     def _interrupt(self, exchange: Exchange) -> None:
         exchange.interrupted = True
-        if self._ready_by is None:  # else it would cost variables that are being restored
+        if self._patience.ready_by is None:  # else it would cost variables that are being restored
             self.channel.send(wire.INTERRUPT, exchange.step.to_bytes(8, "big"))
 
     def _end(self, exchange: Exchange) -> None:
@@ -404,10 +352,6 @@ class Session:
                     raise
                 exchange.stop.hurry()
         self._exchange = None
-
-    def _reached(self, option: str) -> str:
-        seconds = self._cell_timeout if option == "cell_timeout" else self._start_timeout
-        return f"reached its limit of {seconds:g} s ({option}) and was interrupted"
 
     # What the guest says, taken with care: it may be anything
 
@@ -455,6 +399,7 @@ class Session:
 
     def _note_ready(self, content: dict[str, Any]) -> None:
         """Take note of a worker that is ready."""
+        self._patience.ready()
         self.route = printable(content.get("route"), 20)
         if self._told["proxy"] and self.route == "pipe":
             logger.warning(
@@ -499,11 +444,7 @@ class Session:
     # The rest
 
     def _send(self, exchange: Exchange) -> None:
-        exchange.begun = False
-        if exchange.limit is not None:
-            assert self._cell_timeout is not None
-            exchange.begin_by = time.monotonic() + self._cell_timeout
-        self._clock.reset()
+        self._patience.send(exchange)
         self.channel.send_message(**exchange.message)
 
     def _send_start(self) -> None:

@@ -86,7 +86,7 @@ class Supervisor:
         self.stderr, stderr = os.pipe()
         self.from_worker = wire.FrameDecoder()
         self.to_worker = bytearray()
-        self.answered = False
+        self.answered = self.restarted = False
         self.pid = _fork()
         if self.pid == 0:
             ends = (control.fileno(), call_socket.fileno(), stdout, stderr)
@@ -122,7 +122,8 @@ class Supervisor:
             if os.WIFSIGNALED(status)
             else '"exit": {}'.format(os.WEXITSTATUS(status))
         )
-        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        # One that the host had killed did not die of its memory.
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not self.restarted:
             if by_kernel or self.kernel_killed or by_kernel is None:
                 how += ', "memory": ' + self.memory.report()
         elif by_kernel:
@@ -232,6 +233,7 @@ class Supervisor:
             elif kind == wire.INTERRUPT:
                 self.interrupt(payload)
             elif kind == wire.RESTART:
+                self.restarted = True
                 self.kill_group()
             elif kind == wire.SWEEP:
                 self.sweep(self.requested)

@@ -48,6 +48,12 @@ def lm_box(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
+def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those that do not even answer to being killed."""
+    monkeypatch.setattr("rlm_containers.exchange.PATIENCE", 0.5)
+
+
+@pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """For cells that take no notice of an interrupt, however much time they have."""
     monkeypatch.setattr("rlm_containers.exchange.GRACE", 0.5)
@@ -194,11 +200,12 @@ def test_the_limit_of_calls(lm_box: Sandbox) -> None:
     assert printed(lm_box, "print(llm_query('f'))") == "F\n"
 
 
-@pytest.mark.usefixtures("short_grace")
+@pytest.mark.usefixtures("short_patience")
 def test_a_supervisor_that_is_stopped_is_given_up(make_box: MakeBox, engine: Engine) -> None:
     box = make_box(cell_timeout=LIMIT)
+    printed(box, "import os, signal")  # what comes with the first cell belongs to the start
     with pytest.raises(SandboxLostError, match="does not answer any more"):
-        box.execute("import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nsignal.pause()")
+        box.execute("os.kill(os.getppid(), signal.SIGSTOP)\nsignal.pause()")
     assert engine.containers(box.name) == []
     with pytest.raises(SandboxLostError):
         box.execute("x = 1")

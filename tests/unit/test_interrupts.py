@@ -13,7 +13,7 @@ from rlm_containers.errors import SandboxLostError, SandboxStartError, Workspace
 from rlm_containers.guest import wire
 from tests.support import eventually, execute
 from tests.unit.guests import PATIENCE, Guest, LocalRuntime
-from tests.unit.hostile import CELL, GREETING, LINGER, READY, script
+from tests.unit.hostile import CELL, GREETING, LINGER, READY, result, script
 from tests.unit.sessions import DIE, Boxes, run, workspace_of
 
 STUBBORN = """
@@ -34,6 +34,12 @@ class Slow:
         open('begun', 'w').close()
         while True: time.sleep(0.01)
 """
+
+
+@pytest.fixture
+def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those that do not even answer to being killed."""
+    monkeypatch.setattr("rlm_containers.exchange.PATIENCE", 0.5)
 
 
 @pytest.fixture
@@ -101,7 +107,7 @@ def test_interrupts_between_cells_reach_none(box: Sandbox) -> None:
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    results = [box.execute(f"kept.append([{number}])") for number in range(200)]
+    results = [box.execute(f"kept.append([{number}])") for number in range(80)]
     done.set()
     thread.join()
     assert {result.status for result in results} <= {"ok", "interrupted"}
@@ -128,6 +134,8 @@ def test_a_cell_that_waits_for_a_checkpoint_is_not_begun(
         "It was interrupted before it began.\n",
     )
     assert run(box, "print(kept, 'ran' in globals())").stdout == "1 False\n"
+    assert "had not been saved" not in box.execute(DIE).stderr
+    run(box, f"import time\n{SLOW}\nslow = (n for n in '')")
     assert [variable.name for variable in box.unsaved] == ["slow"]
 
 
@@ -291,7 +299,7 @@ def test_a_guest_that_chatters_and_is_never_ready(boxes: Boxes, local: LocalRunt
         boxes(start_timeout=0.5)
 
 
-@pytest.mark.usefixtures("short_grace")
+@pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize(
     "answers",
     [
@@ -306,8 +314,10 @@ def test_a_guest_that_chatters_and_is_never_ready(boxes: Boxes, local: LocalRunt
 def test_a_guest_that_never_answers_is_given_up(
     boxes: Boxes, local: LocalRuntime, answers: str
 ) -> None:
-    script(local, CELL + answers + LINGER.replace("hear()", "sys.stdin.buffer.read(5)"))
+    deaf = LINGER.replace("hear()", "sys.stdin.buffer.read(5)")
+    script(local, CELL + "say(op='begun', id=1)\n" + result() + "cell = hear()\n" + answers + deaf)
     box = boxes(cell_timeout=0.2, max_output=1000)
+    assert box.execute("x = 1").status == "ok"
     with pytest.raises(SandboxLostError, match="not even to being killed"):
         box.execute("x = 1")
     assert local.removed == [box.name]
@@ -315,10 +325,10 @@ def test_a_guest_that_never_answers_is_given_up(
         box.execute("x = 1")
 
 
-@pytest.mark.usefixtures("short_grace")
+@pytest.mark.usefixtures("short_patience")
 def test_a_guest_that_never_loads(boxes: Boxes, local: LocalRuntime) -> None:
     script(local, READY + LINGER.replace("hear()", "sys.stdin.buffer.read(5)"))
-    box = boxes(cell_timeout=0.2)
+    box = boxes(cell_timeout=0.2, start_timeout=1)
     with pytest.raises((SandboxLostError, WorkspaceError)):
         box.load("context", "x")
 
@@ -329,3 +339,18 @@ def test_what_came_in_time_counts_however_late_it_is_read(boxes: Boxes) -> None:
     late = threading.Event()
     result = box.execute("print('x')", on_output=lambda *_: late.wait(1.0) and None)
     assert (result.status, result.stderr) == ("ok", "")
+
+
+def test_an_answer_that_waits_behind_much_output_came_in_time(boxes: Boxes) -> None:
+    script(
+        boxes.local,
+        CELL
+        + "say(op='begun', id=cell['id'])\n"
+        + "for _ in range(1000): put(b'o', b'x')\n"
+        + result()
+        + "while sys.stdin.buffer.read(1): pass",
+    )
+    box = boxes(cell_timeout=0.3)
+    slow = threading.Event()
+    found = box.execute("x = 1", on_output=lambda *_: slow.wait(0.001) and None)
+    assert (found.status, found.stdout, found.stderr) == ("ok", "x" * 1000, "")

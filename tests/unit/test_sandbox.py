@@ -20,6 +20,7 @@ from rlm_containers.errors import (
     SetupCodeError,
 )
 from rlm_containers.workspace import workspaces_directory
+from tests.support import eventually
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
@@ -40,7 +41,7 @@ def test_what_is_there_while_it_runs_and_gone_afterwards(local: LocalRuntime) ->
         assert (directory / "file").read_text() == "x"
     assert not directory.exists()
     assert os.listdir("/proc/self/fd") == descriptors
-    assert {thread.name for thread in threading.enumerate()} <= threads
+    assert eventually(lambda: {thread.name for thread in threading.enumerate()} <= threads)
     assert local.removed == []  # it went by itself
     for process in local.processes:
         with pytest.raises(ProcessLookupError):
