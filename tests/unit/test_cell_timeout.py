@@ -300,6 +300,19 @@ def test_recursive_calls_of_a_batch_may_each_take_their_time(boxes: Boxes) -> No
     assert run(box, "print(*rlm_query_batched(list('abcd')))").stdout == "a b c d\n"
 
 
+def test_time_spent_in_functions_of_the_host_does_not_count(boxes: Boxes) -> None:
+    box = boxes(tools={"slow": slow}, cell_timeout=LIMIT)
+    assert run(box, "print(slow('a'), slow('b'))").stdout == "A B\n"
+
+
+def test_a_function_of_the_host_that_hangs_does_not_stop_the_clock_for_ever(boxes: Boxes) -> None:
+    go_on = threading.Event()
+    box = boxes(tools={"hang": lambda: go_on.wait(PATIENCE)}, cell_timeout=LIMIT, lm_timeout=0.3)
+    result = box.execute("hang()")
+    go_on.set()
+    assert result.status == "timeout"
+
+
 def test_a_model_that_is_late_is_an_error_in_the_cell(boxes: Boxes, route: str) -> None:
     answered = threading.Event()
     box = boxes(lm=lambda prompt: answered.wait(PATIENCE) and prompt, lm_timeout=0.1)
