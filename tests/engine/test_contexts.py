@@ -13,7 +13,7 @@ import pytest
 from rlm_containers import Sandbox
 from rlm_containers.errors import WorkspaceError
 from tests.conftest import MakeBox
-from tests.support import execute, printed
+from tests.support import printed, workspace
 
 DIGEST = (
     "import hashlib\nprint(hashlib.sha256({name}.encode('utf-8', 'surrogatepass')).hexdigest())"
@@ -75,13 +75,13 @@ def test_a_character_on_the_edge_of_a_piece(box: Sandbox) -> None:
         assert printed(box, DIGEST.format(name="context_0")) == digest(text)
 
 
-def test_fifty_megabytes_of_json(box: Sandbox) -> None:
-    rows: list[dict[str, Any]] = [{"id": n, "text": f"row {n} " * 10} for n in range(400_000)]
-    assert len(json.dumps(rows)) > 40_000_000
+def test_megabytes_of_json(box: Sandbox) -> None:
+    rows: list[dict[str, Any]] = [{"id": n, "text": f"row {n} " * 10} for n in range(80_000)]
+    assert len(json.dumps(rows)) > 8_000_000
     box.load("context_0", rows)
     assert printed(
-        box, "print(len(context), context[399_999]['id'], sum(len(r['text']) for r in context))"
-    ) == f"400000 399999 {sum(len(row['text']) for row in rows)}\n"  # fmt: skip
+        box, "print(len(context), context[79_999]['id'], sum(len(r['text']) for r in context))"
+    ) == f"80000 79999 {sum(len(row['text']) for row in rows)}\n"  # fmt: skip
     box.load("context_0", [])
 
 
@@ -107,63 +107,55 @@ def test_other_names(box: Sandbox) -> None:
     assert printed(box, "print(données)") == "unicode names\n"
 
 
-def test_a_context_after_a_death(make_box: MakeBox) -> None:
-    box = make_box()
+def test_a_context_after_a_death(fresh: Sandbox) -> None:
     text = "x" * 3_000_000 + "\ud800"
-    box.load("context_0", text)
-    box.load("context_1", {"key": ["v"]})
-    box.load("history", ["kept"], keep=True)
-    result = box.execute("import os; os._exit(1)")
+    fresh.load("context_0", text)
+    fresh.load("context_1", {"key": ["v"]})
+    fresh.load("history", ["kept"], keep=True)
+    result = fresh.execute("import os; os._exit(1)")
     assert (result.status, result.lost) == ("died", ())
-    assert printed(box, DIGEST.format(name="context")) == digest(text)
-    assert printed(box, "print(context_1)\nhistory = 'overwritten'") == "{'key': ['v']}\n"
-    assert printed(box, "print(history)") == "['kept']\n"
+    assert printed(fresh, DIGEST.format(name="context")) == digest(text)
+    assert printed(fresh, "print(context_1)\nhistory = 'overwritten'") == "{'key': ['v']}\n"
+    assert printed(fresh, "print(history)") == "['kept']\n"
 
 
-def test_the_death_of_a_cell_right_after_a_load(make_box: MakeBox) -> None:
-    box = make_box()
+def test_the_death_of_a_cell_right_after_a_load(fresh: Sandbox) -> None:
     for number in range(3):
-        box.load("context_0", f"text {number}" * 100_000)
-        assert box.execute("import os; os._exit(1)").lost == ()
-        assert printed(box, "print(context[:6])") == f"text {number}\n"
+        fresh.load("context_0", f"text {number}" * 100_000)
+        assert fresh.execute("import os; os._exit(1)").lost == ()
+        assert printed(fresh, "print(context[:6])") == f"text {number}\n"
 
 
 # What a cell puts in the way
 
 PLANTS = {
-    "a link to a file": "os.symlink({victim!r}, 'context_0.txt')",
-    "a link to a directory": "os.symlink({directory!r}, 'context_0.txt')",
-    "a link to nowhere": "os.symlink('/nowhere/at/all', 'context_0.txt')",
-    "a link to itself": "os.symlink('context_0.txt', 'context_0.txt')",
-    "a pipe": "os.mkfifo('context_0.txt')",
-    "a locked file": "open('context_0.txt', 'w').close(); os.chmod('context_0.txt', 0)",
-    "another name of the state": "os.link('state.dill', 'context_0.txt')",
+    "a link to a file": "os.symlink({victim!r}, file)",
+    "a link to a directory": "os.symlink({directory!r}, file)",
+    "a link to nowhere": "os.symlink('/nowhere/at/all', file)",
+    "a link to itself": "os.symlink(file, file)",
+    "a pipe": "os.mkfifo(file)",
+    "a locked file": "open(file, 'w').close(); os.chmod(file, 0)",
+    "another name of the state": "os.link('state.dill', file)",
 }
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-def test_nothing_planted_is_followed(make_box: MakeBox, tmp_path: Path, plant: str) -> None:
+def test_nothing_planted_is_followed(fresh: Sandbox, tmp_path: Path, plant: str) -> None:
     # The names mean something on the host, which writes the file.
     victim = tmp_path / "victim"
     victim.write_text("the host's own")
-    box = make_box()
-    printed(box, "kept = 'kept'")
-    assert box.unsaved == ()
+    printed(fresh, "kept = 'kept'")
+    assert fresh.unsaved == ()
+    name = f"planted_{list(PLANTS).index(plant)}"
     code = PLANTS[plant].format(victim=str(victim), directory=str(tmp_path))
-    execute(
-        box,
-        f"""
-        import os
-        if os.path.lexists('context_0.txt'): os.remove('context_0.txt')
-        {code}
-        """,
-    )
-    box.load("context_0", "from the host")
-    assert printed(box, "print(context_0)") == "from the host\n"
+    printed(fresh, f"import os\nfile = '{name}.txt'\n{code}\nprint(os.path.lexists(file))")
+    fresh.load(name, "from the host")
+    assert (workspace(fresh) / f"{name}.txt").read_text() == "from the host"
+    assert printed(fresh, f"print({name})") == "from the host\n"
     assert victim.read_text() == "the host's own"
     assert os.listdir(tmp_path) == ["victim"]
-    assert box.execute("import os; os._exit(1)").lost == ()
-    assert printed(box, "print(context_0, kept)") == "from the host kept\n"
+    assert fresh.execute("import os; os._exit(1)").lost == ()
+    assert printed(fresh, f"print({name}, kept)") == "from the host kept\n"
 
 
 def test_a_directory_in_the_way_is_an_error(make_box: MakeBox) -> None:

@@ -31,27 +31,9 @@ def test_short_values_are_whole(box: Sandbox, value: str, form: str) -> None:
     assert box.execute(f"v = {value}").locals["v"] == form
 
 
+# Many more kinds of values: tests/unit/test_namespace.py.
 @pytest.mark.parametrize(
-    "value",
-    [
-        "'x' * 50_000_000",
-        "b'x' * 50_000_000",
-        "bytearray(50_000_000)",
-        "memoryview(bytes(50_000_000))",
-        "list(range(1_000_000))",
-        "['y' * 10_000_000] * 5",
-        "{n: 'z' * 100 for n in range(300_000)}",
-        "set(range(300_000))",
-        "__import__('array').array('d', bytes(48_000_000))",
-        "__import__('collections').deque(range(300_000))",
-        "__import__('collections').OrderedDict.fromkeys(range(300_000))",
-        "__import__('collections').Counter(range(300_000))",
-        "__import__('types').SimpleNamespace(deep='w' * 10_000_000)",
-        "[[[[[['deep'] * 100] * 100] * 100] * 100] * 100]",
-        "1 << 10_000_000",
-        "-(1 << 10_000_000)",
-        "ValueError('m' * 10_000_000)",
-    ],
+    "value", ["'x' * 50_000_000", "['y' * 10_000_000] * 5", "set(range(100_000))"]
 )
 def test_big_values_are_short(box: Sandbox, value: str) -> None:
     result = box.execute(f"big = {value}")

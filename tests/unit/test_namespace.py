@@ -59,6 +59,35 @@ def test_a_repr_that_prints_does_not_print_into_the_next_cell(box: Sandbox) -> N
     assert run(box, "print('mine')").stdout.count("mine") == 1
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "'x' * 50_000_000",
+        "b'x' * 50_000_000",
+        "bytearray(50_000_000)",
+        "memoryview(bytes(50_000_000))",
+        "list(range(300_000))",
+        "['y' * 10_000_000] * 5",
+        "{n: 'z' * 100 for n in range(300_000)}",
+        "set(range(300_000))",
+        "__import__('array').array('d', bytes(48_000_000))",
+        "__import__('collections').deque(range(300_000))",
+        "__import__('collections').OrderedDict.fromkeys(range(300_000))",
+        "__import__('collections').Counter(range(300_000))",
+        "__import__('types').SimpleNamespace(deep='w' * 10_000_000)",
+        "[[[[[['deep'] * 100] * 100] * 100] * 100] * 100]",
+        "1 << 10_000_000",
+        "-(1 << 10_000_000)",
+        "ValueError('m' * 10_000_000)",
+    ],
+)
+def test_big_values_are_short(shared: Sandbox, value: str) -> None:
+    result = shared.execute(f"big = {value}")
+    assert (result.status, result.stderr) == ("ok", "")
+    assert 1 <= len(result.locals["big"]) <= 200
+    run(shared, "del big")
+
+
 @pytest.mark.parametrize("kind", ["type name", "failing type name", "metaclass"])
 def test_a_huge_type_name_is_cut(shared: Sandbox, kind: str) -> None:
     members = {

@@ -57,6 +57,16 @@ def test_long_text_arrives(shared: Sandbox) -> None:
     assert run(shared, code).stdout.strip() == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_fifty_megabytes_of_json_arrive(shared: Sandbox) -> None:
+    rows: list[Any] = [{"id": n, "text": f"row {n} " * 10} for n in range(400_000)]
+    assert len(json.dumps(rows)) > 40_000_000
+    shared.load("data", rows)
+    code = "print(len(data), data[399_999]['id'], sum(len(row['text']) for row in data))"
+    expected = f"400000 399999 {sum(len(row['text']) for row in rows)}\n"
+    assert run(shared, code).stdout == expected
+    shared.load("data", [])
+
+
 @pytest.mark.parametrize("value", [None, 5, 2.5, b"bytes", {1, 2}, ("a",), object(), True])
 def test_what_is_no_context(shared: Sandbox, value: Any) -> None:
     with pytest.raises(ContextError, match=f"not {type(value).__name__}"):
