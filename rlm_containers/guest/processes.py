@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 __all__ = ["sweep"]
 
 #: Looking again finds what was started while looking. Whoever forks faster than this is stopped by
 #: the container's limit of processes: a stopped one still counts.
 _ROUNDS = 100
+
+#: Seconds to wait, at the most, until what was killed is dead.
+_DYING = 0.5
 
 
 def sweep(worker: int, alive: bool, since: float) -> None:
@@ -38,6 +42,11 @@ def sweep(worker: int, alive: bool, since: float) -> None:
         stopped |= found
     for pid in stopped:
         _signal(pid, signal.SIGKILL)
+    # A signal is sent before it has come to anything; the next cell must not find them alive.
+    deadline = time.monotonic() + _DYING
+    for pid in stopped:
+        while _lives(pid) and time.monotonic() < deadline:
+            time.sleep(0.001)
 
 
 def _started(worker: int, apart: bool, since: float) -> set[int]:
@@ -85,6 +94,11 @@ def _read(path: str) -> bytes:
             return file.read()
     except OSError:  # it has ended
         return b""
+
+
+def _lives(pid: int) -> bool:
+    stat = _read("/proc/{}/stat".format(pid))
+    return stat[stat.rfind(b")") + 1 :].split()[:1] not in ([], [b"Z"], [b"X"])
 
 
 def _signal(pid: int, number: int) -> None:
