@@ -6,7 +6,9 @@ shares, so one ``except ContainersError`` catches the whole project::
     ContainersError
     ├── …                        the engine: see runtimes.errors
     ├── OptionError              an argument that is unknown, of a wrong type, or contradictory
+    │   └── ConfigError          the same, in the configuration file or in a variable
     ├── ContextError             a context that cannot be sent to the container
+    ├── ImageArchiveError        a file that is not an image, or damaged
     └── SandboxError
         ├── SandboxStartError    the container is up, the guest in it is not
         │   └── GuestPythonError the image has no Python, or too old a one
@@ -25,6 +27,7 @@ from runtimes.errors import (
     EngineNotFoundError,
     EngineTimeoutError,
     EngineUnavailableError,
+    ImageBuildError,
     ImageNotFoundError,
     MountError,
     UnknownRuntimeError,
@@ -32,6 +35,7 @@ from runtimes.errors import (
 )
 
 __all__ = [
+    "ConfigError",
     "ContainerStartError",
     "ContainersError",
     "ContextError",
@@ -40,6 +44,8 @@ __all__ = [
     "EngineTimeoutError",
     "EngineUnavailableError",
     "GuestPythonError",
+    "ImageArchiveError",
+    "ImageBuildError",
     "ImageNotFoundError",
     "MountError",
     "OptionError",
@@ -56,6 +62,14 @@ __all__ = [
 
 class OptionError(ContainersError, TypeError, ValueError):
     """An argument is unknown, has a wrong type or value, or contradicts another."""
+
+
+class ConfigError(OptionError):
+    """An option in the configuration file, or in an environment variable, is unknown or wrong."""
+
+
+class ImageArchiveError(ContainersError):
+    """A file is not an image archive, or damaged."""
 
 
 class ContextError(ContainersError, TypeError):
