@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlm_containers.artifacts import Artifact
 from rlm_containers.lm.broker import LMCall
 
 __all__ = ["CellResult", "CellStatus", "OutputCallback", "OutputCollector", "StreamName"]
@@ -41,6 +42,8 @@ class CellResult:
             its worker died; with ``"*"`` among them where nothing could be.
         older: names of variables that were restored with what may be an older value, because the
             last state file was damaged.
+        artifacts: the images and documents that matplotlib has saved or shown, still in the
+            workspace: for :meth:`Sandbox.get_file` to fetch.
     """
 
     stdout: str
@@ -52,6 +55,7 @@ class CellResult:
     status: CellStatus = "ok"
     lost: tuple[str, ...] = field(default=())
     older: tuple[str, ...] = field(default=())
+    artifacts: tuple[Artifact, ...] = field(default=())
 
 
 #: Pieces of output that are kept apart, until they are needed as one.

@@ -35,6 +35,8 @@ class Outcome:
     notices: list[str] = field(default_factory=list)
     lost: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
+    #: What the guest says that it has made, which need not be there.
+    artifacts: list[str] = field(default_factory=list)
 
     @property
     def stderr(self) -> str:
