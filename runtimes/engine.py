@@ -69,6 +69,8 @@ class ContainerEngine(Runtime):
 
     #: The argument with which ``ps`` prints JSON.
     _ps_format = "--format=json"
+    #: What ``--tmpfs`` is told beside what every engine knows.
+    _tmpfs_extra = ""
 
     def __init__(self, command: EngineCommand) -> None:
         self.command = command
@@ -263,7 +265,7 @@ class ContainerEngine(Runtime):
         if spec.read_only:
             args.append("--read-only")
         args += [
-            f"--tmpfs={target}:rw,noexec,nosuid,nodev,mode=1777,size={size}"
+            f"--tmpfs={target}:rw,noexec,nosuid,nodev,mode=1777,size={size}{self._tmpfs_extra}"
             for target, size in spec.tmpfs.items()
         ]
         args += limit_args(spec)
