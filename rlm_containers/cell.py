@@ -9,7 +9,7 @@ from typing import Literal
 
 from rlm_containers.lm.broker import LMCall
 
-__all__ = ["CellResult", "CellStatus", "OutputCallback", "OutputCollector", "StreamName"]
+__all__ = ["EXIT_CODES", "CellResult", "CellStatus", "OutputCallback", "OutputCollector", "StreamName"]
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -21,6 +21,15 @@ OutputCallback = Callable[[StreamName, str], None]
 #: (``cell_timeout``), killed because it went on after an interrupt or its limit, or with the death
 #: of the worker that ran it.
 CellStatus = Literal["ok", "error", "exit", "interrupted", "timeout", "killed", "died"]
+
+#: The exit codes of cells that ended in one of these ways, as shells and ``python`` have them.
+EXIT_CODES: Mapping[str, int] = {
+    "ok": 0,
+    "error": 1,
+    "timeout": 124,
+    "interrupted": 130,
+    "killed": 137,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +50,9 @@ class CellResult:
             its worker died; with ``"*"`` among them where nothing could be.
         older: names of variables that were restored with what may be an older value, because the
             last state file was damaged.
+        exit_code: what ``python`` would have ended with, had the cell been a program, 0 to 255:
+            1 after an exception, what ``sys.exit()`` was given, 130 after an interrupt, and
+            after the worker's death its own exit code, or 128 and the number of the signal.
     """
 
     stdout: str
@@ -52,6 +64,7 @@ class CellResult:
     status: CellStatus = "ok"
     lost: tuple[str, ...] = field(default=())
     older: tuple[str, ...] = field(default=())
+    exit_code: int = 0
 
 
 #: Pieces of output that are kept apart, until they are needed as one.

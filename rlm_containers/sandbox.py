@@ -292,13 +292,23 @@ class Sandbox(AsyncMethods):
 
     # Cells
 
-    def execute(self, code: str, *, on_output: OutputCallback | None = None) -> CellResult:
+    def execute(
+        self,
+        code: str,
+        *,
+        on_output: OutputCallback | None = None,
+        name: str | None = None,
+        display: bool = False,
+    ) -> CellResult:
         """Run a cell and wait for it to end.
 
         Args:
             code: Python source.
             on_output: called with ``"stdout"`` or ``"stderr"`` and a piece of text, as it is
                 printed, in this thread.
+            name: names the cell in tracebacks; without one it has a number.
+            display: also print the value of an expression at the cell's end, as an interactive
+                prompt does.
 
         Returns:
             What it printed and left. An exception in the cell is no exception here: its
@@ -316,10 +326,11 @@ class Sandbox(AsyncMethods):
         """
         if not isinstance(code, str):
             raise OptionError(f"code must be a string, not {type(code).__name__}.")
-        return self._execute(code, on_output)
+        more: dict[str, Any] = {} if name is None else {"name": name}
+        return self._execute(code, on_output, **more, **({"display": True} if display else {}))
 
     def _execute(
-        self, code: str, on_output: OutputCallback | None = None, **more: str
+        self, code: str, on_output: OutputCallback | None = None, **more: Any
     ) -> CellResult:
         with self._lock:
             session = self._open_session()

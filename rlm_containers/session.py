@@ -289,6 +289,7 @@ class Session:
             item.content.get("begun") == exchange.number or exchange.begun
         ):
             exchange.died = True
+            exchange.outcome.note_death(item.content)
             exchange.killed = exchange.stop is not None and exchange.stop.killed
         self._patience.explain(exchange)
         exchange.stop = None
@@ -363,6 +364,7 @@ class Session:
         outcome.locals = dict(self._locals)
         answer = content.get("final_answer")
         outcome.final_answer = answer if isinstance(answer, str) else None
+        outcome.note_exit(content.get("exit_code"))
 
     def _note_saved(self, content: dict[str, Any]) -> None:
         self._unsaved = _variables(content.get("unsaved"))

@@ -50,6 +50,7 @@ class Worker:
         self.pid = os.getpid()
         self.interrupts = Interrupts(progress)
         self.started = False
+        self.exit_code = 0
         self.checkpoint: Any = None
         self.reported: dict[str, Any] = {"unsaved": [], "error": None}
         self.namespace = Namespace()
@@ -95,7 +96,8 @@ class Worker:
         """Do what a request says, which is not the first."""
         operation = request["op"]
         if operation == "cell":
-            self.finish(request["id"], self.run_cell(request["name"], request["code"]))
+            display = request.get("display", False)
+            self.finish(request["id"], self.run_cell(request["name"], request["code"], display))
         elif operation == "load":
             self.finish(request["id"], self.load(request))
         elif operation == "sync":
@@ -177,23 +179,28 @@ class Worker:
 
     # Cells
 
-    def run_cell(self, name: str, code: str) -> str:
-        """Run a cell; ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``."""
+    def run_cell(self, name: str, code: str, display: bool = False) -> str:
+        """Run a cell; ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``.
+
+        With ``display`` the value of an expression at its end is printed.
+        """
         filename = "<{}>".format(name)
         # Without a modification time linecache takes the entry as it is, and tracebacks as well
         # as inspect.getsource() find the cell's source lines.
         if type(linecache.cache) is not dict:  # a cell can reach this module, too
             linecache.cache = {}
         linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
+        run = run_code
+        if display:
+            from .display import run_displaying as run  # not below: a cell may have an ast.py
         try:
             with workspace_modules(), self.interrupts:
                 self.interrupts.check()
-                compiled = compile(code, filename, "exec", dont_inherit=True)
-                exec(compiled, self.namespace.values)
+                run(code, filename, self.namespace.values)
             return "ok"
         except SystemExit as error:
             self.mend_streams()
-            print_exit_code(error)
+            self.exit_code = print_exit_code(error)
             return "exit"
         except KeyboardInterrupt as error:
             self.mend_streams()
@@ -243,6 +250,8 @@ class Worker:
             "locals": self.namespace.short_forms(self.interrupts),
             "final_answer": self.namespace.final_answer(self.interrupts),
         }
+        if status == "exit":
+            result["exit_code"] = self.exit_code
         self.streams.restore()  # a repr may have printed
         self.interrupts.begin(2 * number + 1)
         self.send(result)
@@ -278,6 +287,11 @@ def _bounded(report: dict[str, Any]) -> dict[str, Any]:
     if "older" in report:
         bounded["older"] = [name[:_NAME] for name in report["older"][:_REPORTED]]
     return bounded
+
+
+def run_code(code: str, filename: str, namespace: dict[str, Any]) -> None:
+    """Run a cell."""
+    exec(compile(code, filename, "exec", dont_inherit=True), namespace)
 
 
 @contextlib.contextmanager
