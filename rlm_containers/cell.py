@@ -9,7 +9,14 @@ from typing import Literal
 
 from rlm_containers.lm.broker import LMCall
 
-__all__ = ["EXIT_CODES", "CellResult", "CellStatus", "OutputCallback", "OutputCollector", "StreamName"]
+__all__ = [
+    "EXIT_CODES",
+    "CellResult",
+    "CellStatus",
+    "OutputCallback",
+    "OutputCollector",
+    "StreamName",
+]
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -53,6 +60,8 @@ class CellResult:
         exit_code: what ``python`` would have ended with, had the cell been a program, 0 to 255:
             1 after an exception, what ``sys.exit()`` was given, 130 after an interrupt, and
             after the worker's death its own exit code, or 128 and the number of the signal.
+        notices: what this library has to say of the cell, sentences. They end ``stderr``, too, but
+            are not given to an output callback.
     """
 
     stdout: str
@@ -65,6 +74,7 @@ class CellResult:
     lost: tuple[str, ...] = field(default=())
     older: tuple[str, ...] = field(default=())
     exit_code: int = 0
+    notices: tuple[str, ...] = ()
 
 
 #: Pieces of output that are kept apart, until they are needed as one.

@@ -7,6 +7,7 @@ shares, so one ``except ContainersError`` catches the whole project::
     ├── …                        the engine: see runtimes.errors
     ├── OptionError              an argument that is unknown, of a wrong type, or contradictory
     ├── ContextError             a context that cannot be sent to the container
+    ├── CompletionError          an RLM that came to no answer
     └── SandboxError
         ├── SandboxStartError    the container is up, the guest in it is not
         │   └── GuestPythonError the image has no Python, or too old a one
@@ -32,6 +33,7 @@ from runtimes.errors import (
 )
 
 __all__ = [
+    "CompletionError",
     "ContainerStartError",
     "ContainersError",
     "ContextError",
@@ -60,6 +62,18 @@ class OptionError(ContainersError, TypeError, ValueError):
 
 class ContextError(ContainersError, TypeError):
     """A context cannot be encoded for the container. Nothing was changed there."""
+
+
+class CompletionError(ContainersError):
+    """A model failed, or an RLM reached a limit before it had an answer.
+
+    Attributes:
+        partial_answer: the last message of the model, if there was one.
+    """
+
+    def __init__(self, what: str, *, remedy: str = "", partial_answer: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.partial_answer = partial_answer
 
 
 class SandboxError(ContainersError):

@@ -60,6 +60,7 @@ class Outcome:
             lost=self.lost,
             older=self.older,
             exit_code=EXIT_CODES.get(self.status, self.exit_code),
+            notices=tuple(self.notices),
         )
 
     def note_exit(self, code: object) -> None:

@@ -23,7 +23,8 @@ def run_displaying(code: str, filename: str, namespace: dict[str, Any]) -> None:
         filename: names it in tracebacks.
         namespace: what it runs in.
     """
-    tree = ast.parse(code, filename)
+    # Not with ast.parse(), which would be in the traceback of a syntax error.
+    tree: Any = compile(code, filename, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
     last = tree.body[-1] if tree.body else None
     if isinstance(last, ast.Expr):
         target = ast.copy_location(ast.Name(id=_VALUE, ctx=ast.Store()), last)

@@ -12,6 +12,7 @@ from rlm_containers import Sandbox
 from rlm_containers.bundle import Bundle, guest_bundle
 from tests.unit.guests import Guest, LocalRuntime
 from tests.unit.sessions import Boxes
+from tests.unit.terminal import Program
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -77,3 +78,9 @@ def shared(made_bundle: Bundle) -> Iterator[Sandbox]:
     """A sandbox for cells that leave it as it was, or nearly."""
     with Sandbox(runtime=LocalRuntime()) as box:
         yield box
+
+
+@pytest.fixture
+def program(made_bundle: Bundle, tmp_path: Path) -> Program:
+    """The command line, with guests instead of containers."""
+    return Program(tmp_path / "home", RLM_CONTAINERS_RUNTIME="local")

@@ -54,7 +54,10 @@ def test_the_exit_code_of_an_interpreter_that_dies(
         ("print('a'); 'b'", "a\n'b'\n"),
         ("", ""),
         ("# nothing", ""),
-        ("from __future__ import annotations\ndef f(a: no) -> no: ...\nf.__annotations__['a']", "'no'\n"),
+        (
+            "from __future__ import annotations\ndef f(a: no) -> no: ...\nf.__annotations__['a']",
+            "'no'\n",
+        ),
         ("for i in range(3):\n    i", ""),
     ],
 )

@@ -100,16 +100,36 @@ def test_nothing_unpickles_on_the_host() -> None:
 
 def test_every_import_is_of_a_declared_dependency() -> None:
     declared = {"sh", "platformdirs"}  # and dill and requests, which only containers import
+    # Nobody who imports the library pays for what only the command line and reports need.
+    further = {"cli": {"click", "prompt_toolkit", "pygments", "rich"}, "report": {"pygments"}}
     for folder in ("rlm_containers", "runtimes"):
         for source in sources(folder):
             if "guest" in source.parts or "integrations" in source.parts:
                 continue
             for name in imported(source):
                 top = name.split(".")[0]
-                assert top in sys.stdlib_module_names or top in declared | {
+                known = declared | further.get(source.parent.name, set())
+                assert top in sys.stdlib_module_names or top in known | {
                     "rlm_containers",
                     "runtimes",
                 }, (source, name)
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for folder in ("rlm_containers", "runtimes"):
+        for source in sources(folder):
+            if source.parent.name != "cli" and source.name != "__main__.py":
+                assert not within(imported(source), "rlm_containers.cli"), source
+
+
+def test_help_is_there_without_what_only_one_command_needs() -> None:
+    found = modules_after(
+        "import sys\nfrom rlm_containers.cli.program import program\n"
+        "sys.stdout = open('/dev/null', 'w')\n"
+        "program(['run', '--help'], standalone_mode=False)\nsys.stdout = sys.__stdout__"
+    )
+    for name in ("rlm", "prompt_toolkit", "rich.console", "pygments", "rlm_containers.doctor"):
+        assert name not in found
 
 
 def modules_after(program: str) -> list[str]:
@@ -124,7 +144,7 @@ def modules_after(program: str) -> list[str]:
 
 def test_importing_the_package_imports_nothing_that_is_not_needed() -> None:
     found = modules_after("import rlm_containers")
-    for name in ("rlm", "dill", "requests", "openai", "rlm_containers.integrations.rlms"):
+    for name in ("rlm", "dill", "requests", "openai", "click", "rich", "pygments"):
         assert name not in found
     assert "rlm_containers.sandbox" in found
 

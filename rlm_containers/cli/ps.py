@@ -1,0 +1,88 @@
+"""``rlm-containers ps``: the containers of sandboxes, on every engine."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from rlm_containers.cli.command import Command, json_option, print_json
+
+__all__ = ["command"]
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        ("On every engine that answers", "ps"),
+        ("On one, for another program", "ps --runtime podman --json"),
+    ),
+)
+@click.option(
+    "--runtime", "names", multiple=True, metavar="NAME", help="Only this engine; repeatable."
+)
+@json_option
+def command(names: tuple[str, ...], as_json: bool) -> None:
+    """List the containers of sandboxes, this user's and others', and who owns them.
+
+    An owner that is gone has been killed, and has left the container behind for some reason.
+    """
+    from rlm_containers.cli.terminal import print_table
+    from rlm_containers.errors import ContainersError
+    from rlm_containers.sandbox import LABEL
+    from runtimes import get_runtime
+    from runtimes.detect import runtime_names
+
+    found = []
+    refusals: list[ContainersError] = []
+    for name in names or runtime_names():
+        try:
+            runtime = get_runtime(name)
+            records = runtime.find({LABEL: ""})
+        except ContainersError as error:
+            if names:
+                raise
+            refusals.append(error)
+            continue
+        for record in records:
+            pid = record.labels.get(LABEL, "")
+            found.append(
+                {
+                    "runtime": name,
+                    "name": record.name,
+                    "image": record.image,
+                    "running": record.running,
+                    "owner": int(pid) if pid.isdigit() else None,
+                    "owner_alive": _is_alive(pid),
+                }
+            )
+    if refusals and len(refusals) == len(runtime_names()):
+        get_runtime()  # says what is to be done where none answers
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("runtime", "container", "image", "state", "owner"),
+        [
+            (
+                row["runtime"],
+                row["name"],
+                row["image"],
+                "running" if row["running"] else "ended",
+                f"{row['owner']}{'' if row['owner_alive'] else ' (gone)'}",
+            )
+            for row in found
+        ],
+    )
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    except ValueError:
+        return False
+    return True
