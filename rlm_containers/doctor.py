@@ -9,7 +9,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
@@ -18,7 +18,6 @@ from rlm_containers.errors import (
     ContainersError,
     ContainerStartError,
     EngineNotFoundError,
-    ImageNotFoundError,
     UnknownRuntimeError,
     UnsupportedByEngineError,
 )
@@ -34,8 +33,7 @@ __all__ = ["Check", "CheckStatus", "Diagnosis", "EngineReport", "diagnose"]
 CheckStatus = Literal["ok", "warning", "failed", "skipped"]
 
 #: What the container of the trial is limited to: far more than an interpreter needs.
-_MEMORY = 256 * 1024**2
-_PIDS = 128
+_LIMITS = {"memory": 256 * 1024**2, "pids": 128}
 
 #: Cells that are timed.
 _CELLS = 20
@@ -56,6 +54,8 @@ for _names in (("memory.max", "memory/memory.limit_in_bytes"), ("pids.max", "pid
     else:
         print("unknown")
 """
+
+_DELEGATION = "https://rootlesscontaine.rs/getting-started/common/cgroup2/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +277,8 @@ class _Trial:
         self._runtime = runtime
         self._info = info
         self._image = image
+        #: The limits that the engine says it enforces.
+        self._held = {n: value for n, value in _LIMITS.items() if n not in info.unenforced}
 
     def checks(self) -> Iterator[Check]:
         """What comes of it."""
@@ -284,12 +286,12 @@ class _Trial:
         start = time.perf_counter()
         try:
             try:
-                box = self._sandbox(limited=self._info.enforces_limits).start()
+                box = self._sandbox(self._held).start()
             except ContainerStartError as error:
-                if isinstance(error, ImageNotFoundError) or not self._info.enforces_limits:
+                if not self._held:
                     raise
                 refused = error
-                box = self._sandbox(limited=False).start()
+                box = self._sandbox({}).start()
         except ContainersError as error:
             yield Check(name="start", status="failed", detail=error.what, remedy=error.remedy)
             return
@@ -308,9 +310,9 @@ class _Trial:
             left = self._close(box)
         yield left
 
-    def _sandbox(self, *, limited: bool) -> Sandbox:
-        limits = {"memory": _MEMORY, "pids": _PIDS} if limited else {}
-        return Sandbox(self._image, runtime=self._runtime, lm=_answer, **limits)  # type: ignore[arg-type]
+    def _sandbox(self, limits: Mapping[str, int]) -> Sandbox:
+        memory, pids = limits.get("memory"), limits.get("pids")
+        return Sandbox(self._image, runtime=self._runtime, lm=_answer, memory=memory, pids=pids)
 
     def _cell(self, box: Sandbox) -> Check:
         box.execute("x = 1")  # the first waits for what the interpreter still imports
@@ -342,24 +344,26 @@ class _Trial:
         )
 
     def _limits(self, box: Sandbox, refused: ContainersError | None) -> Check:
-        if not self._info.enforces_limits:
+        if self._info.unenforced:
+            reasons = "; ".join(dict.fromkeys(self._info.unenforced.values()))
             return Check(
                 name="limits",
                 status="warning",
-                detail="memory and processes are not limited: rootless on cgroups v1",
-                remedy="Boot with cgroups v2 (systemd.unified_cgroup_hierarchy=1), "
-                "or use a rootful engine.",
+                detail=f"not enforced: {', '.join(self._info.unenforced)} ({reasons})",
+                remedy="Boot with cgroups v2 (systemd.unified_cgroup_hierarchy=1), or use a "
+                "rootful engine."
+                if self._info.cgroup_version == 1
+                else f"Have the controllers delegated to the user: {_DELEGATION}",
             )
         if refused is not None:
             return Check(
                 name="limits",
                 status="warning",
                 detail=f"the engine starts no container with limits: {refused.what}",
-                remedy="Rootless on cgroups v2 the controllers must be delegated to the user: "
-                "https://rootlesscontaine.rs/getting-started/common/cgroup2/",
+                remedy=f"See what `{self._runtime.name} info` says of cgroups. {_DELEGATION}",
             )
         found = box.execute(_SHOW_LIMITS).stdout.split()
-        if found == [str(_MEMORY), str(_PIDS)]:
+        if found == [str(limit) for limit in _LIMITS.values()]:
             return Check(name="limits", status="ok", detail="memory and processes are limited")
         if "unknown" in found:
             detail = "memory and processes are said to be limited; the container does not show it"
@@ -367,9 +371,9 @@ class _Trial:
         return Check(
             name="limits",
             status="warning",
-            detail=f"not in force: asked for {_MEMORY} bytes and {_PIDS} processes, "
-            f"got {' and '.join(found)}",
-            remedy=f"See `{self._runtime.name} info` for what it says of cgroups.",
+            detail="not in force: asked for "
+            f"{' and '.join(map(str, _LIMITS.values()))}, got {' and '.join(found)}",
+            remedy=f"See what `{self._runtime.name} info` says of cgroups.",
         )
 
     def _network(self, box: Sandbox) -> Check:

@@ -195,9 +195,7 @@ def _choices(hint: Any) -> list[str]:
 
 def _metavar(hint: Any) -> str:
     kinds = _alternatives(hint)
-    if str in kinds:
-        return "TEXT"
-    return "NUMBER" if int in kinds or float in kinds else "TEXT"
+    return "NUMBER" if set(kinds) <= {int, float, type(None)} else "TEXT"
 
 
 # Help

@@ -121,6 +121,13 @@ def test_options_of_the_sandbox(program: Program) -> None:
     assert "characters cut" in found
 
 
+def test_the_limit_of_time(program: Program) -> None:
+    done = program("run", "--cell-timeout", "0.2", "-c", "import time; time.sleep(60)")
+    assert done.returncode == 124
+    assert "KeyboardInterrupt" in done.stderr
+    assert "reached its limit of 0.2 s" in done.stderr
+
+
 def test_ctrl_c_interrupts_the_cell(program: Program) -> None:
     code = "import time\ntry:\n  print('go', flush=True); time.sleep(60)\nfinally:\n  print('end')"
     with program.terminal("run", "-c", code) as terminal:
