@@ -67,7 +67,7 @@ class Command(_WithExamples, click.Command):
                 ["-v", "--verbose"],
                 count=True,
                 expose_value=False,
-                callback=lambda ctx, option, count: messages.show_log(count),
+                callback=_show_log,
                 help="Say more of what is done; -vv also every call of the engine.",
             )
         )
@@ -89,6 +89,10 @@ class Command(_WithExamples, click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         with _failures(ctx):
             return super().invoke(ctx)
+
+
+def _show_log(ctx: click.Context, option: click.Parameter, verbosity: int) -> None:
+    ctx.call_on_close(messages.show_log(verbosity))
 
 
 class Group(_WithExamples, click.Group):

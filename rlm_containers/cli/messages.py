@@ -72,19 +72,31 @@ class _AsStatus(logging.Handler):
         self._status.update(Text(f"{harmless(record.getMessage(), 200)} …"))
 
 
-def show_log(verbosity: int) -> None:
+def show_log(verbosity: int) -> Callable[[], None]:
     """Print this project's log.
 
     Args:
         verbosity: 0 for warnings only, 1 for what is done, 2 for everything.
+
+    Returns:
+        A function that leaves the log as it was before.
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     handler = _Printed(level)
-    for name in _LOGGERS:
-        logger = logging.getLogger(name)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
         logger.setLevel(min(level, logging.INFO))  # INFO for activity()
         logger.handlers = [handler]
         logger.propagate = False
+
+    def restore() -> None:
+        for logger, (old_level, handlers, propagate) in zip(loggers, before, strict=True):
+            logger.setLevel(old_level)
+            logger.handlers = handlers
+            logger.propagate = propagate
+
+    return restore
 
 
 @contextlib.contextmanager

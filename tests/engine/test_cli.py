@@ -29,7 +29,7 @@ def program(engine: Engine, cache: Path, tmp_path_factory: pytest.TempPathFactor
 
 def test_run(program: Program, engine: Engine) -> None:
     code = "import os, sys; print(os.getcwd(), sys.argv); print('no', file=sys.stderr); sys.exit(9)"
-    done = program("run", "--image", engine.image(), "-c", code, "a", "b")
+    done = program.process("run", "--image", engine.image(), "-c", code, "a", "b")
     assert (done.returncode, done.stderr) == (9, "no\n")
     assert done.stdout == "/workspace ['-c', 'a', 'b']\n"
 

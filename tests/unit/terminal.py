@@ -13,7 +13,9 @@ from typing import Any, Self
 
 import pexpect
 import pyte
+from click.testing import CliRunner
 
+from rlm_containers.cli.program import program
 from tests.unit.guests import PATIENCE
 
 __all__ = ["Program", "Terminal"]
@@ -57,18 +59,33 @@ class Program:
     def __call__(
         self, *arguments: str, input_: str | bytes = "", **more: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end, with pipes for a terminal."""
-        raw = input_.encode() if isinstance(input_, str) else input_
-        done = subprocess.run(
+        """Run it to its end in this process, which saves it half a second, with pipes."""
+        environment: dict[str, str | None] = dict.fromkeys(os.environ)
+        environment |= {**self.environment, **more}
+        before = list(sys.path)
+        sys.path.append(str(self.home / "path"))
+        try:
+            done = CliRunner().invoke(
+                program, list(arguments), input_, environment, prog_name="rlm-containers"
+            )
+        finally:
+            sys.path[:] = before
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+    def process(
+        self, *arguments: str, input_: str = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end in a process of its own, with pipes for a terminal."""
+        return subprocess.run(
             (sys.executable, "-m", "rlm_containers", *arguments),
             env={**self.environment, **more},
-            input=raw,
+            input=input_,
             capture_output=True,
+            text=True,
             timeout=2 * PATIENCE,
             check=False,
-        )
-        return subprocess.CompletedProcess(
-            done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
 
     def terminal(self, *arguments: str, **more: str) -> Terminal:

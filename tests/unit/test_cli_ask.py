@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,24 @@ from tests.unit.terminal import Program
 
 pytest.importorskip("rlm", reason="rlms is not installed")
 
+# rlms leaves the connections of its clients to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 KEY = "sk-very-secret"
 
 LOOK = "Let me look.\n```repl\nprint('cell', len(context))\n```"
 QUERY = "I ask.\n```repl\ny = llm_query('say ' + context[:3])\nprint(y)\n```"
 ANSWER = "```repl\nanswer['content'] = y + '!'\nanswer['ready'] = True\n```"
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Nothing is left for the tests of other modules to warn of."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from tests.unit.terminal import Program
 
 
 def test_a_cell_from_an_argument(program: Program) -> None:
-    done = program("run", "-c", "print(6 * 7)")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
+    done = program.process("run", "-c", "print(6 * 7); import sys; sys.exit(3)")
+    assert (done.returncode, done.stdout, done.stderr) == (3, "42\n", "")
 
 
 @pytest.mark.parametrize(
