@@ -71,8 +71,15 @@ class CompletionError(ContainersError):
         partial_answer: the last message of the model, if there was one.
     """
 
-    def __init__(self, what: str, *, remedy: str = "", partial_answer: str | None = None) -> None:
-        super().__init__(what, remedy=remedy)
+    def __init__(
+        self,
+        what: str,
+        *,
+        remedy: str = "",
+        container: str | None = None,
+        partial_answer: str | None = None,
+    ) -> None:
+        super().__init__(what, remedy=remedy, container=container)
         self.partial_answer = partial_answer
 
 
