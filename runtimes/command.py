@@ -8,12 +8,14 @@ import os
 import shlex
 import shutil
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import sh
 
+from runtimes.client import end_command, lines_of
 from runtimes.errors import (
     EngineCommandError,
     EngineNotFoundError,
@@ -131,6 +133,70 @@ class EngineCommand:
                 stderr=result.stderr,
             )
         return result
+
+    def follow(
+        self,
+        *args: str,
+        on_line: Callable[[str], None],
+        timeout: float,
+        environment: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+    ) -> int:
+        """Run to the end, and pass on what it prints as it comes.
+
+        Args:
+            args: arguments after the fixed ones.
+            on_line: called in this thread with each line of its standard output and standard
+                error, without colours and control characters. What it raises ends the command.
+            timeout: seconds until the local client is told to end.
+            environment: variables on top of this process's own.
+            directory: the working directory; ``None`` for this process's own.
+
+        Returns:
+            The exit status, negative for a signal.
+
+        Raises:
+            EngineTimeoutError: it did not end in time.
+        """
+        logger.debug("follow %s %s", self, shlex.join(args))
+        reading, writing = _pipe_from_child()
+        try:
+            with open(os.devnull, "rb") as nothing, os.fdopen(writing, "wb", 0) as child_out:
+                running = self._command(
+                    *self.argv[1:],
+                    *args,
+                    _return_cmd=True,
+                    _in=nothing,
+                    _out=child_out,
+                    _err=child_out,
+                    _env={**os.environ, **(environment or {})},
+                    _cwd=str(directory) if directory else None,
+                    _bg=True,
+                    _bg_exc=False,
+                    _ok_code=_ANY_STATUS,
+                    _tty_out=False,
+                    _new_session=True,
+                )
+        except sh.ForkException as error:
+            os.close(reading)
+            raise self._not_runnable(error) from None
+        waiter = threading.Thread(target=running.process.wait, name="follow", daemon=True)
+        waiter.start()
+        try:
+            for line in lines_of(reading, waiter, time.monotonic() + timeout):
+                on_line(line)
+        except TimeoutError:
+            end_command(running, waiter)
+            raise EngineTimeoutError(
+                f"`{self} {_summary(args)}` did not end within {timeout:g} s.",
+                remedy=f"See whether the engine is stuck: `{self} info` should answer.",
+            ) from None
+        except BaseException:
+            end_command(running, waiter)
+            raise
+        finally:
+            os.close(reading)
+        return int(running.process.wait())
 
     def hold(self, name: str, *args: str, directory: Path | None = None) -> ContainerProcess:
         """Start and return at once, holding the three standard streams.

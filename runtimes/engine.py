@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from runtimes.base import ContainerRecord, EngineInfo, ImageRecord, Runtime
+from runtimes.base import ContainerRecord, EngineInfo
 from runtimes.command import EngineCommand
 from runtimes.errors import (
     ContainersError,
@@ -19,6 +19,7 @@ from runtimes.errors import (
     ImageNotFoundError,
     UnsupportedByEngineError,
 )
+from runtimes.images import NO_IMAGE, EngineImages, last_lines
 from runtimes.limits import limit_args
 from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
@@ -26,15 +27,6 @@ from runtimes.spec import ContainerSpec, Mount
 
 __all__ = ["ContainerEngine"]
 
-#: Seconds that a pull may take: gigabytes over a slow line.
-PULL_TIMEOUT = 3600.0
-
-# The words with which docker 20-28 and podman 3-5 say that an image is not in their store.
-_NO_IMAGE = re.compile(
-    r"no such image|unable to find image|image not known|image not found|"
-    r"short-name .* did not resolve|no such object",
-    re.IGNORECASE,
-)
 
 # How docker and podman say that their storage cannot limit a container's file system.
 _NO_DISK_LIMIT = re.compile(r"storage.opt(ion)?\b", re.IGNORECASE)
@@ -60,7 +52,7 @@ _TRANSIENT = re.compile(
 )
 
 
-class ContainerEngine(Runtime):
+class ContainerEngine(EngineImages):
     """A Docker-compatible command line.
 
     Args:
@@ -71,11 +63,10 @@ class ContainerEngine(Runtime):
     _ps_format = "--format=json"
 
     def __init__(self, command: EngineCommand) -> None:
-        self.command = command
+        super().__init__(command)
         self._info: EngineInfo | None = None
         self._route: HostRoute | None = None
         self._route_known = False
-        self._names: dict[str, str] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -92,10 +83,6 @@ class ContainerEngine(Runtime):
     @abstractmethod
     def _engine_args(self, spec: ContainerSpec) -> list[str]:
         """Arguments of ``run`` that only this engine has or needs."""
-
-    @abstractmethod
-    def _qualify(self, image: str) -> str:
-        """The full name to pull and look for, where the engine does not complete short ones."""
 
     @abstractmethod
     def _parse_records(self, output: str) -> list[ContainerRecord]: ...
@@ -119,8 +106,8 @@ class ContainerEngine(Runtime):
         return self.command.hold(spec.name, *self._run_args(spec), directory=spec.directory)
 
     def start_error(self, spec: ContainerSpec, exit_code: int | None, stderr: str) -> Exception:
-        said = _tail(stderr)
-        if _NO_IMAGE.search(stderr):
+        said = last_lines(stderr)
+        if NO_IMAGE.search(stderr):
             return ImageNotFoundError(
                 f"The image {spec.image!r} is not in the store of {self.name}.",
                 remedy=f"Pull or build it: `{self.command} pull {spec.image}`.",
@@ -159,7 +146,7 @@ class ContainerEngine(Runtime):
             if "already in progress" in result.stderr or "no container with" in result.stderr:
                 return
             raise EngineCommandError(
-                f"{self.name} could not remove the container: {_tail(result.stderr)}",
+                f"{self.name} could not remove the container: {last_lines(result.stderr)}",
                 remedy=f"Remove it by hand: `{self.command} rm -f {name}`.",
                 container=name,
                 exit_code=result.exit_code,
@@ -180,7 +167,7 @@ class ContainerEngine(Runtime):
             if attempt < _NETWORK_TRIES - 1:
                 time.sleep(_NETWORK_PAUSE)
         raise EngineCommandError(
-            f"{self.name} could not remove the network {name}: {_tail(result.stderr)}",
+            f"{self.name} could not remove the network {name}: {last_lines(result.stderr)}",
             remedy=f"Remove it by hand: `{self.command} network rm {name}`.",
             exit_code=result.exit_code,
             stderr=result.stderr,
@@ -196,46 +183,6 @@ class ContainerEngine(Runtime):
         ]
         output = self.command.run("ps", "--all", "--no-trunc", *filters, self._ps_format).stdout
         return self._parse_records(output)
-
-    def image_exists(self, image: str) -> bool:
-        try:
-            self.inspect_image(image)
-        except ImageNotFoundError:
-            return False
-        return True
-
-    def inspect_image(self, image: str) -> ImageRecord:
-        for name in dict.fromkeys((self._names.get(image, image), image, self._qualify(image))):
-            result = self.command.run("image", "inspect", name, "--format={{json .}}", check=False)
-            if result.exit_code == 0:
-                self._names[image] = name
-                found = json.loads(result.stdout)
-                # podman before 4.4 prints a list, whatever the format says.
-                return _image_record(found[0] if isinstance(found, list) else found)
-            if not _NO_IMAGE.search(result.stderr):
-                raise EngineCommandError(
-                    f"{self.name} could not inspect the image {image!r}: {_tail(result.stderr)}",
-                    exit_code=result.exit_code,
-                    stderr=result.stderr,
-                )
-        raise ImageNotFoundError(
-            f"The image {image!r} is not in the store of {self.name}.",
-            remedy=f"Pull or build it: `{self.command} pull {self._qualify(image)}`.",
-        )
-
-    def pull(self, image: str) -> None:
-        name = self._qualify(image)
-        result = self.command.run("pull", name, timeout=PULL_TIMEOUT, check=False)
-        if result.exit_code != 0:
-            raise ImageNotFoundError(
-                f"The image {image!r} is not in the store of {self.name} "
-                f"and could not be pulled: {_tail(result.stderr)}",
-                remedy="Check its name and the network, or name an image that is there: "
-                f"`{self.command} images` lists them.",
-                exit_code=result.exit_code,
-                stderr=result.stderr,
-            )
-        self._names[image] = name
 
     # Arguments
 
@@ -312,15 +259,6 @@ def parse_info(output: str, engine: str) -> dict[str, Any]:
     )
 
 
-def parse_list(output: str) -> list[dict[str, Any]]:
-    """The objects of a JSON array; none if it is anything else."""
-    try:
-        parsed = json.loads(output)
-    except ValueError:
-        return []
-    return [entry for entry in parsed if isinstance(entry, dict)] if parsed else []
-
-
 def first_gateway(pools: list[dict[str, Any]], key: str) -> str | None:
     """The first IPv4 gateway of some address pools."""
     for pool in pools:
@@ -339,24 +277,3 @@ def _mount_arg(mount: Mount, *, selinux: bool) -> str:
     # also one that has just been cleaned up after a host that died.
     access = ",readonly" if mount.read_only else ""
     return f"--mount=type=bind,source={mount.source},target={mount.target}{access}"
-
-
-def _image_record(raw: Mapping[str, Any]) -> ImageRecord:
-    config = raw.get("Config") or {}
-    return ImageRecord(
-        id=str(raw.get("Id", "")),
-        tags=tuple(raw.get("RepoTags") or ()),
-        size=int(raw.get("Size") or 0),
-        architecture=str(raw.get("Architecture", "")),
-        labels=dict(config.get("Labels") or {}),
-    )
-
-
-def _tail(text: str, lines: int = 3) -> str:
-    """The last lines of what an engine said: the cause stands at the end, after the progress."""
-    kept = [
-        line.strip()
-        for line in text.splitlines()
-        if line.strip() and "'docker run --help'" not in line
-    ]
-    return " / ".join(kept[-lines:])
