@@ -6,8 +6,10 @@ shares, so one ``except ContainersError`` catches the whole project::
     ContainersError
     ├── …                        the engine: see runtimes.errors
     ├── OptionError              an argument that is unknown, of a wrong type, or contradictory
+    │   └── ConfigError          the same, in the configuration file or in a variable
     ├── ContextError             a context that cannot be sent to the container
     ├── CompletionError          an RLM that came to no answer
+    ├── ImageArchiveError        a file that is not an image, or damaged
     └── SandboxError
         ├── SandboxStartError    the container is up, the guest in it is not
         │   └── GuestPythonError the image has no Python, or too old a one
@@ -26,6 +28,7 @@ from runtimes.errors import (
     EngineNotFoundError,
     EngineTimeoutError,
     EngineUnavailableError,
+    ImageBuildError,
     ImageNotFoundError,
     MountError,
     UnknownRuntimeError,
@@ -34,6 +37,7 @@ from runtimes.errors import (
 
 __all__ = [
     "CompletionError",
+    "ConfigError",
     "ContainerStartError",
     "ContainersError",
     "ContextError",
@@ -42,6 +46,8 @@ __all__ = [
     "EngineTimeoutError",
     "EngineUnavailableError",
     "GuestPythonError",
+    "ImageArchiveError",
+    "ImageBuildError",
     "ImageNotFoundError",
     "MountError",
     "OptionError",
@@ -58,6 +64,14 @@ __all__ = [
 
 class OptionError(ContainersError, TypeError, ValueError):
     """An argument is unknown, has a wrong type or value, or contradicts another."""
+
+
+class ConfigError(OptionError):
+    """An option in the configuration file, or in an environment variable, is unknown or wrong."""
+
+
+class ImageArchiveError(ContainersError):
+    """A file is not an image archive, or damaged."""
 
 
 class ContextError(ContainersError, TypeError):
