@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from typing import Any, Literal, Self, TypedDict
 
 from rlm_containers.conflicts import check_conflicts
@@ -18,7 +19,15 @@ from runtimes import GpuRequest, Mount, Runtime
 
 __all__ = ["DEFAULT_IMAGE", "Network", "OptionArguments", "SandboxOptions", "unknown_option"]
 
-DEFAULT_IMAGE = "python:3.11-slim"
+
+class _Default(str):
+    """A default that can be told from what a caller gave, should that be the same."""
+
+    __slots__ = ()
+
+
+#: The image of sandboxes for which none is named, here or in the configuration.
+DEFAULT_IMAGE: str = _Default("python:3.11-slim")
 
 #: What a container can reach.
 Network = Literal["bridge", "none", "internal"]
@@ -28,10 +37,17 @@ _LEAST_MEMORY = 32 * 1024**2
 _LEAST_PIDS = 16
 _LEAST_DISK = 1024**2
 
+_LISTS = ("packages", "system_packages", "run_args")
+
 
 class OptionArguments(TypedDict, total=False):
     """The keyword arguments that a sandbox takes besides its image, for type checkers."""
 
+    profile: str | None
+    packages: Iterable[str]
+    requirements: str | PathLike[str] | None
+    system_packages: Iterable[str]
+    dockerfile: str | PathLike[str] | None
     runtime: str | Runtime | None
     isolation: Literal["default", "strict"]
     network: Network | None
@@ -57,7 +73,16 @@ class SandboxOptions:
     """What a sandbox is to be.
 
     Attributes:
+        profile: a table ``[profiles.NAME]`` of the configuration file to take options from, see
+            :mod:`rlm_containers.config`.
         image: the image reference. Needs Python 3.9 or later in it, nothing else.
+        packages: what ``pip install`` is to add to the image, such as ``"pandas==2.*"``, or wheels
+            on this host. An image with these four is built once, and found again.
+        requirements: the path of a file for ``pip install -r``.
+        system_packages: what apt-get, apk or dnf is to add.
+        dockerfile: the path of a Dockerfile, or its text if it has several lines. It stands on the
+            image, unless it has a ``FROM`` of its own; the packages go on top.
+        setup_code: a cell to run first. If it fails, so does the start.
         runtime: the engine, as for :func:`runtimes.get_runtime`; ``None`` finds one.
         isolation: ``"default"``: no capabilities, no new privileges, an unprivileged user, and
             nothing of the host's to write to but the workspace. ``"strict"``: besides, no network,
@@ -105,7 +130,13 @@ class SandboxOptions:
         max_output: characters that are kept of each of a cell's two output streams.
     """
 
+    profile: str | None = None
     image: str = DEFAULT_IMAGE
+    packages: tuple[str, ...] = ()
+    requirements: str | None = None
+    system_packages: tuple[str, ...] = ()
+    dockerfile: str | None = None
+    setup_code: str | None = None
     runtime: str | Runtime | None = None
     isolation: Literal["default", "strict"] = "default"
     network: Network | None = None
@@ -127,7 +158,8 @@ class SandboxOptions:
 
     def __post_init__(self) -> None:
         for name, value in (
-            ("run_args", _sequence("run_args", "a list of strings", self.run_args)),
+            *((name, _sequence(name, "a list of strings", getattr(self, name))) for name in _LISTS),
+            *((name, _path(getattr(self, name))) for name in ("requirements", "dockerfile")),
             ("mounts", user_mounts(_sequence("mounts", "a list of mounts", self.mounts))),
             ("memory", parse_size(self.memory)),
             ("disk", parse_size(self.disk)),
@@ -138,7 +170,13 @@ class SandboxOptions:
         if isinstance(self.env, Mapping):
             object.__setattr__(self, "env", dict(self.env))  # the caller's may change
         for name, expected, good in (
+            ("profile", "the name of a profile or None", _is_text_or_none(self.profile)),
             ("image", "the name of an image", _is_text(self.image)),
+            ("packages", "a list of requirements", all(map(_is_text, self.packages))),
+            ("requirements", "a path or None", _is_text_or_none(self.requirements)),
+            ("system_packages", "a list of names", all(map(_is_text, self.system_packages))),
+            ("dockerfile", "a path, a text or None", _is_text_or_none(self.dockerfile)),
+            ("setup_code", "a string or None", isinstance(self.setup_code, str | None)),
             (
                 "runtime",
                 'a name such as "podman", a path or a Runtime',
@@ -250,6 +288,10 @@ def _sequence(name: str, expected: str, value: object) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def _path(value: object) -> object:
+    return fspath(value) if isinstance(value, PathLike) else value
+
+
 def _with_group(user: object) -> object:
     return f"{user}:{user}" if isinstance(user, str) and user.isdigit() else user
 
@@ -281,6 +323,10 @@ def _is_user(value: object) -> bool:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value) and "\0" not in value and _is_utf8(value)
+
+
+def _is_text_or_none(value: object) -> bool:
+    return value is None or _is_text(value)
 
 
 def _is_environment(value: object) -> bool:

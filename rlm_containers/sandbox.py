@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import logging
 import os
 import secrets
@@ -10,13 +11,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from rlm_containers.async_sandbox import AsyncMethods
 from rlm_containers.awaitables import AsyncFunctions
 from rlm_containers.cell import CellResult, OutputCallback
 from rlm_containers.channel import Channel
 from rlm_containers.clock import CellClock
+from rlm_containers.config import configured_options
 from rlm_containers.context import Context, encode_context
 from rlm_containers.errors import (
     OptionError,
@@ -25,6 +27,7 @@ from rlm_containers.errors import (
     SetupCodeError,
     WorkspaceError,
 )
+from rlm_containers.images.index import note_use
 from rlm_containers.launch import HOST_ALIAS, Launch
 from rlm_containers.limits import Limits
 from rlm_containers.lm.broker import LMBroker
@@ -41,6 +44,9 @@ from rlm_containers.session import Session
 from rlm_containers.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
 from rlm_containers.workspace import Workspace, workspaces_directory
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
+
+if TYPE_CHECKING:
+    from rlm_containers.images.recipe import Recipe
 
 __all__ = ["LABEL", "Sandbox"]
 
@@ -90,15 +96,16 @@ class Sandbox(AsyncMethods):
         scaffold: bool = True,
         **options: Unpack[OptionArguments],
     ) -> None:
-        self.options = SandboxOptions.from_arguments(
-            {"image": image, **options}, also=("lm", "setup_code", "tools", "scaffold")
-        )
-        if lm is not None and not callable(lm) and not isinstance(lm, LMBroker):
-            raise OptionError(f"lm must be callable, not {type(lm).__name__}.")
         if setup_code is not None and not isinstance(setup_code, str):
             raise OptionError(f"setup_code must be a string, not {type(setup_code).__name__}.")
+        self.options = configured_options(
+            {"image": image, "setup_code": setup_code, **options}, also=("lm", "tools", "scaffold")
+        )
+        self._recipe = _recipe(self.options)
+        if lm is not None and not callable(lm) and not isinstance(lm, LMBroker):
+            raise OptionError(f"lm must be callable, not {type(lm).__name__}.")
         self.name = f"rlm-{secrets.token_hex(6)}"
-        self.setup_code = setup_code
+        self.setup_code = self.options.setup_code
         self.scaffold = scaffold
         self._async_functions = AsyncFunctions()
         self.tools = self._host_tools(tools or {})
@@ -179,6 +186,7 @@ class Sandbox(AsyncMethods):
 
     def _start(self) -> None:
         self._runtime = runtime = get_runtime(self.options.runtime)
+        image = self._image(runtime)
         limits = Limits.on(runtime.info(), self.options, self.name)
         labels = {LABEL: str(os.getpid())}
         remove = runtime.remove_command(self.name)
@@ -190,7 +198,8 @@ class Sandbox(AsyncMethods):
         self._workspace = Workspace(self.name, runtime.workspace_user(self._user()))
         launch = Launch(
             runtime=runtime,
-            options=self.options,
+            options=dataclasses.replace(self.options, image=image),
+            fetch=self._fetch,
             limits=limits,
             network=self._lease.take(labels) if self._lease else self.options.plain_network,
             workspace=self._workspace,
@@ -211,6 +220,7 @@ class Sandbox(AsyncMethods):
             memory_loss=launch.memory_loss,
         )
         self._session.start()
+        note_use(runtime, image)
         if self.setup_code:
             self.run_setup(self.setup_code)
 
@@ -219,6 +229,30 @@ class Sandbox(AsyncMethods):
             return None
         uid, _, gid = self.options.user.partition(":")
         return int(uid), int(gid)
+
+    def _image(self, runtime: Runtime, *, again: bool = False) -> str:
+        """The image to start, made of the one that was named if anything is to be added to it."""
+        if self._recipe is None:
+            return self.options.image
+        from rlm_containers.images.derive import derive_image  # noqa: PLC0415  # see _recipe
+
+        return derive_image(
+            runtime,
+            self.options.image,
+            self._recipe,
+            container_labels={LABEL: str(os.getpid())},
+            again=again,
+        )
+
+    def _fetch(self, image: str) -> None:
+        """Get the image, which is not in the engine's store."""
+        from rlm_containers.images.cache import ImageCache  # noqa: PLC0415
+
+        assert self._runtime is not None
+        if self._recipe is None:
+            ImageCache().fetch(self._runtime, image)
+        else:
+            self._image(self._runtime, again=True)
 
     def _connect_lm(self, runtime: Runtime, network: str | InternalNetwork) -> None:
         """Open the proxy, where a container can reach it."""
@@ -480,6 +514,17 @@ class Sandbox(AsyncMethods):
             remedy="Use it inside of `with Sandbox(…) as box:`, or call start() first.",
             container=self.name,
         )
+
+
+def _recipe(options: SandboxOptions) -> Recipe | None:
+    """What is to be added to the image, which most sandboxes use as it is."""
+    if not (
+        options.packages or options.requirements or options.system_packages or options.dockerfile
+    ):
+        return None
+    from rlm_containers.images.recipe import recipe_of  # noqa: PLC0415
+
+    return recipe_of(options)
 
 
 def _is_identifier(name: object) -> bool:

@@ -8,6 +8,7 @@ a skip that the summary shows.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from rlm_containers import Sandbox
+from rlm_containers import Sandbox, SandboxOptions
 
 pytest.register_assert_rewrite("tests.support")  # for what its assertions say when they fail
 
@@ -49,6 +50,19 @@ def _chosen(config: pytest.Config) -> list[str]:
             )
     # None at all must show as well.
     return list(dict.fromkeys(named)) or support.usable() or ["docker"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_configuration() -> Iterator[None]:
+    """Sandboxes as they are by default, whatever this user has configured.
+
+    Not by another XDG_CONFIG_HOME: podman and pip have settings there that they need.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLM_CONTAINERS_CONFIG", os.devnull)
+        for field in dataclasses.fields(SandboxOptions):
+            patch.delenv(f"RLM_CONTAINERS_{field.name.upper()}", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
