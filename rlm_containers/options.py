@@ -270,7 +270,12 @@ class SandboxOptions:
 def unknown_option(name: str, known: Iterable[str]) -> OptionError:
     """The error for an argument that nothing takes."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    # "environment" is no misspelt "requirements", though it has more letters of it than of "env".
+    near = (
+        difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+        or [other for other in names if other.startswith(name) or name.startswith(other)]
+        or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    )
     remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
     return OptionError(f"There is no argument {name!r}.", remedy=remedy)
 
