@@ -40,6 +40,7 @@ from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOption
 from rlm_containers.outcome import UnsavedVariable
 from rlm_containers.patience import Patience
 from rlm_containers.reaper import Reaper
+from rlm_containers.sandbox_files import FileMethods
 from rlm_containers.session import Session
 from rlm_containers.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
 from rlm_containers.workspace import Workspace, workspaces_directory
@@ -59,7 +60,7 @@ LABEL = "io.github.rlm-containers.owner"
 _CLOSE_TIMEOUT = 10.0
 
 
-class Sandbox(AsyncMethods):
+class Sandbox(AsyncMethods, FileMethods):
     """Runs Python in a container, cell after cell, with variables that live on.
 
     Args:
