@@ -10,6 +10,12 @@ shares, so one ``except ContainersError`` catches the whole project::
     ├── ContextError             a context that cannot be sent to the container
     ├── CompletionError          an RLM that came to no answer
     ├── ImageArchiveError        a file that is not an image, or damaged
+    ├── SessionError             a session that is kept, or its directory
+    │   ├── SessionNotFoundError   there is none of that name
+    │   ├── SessionInUseError      another process has it
+    │   ├── SessionStateError      its saved variables cannot be gone on from
+    │   ├── SnapshotNotFoundError  it has no such snapshot
+    │   └── ArchiveError           a file is no exported session, or a damaged one
     └── SandboxError
         ├── SandboxStartError    the container is up, the guest in it is not
         │   └── GuestPythonError the image has no Python, or too old a one
@@ -36,6 +42,7 @@ from runtimes.errors import (
 )
 
 __all__ = [
+    "ArchiveError",
     "CompletionError",
     "ConfigError",
     "ContainerStartError",
@@ -55,7 +62,12 @@ __all__ = [
     "SandboxError",
     "SandboxLostError",
     "SandboxStartError",
+    "SessionError",
+    "SessionInUseError",
+    "SessionNotFoundError",
+    "SessionStateError",
     "SetupCodeError",
+    "SnapshotNotFoundError",
     "UnknownRuntimeError",
     "UnsupportedByEngineError",
     "WorkspaceError",
@@ -131,3 +143,33 @@ class SandboxLostError(SandboxError):
 
 class WorkspaceError(SandboxError):
     """The directory behind ``/workspace`` cannot be written to or removed."""
+
+
+class SessionError(ContainersError):
+    """A session that is kept cannot be used, or its directory cannot."""
+
+
+class SessionNotFoundError(SessionError):
+    """There is no session of that name."""
+
+
+class SessionInUseError(SessionError):
+    """Another sandbox has the session. ``pid`` is its process, if that is known."""
+
+    def __init__(
+        self, what: str, *, remedy: str = "", container: str | None = None, pid: int | None = None
+    ) -> None:
+        super().__init__(what, remedy=remedy, container=container)
+        self.pid = pid
+
+
+class SessionStateError(SessionError):
+    """What a session or snapshot had saved cannot be gone on from. It is still there."""
+
+
+class SnapshotNotFoundError(SessionError):
+    """There is no such snapshot, or more than one that the id may mean."""
+
+
+class ArchiveError(SessionError):
+    """A file is not an exported session, or is damaged, or may not be trusted."""

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, TypedDict
 from rlm_containers.conflicts import check_conflicts
 from rlm_containers.errors import OptionError
 from rlm_containers.mounts import user_mounts
+from rlm_containers.sessions.places import is_session_name
 from rlm_containers.sizes import AUTO, parse_size
 from runtimes import GpuRequest, Mount, Runtime
 
@@ -60,6 +61,7 @@ class OptionArguments(TypedDict, total=False):
     disk: int | str | None
     gpus: Literal["all"] | int | Iterable[str | int] | None
     run_args: Iterable[str]
+    session: str | None
     start_timeout: float
     cell_timeout: float | None
     lm_timeout: float
@@ -115,6 +117,9 @@ class SandboxOptions:
         gpus: the GPUs that it may use: ``"all"``, how many, or a list of their indices or UUIDs.
         run_args: further arguments for the engine's ``run``. Nothing is checked in them but that
             they do not contradict what is said here.
+        session: the name of a session that outlives the sandbox: its variables and files are
+            there again when a sandbox of that name is started, by whatever process, on whatever
+            engine. One sandbox at a time has it. ``None`` for one that ends with the sandbox.
         start_timeout: seconds until a container and its interpreter must be ready, pulling its
             image not counted; and the next interpreter, when one has died.
         cell_timeout: seconds that a cell may run; ``None`` for no limit. Time in which it waits for
@@ -149,6 +154,7 @@ class SandboxOptions:
     disk: int | str | None = None
     gpus: GpuRequest | Literal["all"] | int | Iterable[str | int] | None = None
     run_args: tuple[str, ...] = ()
+    session: str | None = None
     start_timeout: float = 60.0
     cell_timeout: float | None = None
     lm_timeout: float = 600.0
@@ -216,6 +222,11 @@ class SandboxOptions:
                 self.gpus is None or isinstance(self.gpus, GpuRequest),
             ),
             ("run_args", "a list of strings", all(map(_is_text, self.run_args))),
+            (
+                "session",
+                "up to 64 letters, digits, '.', '_' and '-', or None",
+                self.session is None or is_session_name(self.session),
+            ),
             ("start_timeout", "a number of seconds", _is_positive(self.start_timeout)),
             (
                 "cell_timeout",

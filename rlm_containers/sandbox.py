@@ -9,7 +9,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -41,9 +41,11 @@ from rlm_containers.outcome import UnsavedVariable
 from rlm_containers.patience import Patience
 from rlm_containers.reaper import Reaper
 from rlm_containers.sandbox_files import FileMethods
+from rlm_containers.sandbox_snapshots import SnapshotMethods
 from rlm_containers.session import Session
+from rlm_containers.sessions.home import Home, KeptHome
 from rlm_containers.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
-from rlm_containers.workspace import Workspace, workspaces_directory
+from rlm_containers.workspace import Workspace
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
 
 if TYPE_CHECKING:
@@ -60,14 +62,15 @@ LABEL = "io.github.rlm-containers.owner"
 _CLOSE_TIMEOUT = 10.0
 
 
-class Sandbox(AsyncMethods, FileMethods):
+class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
     """Runs Python in a container, cell after cell, with variables that live on.
 
     Args:
         image: the image; any with Python 3.9 or later.
         lm: answers ``llm_query()`` in the cells: a callable that takes a prompt (and, if it
             has such a parameter, a ``model``) and returns a string; or a broker.
-        setup_code: a cell to run first. If it fails, so does :meth:`start`.
+        setup_code: a cell to run first. If it fails, so does :meth:`start`. A session that is
+            gone on with has had its own already, so that it is not run again.
         tools: functions of this process that cells may call, by the names that cells call them by;
             see :meth:`set_tools`.
         scaffold: whether cells find what an RLM's are promised (``llm_query``, ``answer``,
@@ -108,8 +111,11 @@ class Sandbox(AsyncMethods, FileMethods):
         self.name = f"rlm-{secrets.token_hex(6)}"
         self.setup_code = self.options.setup_code
         self.scaffold = scaffold
+        self.lost: tuple[UnsavedVariable, ...] = ()
+        self._lm = lm
         self._async_functions = AsyncFunctions()
-        self.tools = self._host_tools(tools or {})
+        self._tools = tools or {}
+        self.tools = self._host_tools(self._tools)
         self.broker = lm if isinstance(lm, LMBroker) else self._new_broker(lm)
         self._clock = CellClock(self.options.lm_timeout)
         self.broker.join(
@@ -118,6 +124,9 @@ class Sandbox(AsyncMethods, FileMethods):
         )
         self.python_version: str | None = None
         self._runtime: Runtime | None = None
+        self._home: Home | None = None
+        # Fills the workspace before the start: that of a fork.
+        self._seed: Callable[[Workspace], None] | None = None
         self._workspace: Workspace | None = None
         self._reaper: Reaper | None = None
         self._lease: NetworkLease | None = None
@@ -134,9 +143,10 @@ class Sandbox(AsyncMethods, FileMethods):
             "tools": self.tools.describe(),
             "kept": [],
             "kept_names": [],
+            "kept_session": self.options.session is not None,
         }
-        # Of each variable that was loaded: its file, and how often it was.
-        self._files: dict[str, tuple[str, int]] = {}
+        # Of each variable that was loaded: its file, if that may go, and how often it was.
+        self._files: dict[str, tuple[str | None, int]] = {}
         self._closed = False
         self._lock = threading.RLock()
 
@@ -194,9 +204,14 @@ class Sandbox(AsyncMethods, FileMethods):
         if self.options.effective_network == "internal":
             self._lease = NetworkLease(runtime)
             remove = self._lease.remove_command(remove)
+        session = self.options.session
+        new = self._seed is not None
+        self._home = home = KeptHome(self.name, session, new=new) if session else Home(self.name)
         # In this order, so that nothing exists at any time that nobody would remove.
-        self._reaper = Reaper(self.name, workspaces_directory() / self.name, remove)
-        self._workspace = Workspace(self.name, runtime.workspace_user(self._user()))
+        self._reaper = home.reaper(remove)
+        self._workspace = home.open_workspace(runtime.workspace_user(self._user()))
+        if self._seed is not None:
+            self._seed(self._workspace)
         launch = Launch(
             runtime=runtime,
             options=dataclasses.replace(self.options, image=image),
@@ -220,10 +235,13 @@ class Sandbox(AsyncMethods, FileMethods):
             abandon=self._remove_container,
             memory_loss=launch.memory_loss,
         )
+        self._session.on_saved = home.note
         self._session.start()
         note_use(runtime, image)
-        if self.setup_code:
+        self._go_on(self.python_version)
+        if self.setup_code and home.is_new and self._seed is None:
             self.run_setup(self.setup_code)
+        home.begin(self.python_version, self.options.image, runtime.name)
 
     def _user(self) -> tuple[int, int] | None:
         if self.options.user is None:
@@ -299,6 +317,13 @@ class Sandbox(AsyncMethods, FileMethods):
             return
         self._closed = True
         atexit.unregister(self.close)
+        try:
+            if self.options.session:
+                self._settle_for_good()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         if self._channel is not None:
             self._channel.close(_CLOSE_TIMEOUT)
             ended = self._channel.closed
@@ -311,11 +336,13 @@ class Sandbox(AsyncMethods, FileMethods):
         if self._lease is not None:
             self._lease.give_back()
         try:
-            if self._workspace is not None:
-                self._workspace.remove()
+            if self._home is not None:
+                self._home.close()
         finally:
             if self._reaper is not None:
                 self._reaper.dismiss()
+            if self._home is not None:
+                self._home.release()
 
     def _remove_container(self) -> None:
         assert self._runtime is not None
@@ -411,7 +438,10 @@ class Sandbox(AsyncMethods, FileMethods):
             # Never a file that the checkpoint may refer to: the old value is needed until the
             # next one is written.
             superseded, count = self._files.get(name, (None, 0))
-            file = f"{name}{f'-{count}' if count else ''}.{'txt' if kind == 'text' else 'json'}"
+            file = _file_name(name, count, kind)
+            while self.options.session and self._workspace.has(file):  # from an earlier sandbox
+                count += 1
+                file = _file_name(name, count, kind)
             self._workspace.write(file, chunks)
             self._files[name] = (file, count + 1)
             told = {"name": name, "file": file, "kind": kind, "keep": keep}
@@ -458,6 +488,7 @@ class Sandbox(AsyncMethods, FileMethods):
         with self._lock:
             if self._closed:
                 raise self._not_open("was closed")
+            self._tools = tools
             self.tools = made
             self._told["tools"] = made.describe()
             if self._session is not None:
@@ -530,3 +561,8 @@ def _recipe(options: SandboxOptions) -> Recipe | None:
 
 def _is_identifier(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier()
+
+
+def _file_name(variable: str, count: int, kind: str) -> str:
+    suffix = "txt" if kind == "text" else "json"
+    return f"{variable}-{count}.{suffix}" if count else f"{variable}.{suffix}"

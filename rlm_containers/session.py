@@ -60,9 +60,10 @@ class Session:
         channel: the pipe.
         told: what every worker is told at its start: ``{"lm": bool, "proxy": dict | None,
             "env": dict, "file_limit": int | None, "scaffold": bool, "tools": list, "kept": list,
-            "kept_names": list}``: among them the most bytes of a file that cells write; the
-            functions of the host; the variables that belong to the host, each as the ``load``
-            request that binds it; and the names of those that are not to be bound anew.
+            "kept_names": list, "kept_session": bool}``: among them the most bytes of a file that
+            cells write; the functions of the host; the variables that belong to the host, each as
+            the ``load`` request that binds it; the names of those that are not to be bound anew;
+            and whether the session outlives the container.
         max_output: characters to keep of each output stream of a cell.
         patience: how long to wait for what.
         abandon: called when the guest does not even answer to being killed; removes the container.
@@ -70,6 +71,7 @@ class Session:
 
     Attributes:
         route: how the guest reaches the language model.
+        on_saved: told what the guest says of a checkpoint, which may be anything.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Session:
         self._unsaved: tuple[UnsavedVariable, ...] = ()
         self._locals: dict[str, str] = {}
         self._exchange: Exchange | None = None
+        self.on_saved: Callable[[dict[str, Any]], None] = lambda report: None
         patience.clock.wake = channel.wake
 
     @property
@@ -108,24 +111,15 @@ class Session:
         Raises:
             SandboxStartError: it was not in time.
         """
-        outcome = self._outcome(None)
         # It counts from when the container was started.
-        deadline = self.channel.opened + self._patience.start_timeout
+        self._await_ready(self.channel.opened + self._patience.start_timeout)
+
+    def _await_ready(self, deadline: float) -> None:
+        outcome = self._outcome(None)
         self._send_start()
         deaths = 0
         while True:
-            try:
-                item = self.channel.receive(max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                self._abandon()
-                raise SandboxStartError(
-                    "The container is up, but its interpreter was not ready within "
-                    f"{self._patience.start_timeout:g} s.",
-                    remedy="Raise start_timeout, or see what the container is busy with.",
-                    container=self._container,
-                ) from None
-            if isinstance(item, Closed):
-                raise self._lost(item)
+            item = self._receive_by(deadline)
             if isinstance(item, Message) and item.content.get("op") == "ready":
                 self._note_ready(item.content)
                 return
@@ -133,6 +127,22 @@ class Session:
                 self._count(deaths := deaths + 1)
                 self._died(item, outcome)
                 self._send_start()
+
+    def _receive_by(self, deadline: float) -> Item:
+        """The next item while there is no worker that is ready."""
+        try:
+            item = self.channel.receive(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self._abandon()
+            raise SandboxStartError(
+                "The container is up, but its interpreter was not ready within "
+                f"{self._patience.start_timeout:g} s.",
+                remedy="Raise start_timeout, or see what the container is busy with.",
+                container=self._container,
+            ) from None
+        if isinstance(item, Closed):
+            raise self._lost(item)
+        return item
 
     def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Outcome:
         """Send one request and wait for its answer.
@@ -146,8 +156,7 @@ class Session:
             OptionError: the request is too large. Nothing was sent.
             SandboxLostError: the container went away.
         """
-        if self._exchange is not None:
-            self._end(self._exchange)  # an earlier one, whose caller did not wait for its end
+        self._finish_earlier()
         self._number += 1
         message = {"op": op, "id": self._number, **content}
         limit = self._patience.limit(op)
@@ -157,6 +166,15 @@ class Session:
         if limit is not None or op != "cell":
             message["announce"] = True
         exchange = Exchange(self._number, message, self._outcome(on_output), limit)
+        self._run(exchange)
+        return exchange.outcome
+
+    def _finish_earlier(self) -> None:
+        """See an earlier request to its end whose caller did not wait for that."""
+        if self._exchange is not None:
+            self._end(self._exchange)
+
+    def _run(self, exchange: Exchange) -> None:
         self._exchange = exchange
         try:
             self._send(exchange)
@@ -182,7 +200,6 @@ class Session:
             raise
         self._exchange = None
         self._answered = time.time()
-        return exchange.outcome
 
     def interrupt(self) -> None:
         """Interrupt the request that is under way, in whatever thread. See :class:`Stop`."""
@@ -200,6 +217,63 @@ class Session:
     def unsaved(self) -> Sequence[UnsavedVariable]:
         """See :attr:`Sandbox.unsaved`."""
         self.request("sync", None)
+        return self._unsaved
+
+    @property
+    def last_unsaved(self) -> Sequence[UnsavedVariable]:
+        """The same as far as it is known, without asking; after a start, what was not restored."""
+        return self._unsaved
+
+    def settle(self, timeout: float) -> bool:
+        """Wait for the checkpoint of the last request.
+
+        Args:
+            timeout: seconds until the variable that it is at is given up, and what it is at after
+                that; ``cell_timeout`` where there is one.
+
+        Returns:
+            Whether there is one: else its worker was killed, and what the last request has changed
+            is lost.
+
+        Raises:
+            SandboxLostError: the container went away.
+        """
+        self._finish_earlier()
+        self._number += 1
+        message = {"op": "sync", "id": self._number, "announce": True}
+        exchange = Exchange(self._number, message, self._outcome(None), timeout)
+        self._run(exchange)
+        if exchange.outcome.notices:
+            logger.warning("%s: %s", self._container, " ".join(exchange.outcome.notices))
+        return exchange.deaths == 0
+
+    def restart(self, between: Callable[[], None], *, restores: bool) -> Sequence[UnsavedVariable]:
+        """Kill the worker and start another, with a step in between when neither uses any file.
+
+        Args:
+            between: the step. If it fails, the worker is started all the same.
+            restores: whether there is a checkpoint to go on from.
+
+        Returns:
+            The variables that it did not bring back.
+
+        Raises:
+            SandboxStartError: the next one was not ready in time.
+            SandboxLostError: the container went away.
+        """
+        self._finish_earlier()
+        self.channel.send(wire.RESTART)
+        deadline = time.monotonic() + self._patience.start_timeout
+        while True:
+            item = self._receive_by(deadline)
+            if isinstance(item, Event) and item.content.get("event") == "died":
+                break
+        try:
+            between()
+        finally:
+            self._acknowledged = self._number if restores else 0
+            self._await_ready(time.monotonic() + self._patience.start_timeout)
+            self._patience.ready()
         return self._unsaved
 
     # Answers
@@ -368,6 +442,7 @@ class Session:
 
     def _note_saved(self, content: dict[str, Any]) -> None:
         self._unsaved = _variables(content.get("unsaved"))
+        self.on_saved(content)
         if content.get("error"):
             error = printable(content["error"], _REPORT_TEXT)
             logger.warning("%s: the checkpoint failed: %s", self._container, error)

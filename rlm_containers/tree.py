@@ -1,4 +1,4 @@
-"""A whole directory tree that belongs to code which nobody trusts: walked, copied, exchanged.
+"""A whole directory tree that belongs to code which nobody trusts: walked, given away, exchanged.
 
 Like :mod:`rlm_containers.files`, relative to descriptors and following nothing.
 """
@@ -8,19 +8,18 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from rlm_containers.errors import WorkspaceError
-from rlm_containers.files import Owner, copy_contents, free_space, give_to, open_regular
+from rlm_containers.files import Owner, free_space, open_regular
 
 __all__ = [
+    "DIRECTORY",
     "MAX_DEPTH",
     "MAX_NODES",
     "Node",
-    "TreeWriter",
-    "copy_tree",
     "exchange",
     "give_tree_to",
     "opened",
@@ -33,7 +32,11 @@ MAX_DEPTH = 100
 #: Files, directories and links in a workspace.
 MAX_NODES = 200_000
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: A cell can give a file any time; one that every file system can hold is kept.
+_LATEST = 1 << 61
+
+#: How to open a directory that is not to be a link.
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ def walk(top: int) -> Iterator[tuple[Node, int]]:
 
 def _opened(directory: int, name: str, prefix: str) -> tuple[int, str, list[str]]:
     try:
-        descriptor = os.open(name, _DIRECTORY, dir_fd=directory)
+        descriptor = os.open(name, DIRECTORY, dir_fd=directory)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -140,7 +143,7 @@ def _node(path: str, found: os.stat_result) -> Node:
         mode=stat.S_IMODE(mode) & 0o777,
         size=found.st_size,
         holes=max(0, found.st_size - found.st_blocks * 512) if stat.S_ISREG(mode) else 0,
-        modified=found.st_mtime_ns,
+        modified=min(max(0, found.st_mtime_ns), _LATEST),
         owner=(found.st_uid, found.st_gid),
     )
 
@@ -175,119 +178,14 @@ def opened(node: Node, directory: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-class TreeWriter:
-    """Makes a tree, in the order in which :func:`walk` gives one.
-
-    Args:
-        top: a descriptor of an empty directory.
-        owner: who is to own everything.
-    """
-
-    def __init__(self, top: int, owner: Owner) -> None:
-        self._owner = owner
-        self._stack: list[tuple[int, str]] = [(os.dup(top), "")]
-        # Only at the end: some may be locked, and to write into one changes its time.
-        self._finish: list[tuple[int, int, int]] = []
-
-    def close(self) -> None:
-        """Close what is open. The permissions of directories are set by now."""
-        while self._stack:
-            self._leave()
-
-    def directory(self, path: str, mode: int, modified: int) -> None:
-        parent, name = self._enter(path)
-        os.mkdir(name, 0o700, dir_fd=parent)
-        descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
-        give_to(self._owner, descriptor)
-        self._stack.append((descriptor, path + "/"))
-        self._finish.append((descriptor, mode, modified))
-
-    def file(self, path: str, mode: int, modified: int, fill: Callable[[int], object]) -> None:
-        """Make a file.
-
-        Args:
-            path: where.
-            mode: its permissions.
-            modified: nanoseconds of the epoch.
-            fill: writes its contents, given a descriptor.
-        """
-        parent, name = self._enter(path)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o600, dir_fd=parent)
-        try:
-            fill(descriptor)
-            give_to(self._owner, descriptor)
-            os.fchmod(descriptor, mode)
-            os.utime(descriptor, ns=(modified, modified))
-        finally:
-            os.close(descriptor)
-
-    def symlink(self, path: str, target: str) -> None:
-        parent, name = self._enter(path)
-        os.symlink(target, name, dir_fd=parent)
-        give_to(self._owner, name, parent)
-
-    def _enter(self, path: str) -> tuple[int, str]:
-        """Go to the directory that a path is in: up only, for each was made when it was named."""
-        prefix, _, name = path.rpartition("/")
-        prefix += "/" if prefix else ""
-        while self._stack[-1][1] != prefix:
-            self._leave()
-            if not self._stack:
-                raise ValueError(f"the directory of {path!r} has not been made")
-        return self._stack[-1][0], name
-
-    def _leave(self) -> None:
-        descriptor, _ = self._stack.pop()
-        try:
-            if self._finish and self._finish[-1][0] == descriptor:
-                _, mode, modified = self._finish.pop()
-                os.fchmod(descriptor, mode)
-                os.utime(descriptor, ns=(modified, modified))
-        finally:
-            os.close(descriptor)
-
-
-def copy_tree(source: int, target: int, owner: Owner) -> list[str]:
-    """Copy everything in one directory into another.
-
-    Args:
-        source: a descriptor.
-        target: a descriptor of an empty directory.
-        owner: who is to own the copies.
-
-    Returns:
-        The paths of what was left out: FIFOs, sockets and devices.
-
-    Raises:
-        WorkspaceError: something cannot be read.
-        OSError: something cannot be written.
-    """
-    skipped = []
-    with contextlib.closing(TreeWriter(target, owner)) as writer:
-        for node, directory in walk(source):
-            if node.kind == "directory":
-                writer.directory(node.path, node.mode, node.modified)
-            elif node.kind == "file":
-                with opened(node, directory) as descriptor:
-                    writer.file(node.path, node.mode, node.modified, _copier(descriptor, node.size))
-            elif node.kind == "symlink":
-                writer.symlink(node.path, os.readlink(node.name, dir_fd=directory))
-            else:
-                skipped.append(node.path)
-    return skipped
-
-
-def _copier(source: int, size: int) -> Callable[[int], int]:
-    return lambda target: copy_contents(source, target, size)
-
-
 def give_tree_to(top: int, owner: Owner) -> None:
-    """Have somebody else own a directory and everything in it; the directory itself last."""
+    """Have somebody else own a directory and all in it, where root asks; the directory last."""
+    if os.getuid() != 0:
+        return
     for node, directory in walk(top):
         if node.owner != owner:
-            give_to(owner, node.name, directory)
-    give_to(owner, top)
+            os.chown(node.name, *owner, dir_fd=directory, follow_symlinks=False)
+    os.chown(top, *owner)
 
 
 def exchange(workspace: int, staged: int, discarded: int, keep: Collection[str]) -> None:
@@ -315,7 +213,7 @@ def _move(name: str, source: int, target: int) -> None:
         os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
     except PermissionError:
         # A directory can only be moved by those who may write to it, and its owner need not be.
-        descriptor = os.open(name, _DIRECTORY, dir_fd=source)
+        descriptor = os.open(name, DIRECTORY, dir_fd=source)
         try:
             mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
             os.fchmod(descriptor, mode | 0o700)

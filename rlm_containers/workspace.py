@@ -104,22 +104,26 @@ class Workspace:
                 remedy="Make room on the disk, or remove what stands in the way.",
             ) from error
 
+    def has(self, name: str) -> bool:
+        """Whether there is anything of that name at the top."""
+        try:
+            with self.directory() as directory:
+                os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
     def remove(self) -> None:
         """Remove the directory and everything in it. The container must be gone.
 
         Raises:
             WorkspaceError: something in it could not be removed.
         """
-        self._close()
-        try:
-            remove_tree(self.path)
-        except OSError as error:
-            raise WorkspaceError(
-                f"The workspace {self.path} could not be removed: {error}.",
-                remedy="Remove it by hand.",
-            ) from error
+        self.close()
+        remove_tree(self.path)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Let go of the directory, which stays. Nothing can be done with it any more."""
         with self._guard:
             if self._directory >= 0:
                 os.close(self._directory)
@@ -130,7 +134,7 @@ def remove_tree(path: Path) -> None:
     """Remove a directory and everything in it, whatever a cell has made of that.
 
     Raises:
-        OSError: something in it could not be removed.
+        WorkspaceError: something in it could not be removed.
     """
     try:
         # Works along descriptors and follows no symlink, see shutil.rmtree's documentation.
@@ -143,4 +147,7 @@ def remove_tree(path: Path) -> None:
         EngineCommand(("chmod", "-R", "u+rwX", "--")).run(str(path), check=False)
         EngineCommand(("rm", "-rf", "--")).run(str(path), check=False)
         if path.exists():
-            raise OSError(str(error)) from error
+            raise WorkspaceError(
+                f"The directory {path} could not be removed: {error}.",
+                remedy="Remove it by hand.",
+            ) from error

@@ -9,7 +9,7 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,17 +198,26 @@ class EngineCommand:
             os.close(reading)
         return int(running.process.wait())
 
-    def hold(self, name: str, *args: str, directory: Path | None = None) -> ContainerProcess:
+    def hold(
+        self,
+        name: str,
+        *args: str,
+        directory: Path | None = None,
+        keep_open: Collection[int] = (),
+    ) -> ContainerProcess:
         """Start and return at once, holding the three standard streams.
 
         Args:
             name: the container's name, for the returned object.
             args: arguments after the fixed ones.
             directory: the working directory; ``None`` for this process's own.
+            keep_open: descriptors that the process is to have, too.
         """
         logger.debug("hold %s %s", self, shlex.join(args))
         if shutil.which(self.argv[0]) is None:  # sh would find out after its fork, and leak
             raise self._not_runnable("it is gone")
+        for descriptor in keep_open:
+            os.set_inheritable(descriptor, True)  # sh closes them in every other child
         ours_in, theirs_in = _pipe_to_child()
         ours_out, theirs_out = _pipe_from_child()
         ours_err, theirs_err = _pipe_from_child()
@@ -232,6 +241,7 @@ class EngineCommand:
                     _bg_exc=False,
                     _tty_out=False,
                     _new_session=True,
+                    _pass_fds=set(keep_open),
                 )
         except BaseException as error:
             for descriptor in (ours_in, ours_out, ours_err):
@@ -239,6 +249,9 @@ class EngineCommand:
             if isinstance(error, sh.ForkException):
                 raise self._not_runnable(error) from None
             raise
+        finally:
+            for descriptor in keep_open:
+                os.set_inheritable(descriptor, False)
         return ContainerProcess(name, running, ours_in, ours_out, ours_err)
 
     def _not_runnable(self, error: object) -> EngineNotFoundError:

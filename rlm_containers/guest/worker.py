@@ -23,6 +23,9 @@ __all__ = ["main"]
 #: Where the workspace of the host is mounted.
 WORKSPACE = "/workspace"
 
+#: Variables that the host is told of.
+_REPORTED = 10_000
+
 
 class Worker:
     """The interpreter of a session.
@@ -51,6 +54,8 @@ class Worker:
         self.interrupts = Interrupts(progress)
         self.started = False
         self.exit_code = 0
+        #: Whether the session outlives the container: then the host is told what is saved.
+        self.kept = False
         self.checkpoint: Any = None
         self.reported: dict[str, Any] = {"unsaved": [], "error": None}
         self.namespace = Namespace()
@@ -122,6 +127,7 @@ class Worker:
     def start(self, request: dict[str, Any]) -> None:
         """Connect to the host's language model and go on from the checkpoint, if there is one."""
         self.started = True
+        self.kept = request.get("kept_session", False)
         route = lm.connect(request["proxy"], self.calls, has_model=request["lm"])
         os.environ.update(request["env"])
         os.chdir(WORKSPACE)
@@ -254,6 +260,7 @@ class Worker:
             result["exit_code"] = self.exit_code
         self.streams.restore()  # a repr may have printed
         self.interrupts.begin(2 * number + 1)
+        self.progress[32] = self.kept
         self.send(result)
         self.save(number)
 
@@ -268,6 +275,10 @@ class Worker:
                 report = {"unsaved": [], "error": error_text(error)}
         if report["error"] is None:
             self.progress[:8] = number.to_bytes(8, "big")
+            if self.kept:
+                report["variables"] = checkpoint.saved[:_REPORTED]
+                report["state"] = state_stamp()
+        self.progress[32] = 0
         if report != self.reported:
             self.reported = report
             self.send({"op": "saved", **_bounded(report)})
@@ -306,6 +317,15 @@ def workspace_modules() -> Iterator[None]:
     finally:
         if "" in sys.path:
             sys.path.remove("")
+
+
+def state_stamp() -> list[int]:
+    """The length of the state file and its time, by which the host knows what a report is about."""
+    try:
+        found = os.stat(os.path.join(WORKSPACE, "state.dill"))
+    except OSError:
+        return [0, 0]  # a cell has removed it
+    return [found.st_size, found.st_mtime_ns]
 
 
 def main(control: socket.socket, calls: socket.socket, mode: str, progress: mmap.mmap) -> int:

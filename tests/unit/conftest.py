@@ -17,10 +17,11 @@ from tests.unit.terminal import Program
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Workspaces and bundles go below this directory and not into the user's."""
+    """Workspaces, sessions and bundles go below this directory and not into the user's."""
     directory = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(directory))
+        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
         yield directory
 
 
