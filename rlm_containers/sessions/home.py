@@ -216,6 +216,8 @@ class KeptWorkspace(Workspace):
         self.owner = owner
         try:
             path.mkdir(mode=0o700, exist_ok=True)
+            if path.lstat().st_mode & 0o700 != 0o700:  # a cell has locked everybody out
+                path.chmod(0o700)
             self._open()
             with self.directory() as top:
                 # An engine that runs containers as somebody else may have made it.

@@ -255,8 +255,15 @@ class SessionStore:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[int]:
-    """A descriptor of a directory."""
-    descriptor = os.open(path, DIRECTORY)
+    """A descriptor of a workspace.
+
+    Raises:
+        WorkspaceError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, DIRECTORY)
+    except OSError as error:
+        raise WorkspaceError(f"The workspace {path} cannot be opened: {error.strerror}.") from error
     try:
         yield descriptor
     finally:
