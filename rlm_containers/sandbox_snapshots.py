@@ -114,7 +114,8 @@ class SnapshotMethods:
             found = self._home.snapshots.get(snapshot)
             # What belongs to the host, such as a compacted history, is not the cells' to go back.
             kept = {item["file"] for item in self._told["kept"]}
-            has_state = any(entry.path == "state.dill" for entry in found.entries)
+            state = ("state.dill", "state.dill.previous")
+            has_state = any(entry.path in state for entry in found.entries)
             with self._home.snapshots.staged(found, self._workspace) as staged:
                 lost = session.restart(lambda: staged.swap(kept), restores=has_state)
             # Files that variables were loaded from may be others now; their names stay taken.
@@ -242,21 +243,26 @@ class SnapshotMethods:
         news = [variable for variable in self.lost if variable.name not in known]
         current = dataclasses.replace(before, python=python)
         foreign = bool(before.python) and before.minor != current.minor
-        if not news and not foreign:
+        damage = self._session.damage
+        if not news and not foreign and not damage:
             return
         # The next checkpoint will not have them, so that a way back must be kept before it.
         why = f"before Python {python}" if foreign else "before variables were dropped"
         with self._workspace.directory() as top:
             snapshot = home.snapshots.take(top, before, why)
-        said = f"was made with Python {before.python}, and this is {python}" if foreign else ""
+        said = []
+        if foreign:
+            said.append(f"was made with Python {before.python}, and this is {python}")
+        if damage:
+            said.append("goes on from the state before its last one, which cannot be read")
         if news:
             names = "; ".join(map(str, news[:20])) + ("; …" if len(news) > 20 else "")
-            said += ("; " if said else "") + f"could not bring back: {names}"
+            said.append(f"could not bring back: {names}")
         logger.warning(
             "%s: the session %r %s. As it was it is kept as the snapshot %s.",
             self.name,
             self.options.session,
-            said,
+            "; ".join(said),
             snapshot.id,
         )
 

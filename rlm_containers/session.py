@@ -71,6 +71,7 @@ class Session:
 
     Attributes:
         route: how the guest reaches the language model.
+        damage: why the last state file was not what the worker went on from; empty if it was.
         on_saved: told what the guest says of a checkpoint, which may be anything.
     """
 
@@ -88,6 +89,7 @@ class Session:
         self._memory_loss = memory_loss
         self._answered = time.time()
         self.route = "none"
+        self.damage = ""
         self._told = told
         self._max_output = max_output
         self._patience = patience
@@ -484,11 +486,10 @@ class Session:
                 self._container,
                 printable(content.get("reason"), _REPORT_TEXT),
             )
-        if content.get("damage"):
+        self.damage = printable(content.get("damage") or "", _REPORT_TEXT)
+        if self.damage:
             logger.warning(
-                "%s: the checkpoint state.dill could not be used: %s",
-                self._container,
-                printable(content["damage"], _REPORT_TEXT),
+                "%s: the checkpoint state.dill could not be used: %s", self._container, self.damage
             )
         self._locals = _strings(content.get("locals"))
         self._unsaved = _variables(content.get("lost"))

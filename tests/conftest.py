@@ -72,6 +72,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         # Podman keeps what it stores elsewhere: XDG_DATA_HOME, XDG_RUNTIME_DIR.
         patch.setenv("XDG_CACHE_HOME", str(directory))
+        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
         yield directory
     # Not pytest, later: what a failed test left may be too deep for shutil.rmtree.
     subprocess.run(("rm", "-rf", "--", directory), check=False)

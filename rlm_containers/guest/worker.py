@@ -23,9 +23,6 @@ __all__ = ["main"]
 #: Where the workspace of the host is mounted.
 WORKSPACE = "/workspace"
 
-#: Variables that the host is told of.
-_REPORTED = 10_000
-
 
 class Worker:
     """The interpreter of a session.
@@ -140,7 +137,7 @@ class Worker:
         if request.get("tools"):
             self.bind_tools(request["tools"])
         report: dict[str, Any] = {"lost": [], "damage": "", "older": []}
-        if request["expected"] or os.path.lexists(os.path.join(WORKSPACE, "state.dill")):
+        if request["expected"] or has_state():
             report = self.restore()
         for item in request.get("kept", ()):
             try:
@@ -276,7 +273,7 @@ class Worker:
         if report["error"] is None:
             self.progress[:8] = number.to_bytes(8, "big")
             if self.kept:
-                report["variables"] = checkpoint.saved[:_REPORTED]
+                report["variables"] = checkpoint.saved
                 report["state"] = state_stamp()
         self.progress[32] = 0
         if report != self.reported:
@@ -292,7 +289,7 @@ _NAME = 200
 def _bounded(report: dict[str, Any]) -> dict[str, Any]:
     """What is said of variables, whatever names a cell has given to how many of them."""
     bounded = dict(report)
-    for key in ("unsaved", "lost"):
+    for key in ("unsaved", "lost", "variables"):
         if key in report:
             bounded[key] = [[entry[0][:_NAME], *entry[1:]] for entry in report[key][:_REPORTED]]
     if "older" in report:
@@ -317,6 +314,12 @@ def workspace_modules() -> Iterator[None]:
     finally:
         if "" in sys.path:
             sys.path.remove("")
+
+
+def has_state() -> bool:
+    """Whether an earlier sandbox has left anything to go on from."""
+    names = ("state.dill", "state.dill.previous")
+    return any(os.path.lexists(os.path.join(WORKSPACE, name)) for name in names)
 
 
 def state_stamp() -> list[int]:

@@ -32,6 +32,7 @@ from rlm_containers.files import free_space
 from rlm_containers.sessions.objects import ObjectStore, is_digest
 from rlm_containers.sessions.places import is_session_name
 from rlm_containers.sessions.snapshots import Entry, Snapshot
+from rlm_containers.untrusted import UntrustedJSON
 
 __all__ = ["Archive", "portable", "read_archive", "write_archive"]
 
@@ -40,8 +41,9 @@ FORMAT = 1
 _INDEX = "session.json"
 _OBJECTS = "objects/"
 
-#: Bytes of the description, and snapshots in it.
+#: Bytes of the description, its keys and values (a dozen for each file), and snapshots in it.
 _MAX_INDEX = 256 * 1024**2
+_MAX_PARTS = 8_000_000
 _MAX_SNAPSHOTS = 1_000
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -88,7 +90,7 @@ class Archive:
         Raises:
             ValueError: it is none.
         """
-        raw = json.loads(text)
+        raw = UntrustedJSON(text, _MAX_PARTS).load()
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise ValueError("it is of no known format")
         name, snapshots = raw.get("name"), raw.get("snapshots")
@@ -145,6 +147,7 @@ def write_archive(path: Path, archive: Archive, objects: ObjectStore) -> None:
     try:
         with temporary.open("xb") as plain, _packed(plain, path) as file:
             index = archive.to_json()
+            _check_length(index)
             _write_member(file, _INDEX, len(index), io.BytesIO(index))
             for digest, size in sorted(archive.digests.items()):
                 with objects.opened(digest, size) as source:
@@ -159,6 +162,18 @@ def write_archive(path: Path, archive: Archive, objects: ObjectStore) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _check_length(index: bytes) -> None:
+    try:
+        if len(index) > _MAX_INDEX:
+            raise ValueError(f"its description has more than {_MAX_INDEX:,} bytes")
+        UntrustedJSON(index, _MAX_PARTS)
+    except ValueError as error:
+        raise ArchiveError(
+            f"The session has too many files for one archive: {error}.",
+            remedy="Export it without its snapshots, or remove files that are not needed.",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -199,7 +214,7 @@ def read_archive(path: Path, objects: ObjectStore, max_size: int) -> Archive:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as plain, _unpacked(plain) as file:
             return _read(file, objects, max_size)
-    except (ValueError, SessionStateError, RecursionError, MemoryError) as error:
+    except (ValueError, SessionStateError, MemoryError) as error:
         raise ArchiveError(
             f"{path} is not an exported session, or is damaged: {error}",
             remedy="Export it again. Nothing has been imported.",

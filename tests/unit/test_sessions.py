@@ -381,6 +381,27 @@ def test_a_state_that_cannot_be_read_is_an_error_and_stays(boxes: Boxes) -> None
     assert boxes(session="one").execute("").locals["x"] == "1"
 
 
+def test_a_damaged_state_goes_on_from_the_one_before(
+    boxes: Boxes, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = boxes(session="one")
+    run(box, "x = 1")
+    run(box, "x = 2")
+    box.close()
+    state = session_path() / "workspace" / "state.dill"
+    state.write_bytes(b"damaged")
+    again = boxes(session="one")
+    assert again.execute("").locals["x"] == "1"
+    (kept,) = again.snapshots()
+    assert [entry.size for entry in kept.entries if entry.path == "state.dill"] == [7]
+    warning = warnings_of(caplog)[-1].getMessage()
+    assert "the state before its last one" in warning
+    assert kept.id in warning
+    again.close()
+    state.unlink()  # as a cell may, whose host is killed then
+    assert boxes(session="one").execute("").locals["x"] == "1"
+
+
 def test_another_python_is_warned_of_and_the_way_back_kept(
     boxes: Boxes, caplog: pytest.LogCaptureFixture
 ) -> None:
