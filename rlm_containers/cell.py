@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlm_containers.artifacts import Artifact
 from rlm_containers.lm.broker import LMCall
 
 __all__ = [
@@ -62,6 +63,8 @@ class CellResult:
             after the worker's death its own exit code, or 128 and the number of the signal.
         notices: what this library has to say of the cell, sentences. They end ``stderr``, too, but
             are not given to an output callback.
+        artifacts: the images and documents that matplotlib has saved or shown, still in the
+            workspace: for :meth:`Sandbox.get_file` to fetch.
     """
 
     stdout: str
@@ -75,6 +78,7 @@ class CellResult:
     older: tuple[str, ...] = field(default=())
     exit_code: int = 0
     notices: tuple[str, ...] = ()
+    artifacts: tuple[Artifact, ...] = field(default=())
 
 
 #: Pieces of output that are kept apart, until they are needed as one.

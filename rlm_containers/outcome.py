@@ -37,6 +37,8 @@ class Outcome:
     lost: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
     exit_code: int = 0
+    #: What the guest says that it has made, which need not be there.
+    artifacts: list[str] = field(default_factory=list)
 
     @property
     def stderr(self) -> str:

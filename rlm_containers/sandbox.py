@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
+from rlm_containers.artifacts import found_artifacts
 from rlm_containers.async_sandbox import AsyncMethods
 from rlm_containers.awaitables import AsyncFunctions
 from rlm_containers.cell import CellResult, OutputCallback
@@ -400,7 +401,12 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
             start = time.perf_counter()
             outcome = session.request("cell", on_output, code=code, **more)
             elapsed = time.perf_counter() - start
-            return outcome.result(elapsed, self.broker.take_calls())
+            result = outcome.result(elapsed, self.broker.take_calls())
+            if not outcome.artifacts:
+                return result
+            assert self._workspace is not None
+            artifacts = found_artifacts(outcome.artifacts, self._workspace)
+            return dataclasses.replace(result, artifacts=artifacts)
 
     def interrupt(self) -> None:
         """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing.

@@ -36,6 +36,10 @@ _STATUSES: dict[object, CellStatus] = {
 _REPORT_COUNT = 10_000
 _REPORT_TEXT = 2_000
 
+#: Files that one cell has made, and characters of the path of one.
+_ARTIFACTS = 500
+_PATH_TEXT = 4096
+
 #: The same for the short forms of variables.
 _LOCALS_COUNT = 1_000
 _LOCALS_TEXT = 200
@@ -438,6 +442,7 @@ class Session:
         if "locals" in content:
             self._locals = _strings(content["locals"])
         outcome.locals = dict(self._locals)
+        outcome.artifacts = _names(content.get("artifacts"), _ARTIFACTS, _PATH_TEXT)
         answer = content.get("final_answer")
         outcome.final_answer = answer if isinstance(answer, str) else None
         outcome.note_exit(content.get("exit_code"))
@@ -564,10 +569,10 @@ def _death(content: dict[str, Any]) -> str:
     return f"ended itself with status {status if isinstance(status, int) else 'unknown'}"
 
 
-def _names(value: object) -> list[str]:
+def _names(value: object, count: int = _REPORT_COUNT, length: int = _LOCALS_TEXT) -> list[str]:
     """A list of names as the guest told it."""
-    names = value[:_REPORT_COUNT] if isinstance(value, list) else ()
-    return [printable(name, _LOCALS_TEXT) for name in names]
+    names = value[:count] if isinstance(value, list) else ()
+    return [printable(name, length) for name in names]
 
 
 def _listed(words: Sequence[str], separator: str = ", ") -> str:

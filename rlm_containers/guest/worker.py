@@ -54,6 +54,7 @@ class Worker:
         #: Whether the session outlives the container: then the host is told what is saved.
         self.kept = False
         self.checkpoint: Any = None
+        self.figures: Any = None
         self.reported: dict[str, Any] = {"unsaved": [], "error": None}
         self.namespace = Namespace()
         self.streams = StandardStreams()
@@ -151,6 +152,7 @@ class Worker:
         # With nothing to do until the first cell: what the first checkpoint and the first
         # query need, which takes a while where the image has no compiled byte code.
         self.open_checkpoint()
+        self.watch_figures()
         if route["route"] == "http":
             import http.client  # noqa: F401
 
@@ -167,12 +169,21 @@ class Worker:
             self.checkpoint = Checkpoint(WORKSPACE)
         return self.checkpoint
 
+    def watch_figures(self) -> None:
+        """Take note of the figures that matplotlib saves, from before it is imported."""
+        if self.figures is None:
+            from .figures import Figures
+
+            self.figures = Figures(WORKSPACE)
+            self.figures.watch()
+
     def restore(self) -> dict[str, Any]:
         """Load the checkpoint; which variables are lost or older, and why."""
         if self.mode == "fresh":
             lost = [["*", "", "restoring the checkpoint killed the interpreter"]]
             return {"lost": lost, "damage": "", "older": []}
         checkpoint = self.open_checkpoint()
+        self.watch_figures()  # a variable may be matplotlib
         with self.streams.silenced(), workspace_modules():
             report: dict[str, Any] = checkpoint.load(
                 self.namespace.values, self.interrupts, last=self.mode == "restore"
@@ -246,7 +257,7 @@ class Worker:
         self.interrupts.install()
         self.namespace.restore_scaffold()
         self.streams.restore()
-        result = {
+        result: dict[str, Any] = {
             "op": "result",
             "id": number,
             "status": status,
@@ -255,6 +266,9 @@ class Worker:
         }
         if status == "exit":
             result["exit_code"] = self.exit_code
+        artifacts = self.figures.take()
+        if artifacts:
+            result["artifacts"] = artifacts
         self.streams.restore()  # a repr may have printed
         self.interrupts.begin(2 * number + 1)
         self.progress[32] = self.kept
