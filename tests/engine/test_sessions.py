@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -38,6 +39,7 @@ sys.stdin.read()
 """
 
 CELL = """
+import importlib.util
 import os
 def double(x): return 2 * x
 items = [1]
@@ -190,3 +192,28 @@ def test_files(clean: Sandbox, tmp_path: Path) -> None:
             box.get_file(name)
     box.put_file(b"3", "link")
     assert execute(box, "print(open('link').read(), os.path.islink('link'))").stdout == "3 False\n"
+
+
+def test_figures(make_box: MakeBox, engine: Engine) -> None:
+    # The real matplotlib, that of this environment: for the same Python it runs there, too.
+    place = Path(importlib.util.find_spec("matplotlib").origin).parent.parent
+    python = "{}.{}".format(*sys.version_info)
+    box = make_box(engine.image(python), mounts=[f"{place}:/opt/packages"], isolation="strict")
+    result = execute(
+        box,
+        """
+        import sys
+        sys.path.append("/opt/packages")
+        import matplotlib.pyplot as plt
+        plt.plot([1, 2, 3])
+        plt.savefig("saved.pdf")
+        plt.show()
+        """,
+    )
+    assert (result.status, result.stderr) == ("ok", "")
+    assert [(a.path, a.mime_type) for a in result.artifacts] == [
+        ("saved.pdf", "application/pdf"),
+        ("figures/figure-1.png", "image/png"),
+    ]
+    assert box.get_file("saved.pdf").startswith(b"%PDF")
+    assert box.get_file("figures/figure-1.png").startswith(b"\x89PNG")
