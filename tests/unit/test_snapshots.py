@@ -348,7 +348,7 @@ def test_a_fork_has_what_the_first_had(boxes: Boxes) -> None:
 
 
 def test_a_fork_keeps_its_own_calls(boxes: Boxes) -> None:
-    broker = LMBroker(CallableBackend(str.upper, AsyncFunctions()))
+    broker = LMBroker(CallableBackend(str.upper, 60.0, AsyncFunctions()))
     box = boxes(lm=broker)
     with box.fork() as other:
         assert run(other, "llm_query('a')").lm_calls[0].response == "A"
