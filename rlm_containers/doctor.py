@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
+from rlm_containers.config import check_config, configured_options, unknown_variables
+from rlm_containers.configfile import config_path
 from rlm_containers.errors import (
+    ConfigError,
     ContainersError,
     ContainerStartError,
     EngineNotFoundError,
@@ -128,7 +131,7 @@ class Diagnosis:
 def diagnose(
     runtimes: Iterable[str] = (),
     *,
-    image: str = DEFAULT_IMAGE,
+    image: str | None = None,
     pull: bool = False,
     on_check: Callable[[str, Check], None] | None = None,
 ) -> Diagnosis:
@@ -136,7 +139,7 @@ def diagnose(
 
     Args:
         runtimes: the engines, as for ``Sandbox(runtime=…)``; none for all that may be here.
-        image: the image of the trial.
+        image: the image of the trial; ``None`` for the one that is configured.
         pull: whether to fetch it where it is not. Without it there is no trial then.
         on_check: called with the engine's name, or ``"host"``, after each check.
 
@@ -144,6 +147,7 @@ def diagnose(
         What was found. What is wrong with an engine is no exception.
     """
     tell = on_check or (lambda engine, check: None)
+    image = image or _configured_image()
     names = tuple(runtimes)
 
     def collect(where: str, checks: Iterator[Check]) -> tuple[Check, ...]:
@@ -160,7 +164,7 @@ def diagnose(
                 runtime=name,
                 checks=collect(name, _check_engine(name, image, pull, bool(names))),
             )
-            for name in names or runtime_names()
+            for name in names or _all_names()
         ),
         named=bool(names),
     )
@@ -169,6 +173,7 @@ def diagnose(
 def _check_host() -> Iterator[Check]:
     version = f"{platform.python_version()} ({sys.executable})"
     yield Check(name="python", status="ok", detail=version)
+    yield _check_config()
     directory = workspaces_directory()
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -200,6 +205,41 @@ def _check_host() -> Iterator[Check]:
             detail="not installed; only `rlm-containers ask` and RLM objects need it",
             remedy="pip install 'rlm-containers[rlms]'",
         )
+
+
+def _check_config() -> Check:
+    try:
+        check_config()
+        strange = unknown_variables()
+    except ConfigError as error:
+        return Check(name="config", status="failed", detail=error.what, remedy=error.remedy)
+    path = config_path()
+    if strange:
+        return Check(
+            name="config",
+            status="warning",
+            detail=f"no option of a sandbox: {', '.join(strange)}",
+            remedy="Are these variables misspelt? `rlm-containers config show` lists the options.",
+        )
+    return Check(
+        name="config", status="ok", detail=str(path) if path.exists() else "none; all defaults"
+    )
+
+
+def _all_names() -> tuple[str, ...]:
+    try:
+        configured = configured_options({}).runtime
+    except ConfigError:  # which is reported
+        configured = None
+    named = [configured] if isinstance(configured, str) else []
+    return tuple(dict.fromkeys([*named, *runtime_names()]))
+
+
+def _configured_image() -> str:
+    try:
+        return configured_options({}).image
+    except ConfigError:  # which is reported
+        return DEFAULT_IMAGE
 
 
 def _check_engine(name: str, image: str, pull: bool, wanted: bool) -> Iterator[Check]:

@@ -123,6 +123,7 @@ def command(ctx: click.Context, /, question: str, contexts: tuple[Path, ...], **
             f"This needs rlms ({error}): pip install 'rlm-containers[rlms]'"
         ) from None
     from rlm_containers.cli.messages import activity, say, show_error
+    from rlm_containers.cli.start import prepare_image
     from rlm_containers.errors import CompletionError
 
     report: Path | None = given["report"]
@@ -139,6 +140,7 @@ def command(ctx: click.Context, /, question: str, contexts: tuple[Path, ...], **
         on_turn=shown.turn,
         **{name: given[name] for name in given if name.startswith("max_") and given[name]},
     )
+    prepare_image(given_options(ctx))
     failure: CompletionError | None = None
     try:
         with activity(f"asking {given['model']}") as shown.show:

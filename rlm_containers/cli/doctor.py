@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlm_containers.cli.command import Command, ExitCode, json_option, print_json
-from rlm_containers.options import DEFAULT_IMAGE
 
 if TYPE_CHECKING:
     from rlm_containers.doctor import Check, Diagnosis
@@ -35,12 +34,12 @@ _PLAIN_MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped":
     metavar="NAME",
     help="Look at this engine only, and fail if it does not work; repeatable.",
 )
-@click.option("--image", default=DEFAULT_IMAGE, show_default=True, help="What to try it with.")
+@click.option("--image", help="What to try it with. [default: as it is configured]")
 @click.option("--pull", is_flag=True, help="Fetch the image where it is not there yet.")
 @json_option
 @click.pass_context
 def command(
-    ctx: click.Context, runtimes: tuple[str, ...], image: str, pull: bool, as_json: bool
+    ctx: click.Context, runtimes: tuple[str, ...], image: str | None, pull: bool, as_json: bool
 ) -> None:
     """See whether containers work here, and what to do if they do not.
 

@@ -12,7 +12,17 @@ from rlm_containers.cli.command import Command, Group
 __all__ = ["program"]
 
 #: Each is a module of this package with the command's name, and has the command as ``command``.
-COMMANDS = ("run", "repl", "ask", "doctor", "ps", "completion")
+COMMANDS = (
+    "run",
+    "repl",
+    "ask",
+    "doctor",
+    "ps",
+    "images",
+    "sessions",
+    "config",
+    "completion",
+)
 
 
 class Program(Group):

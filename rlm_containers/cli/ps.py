@@ -7,6 +7,7 @@ import os
 import click
 
 from rlm_containers.cli.command import Command, json_option, print_json
+from rlm_containers.cli.engines import answering, runtimes_option
 
 __all__ = ["command"]
 
@@ -18,9 +19,7 @@ __all__ = ["command"]
         ("On one, for another program", "ps --runtime podman --json"),
     ),
 )
-@click.option(
-    "--runtime", "names", multiple=True, metavar="NAME", help="Only this engine; repeatable."
-)
+@runtimes_option
 @json_option
 def command(names: tuple[str, ...], as_json: bool) -> None:
     """List the containers of sandboxes, this user's and others', and who owns them.
@@ -28,23 +27,11 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     An owner that is gone has been killed, and has left the container behind for some reason.
     """
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.errors import ContainersError
     from rlm_containers.sandbox import LABEL
-    from runtimes import get_runtime
-    from runtimes.detect import runtime_names
 
     found = []
-    refusals: list[ContainersError] = []
-    for name in names or runtime_names():
-        try:
-            runtime = get_runtime(name)
-            records = runtime.find({LABEL: ""})
-        except ContainersError as error:
-            if names:
-                raise
-            refusals.append(error)
-            continue
-        for record in records:
+    for name, runtime in answering(names).items():
+        for record in runtime.find({LABEL: ""}):
             pid = record.labels.get(LABEL, "")
             found.append(
                 {
@@ -56,8 +43,6 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
                     "owner_alive": _is_alive(pid),
                 }
             )
-    if refusals and len(refusals) == len(runtime_names()):
-        get_runtime()  # says what is to be done where none answers
     if as_json:
         print_json(found)
         return

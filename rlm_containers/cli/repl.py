@@ -11,6 +11,7 @@ import click
 
 from rlm_containers.cli.command import Command
 from rlm_containers.cli.contexts import context_option, read_contexts
+from rlm_containers.cli.figures import Figures, figures_option
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
 
 if TYPE_CHECKING:
@@ -41,17 +42,18 @@ cell, Ctrl-D ends.
     ),
 )
 @context_option
+@figures_option
 @sandbox_options()
 @click.pass_context
-def command(ctx: click.Context, contexts: tuple[Path, ...]) -> None:
+def command(ctx: click.Context, contexts: tuple[Path, ...], figures: Path | None) -> None:
     """Type Python and see what it does, in a sandbox.
 
     Variables live on from cell to cell, and when a cell kills the interpreter. The history of what
     was typed is kept for the next time. Ends with 0, or with what a cell gave to sys.exit().
     """
-    from rlm_containers import Sandbox
-    from rlm_containers.cli.messages import activity, say
+    from rlm_containers.cli.messages import say
     from rlm_containers.cli.prompt import Prompt
+    from rlm_containers.cli.start import start_sandbox
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
@@ -59,17 +61,12 @@ def command(ctx: click.Context, contexts: tuple[Path, ...]) -> None:
         )
     context = read_contexts(contexts)
     options: dict[str, Any] = given_options(ctx)
-    with activity("starting a container"):
-        box = Sandbox(**options).start()
-    with box:
-        if context is not None:
-            with activity("sending the context"):
-                box.load("context", context)
+    with start_sandbox(options, context) as box:
         say(f"Python {box.python_version} in {box.options.image}. :help helps, Ctrl-D ends.", "dim")
-        ctx.exit(_converse(box, Prompt(box)))
+        ctx.exit(_converse(box, Prompt(box), Figures(box, figures)))
 
 
-def _converse(box: Sandbox, prompt: Prompt) -> int:
+def _converse(box: Sandbox, prompt: Prompt, figures: Figures) -> int:
     """Read and run cells until the end; the exit code."""
     from rlm_containers.cli.cells import CellPrinter, run_cell
 
@@ -89,6 +86,7 @@ def _converse(box: Sandbox, prompt: Prompt) -> int:
             number += 1
             printer.end_line()
             printer.finish(result)
+            figures.tell(result)
             prompt.variables = dict(result.locals)
             if result.status == "exit":
                 return result.exit_code

@@ -10,6 +10,7 @@ import click
 
 from rlm_containers.cli.command import Command, json_option, print_json
 from rlm_containers.cli.contexts import context_option, read_contexts
+from rlm_containers.cli.figures import Figures, figures_option
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
 
 __all__ = ["command"]
@@ -31,6 +32,7 @@ __all__ = ["command"]
 )
 @click.option("-c", "--code", metavar="CODE", help="Python source; what follows are arguments.")
 @context_option
+@figures_option
 @json_option
 @sandbox_options()
 @click.argument("arguments", metavar="[FILE | -] [ARGUMENT]...", nargs=-1)
@@ -39,6 +41,7 @@ def command(
     ctx: click.Context,
     code: str | None,
     contexts: tuple[Path, ...],
+    figures: Path | None,
     as_json: bool,
     arguments: tuple[str, ...],
 ) -> None:
@@ -49,9 +52,8 @@ def command(
     interpreter was killed. 125 says that there was no sandbox to run it in. With --json the
     whole outcome is one object.
     """
-    from rlm_containers import Sandbox
     from rlm_containers.cli.cells import CellPrinter, describe_result, run_cell
-    from rlm_containers.cli.messages import activity
+    from rlm_containers.cli.start import start_sandbox
 
     name, code = _source(code, arguments)
     if name == "-" and Path("-") in contexts:
@@ -59,20 +61,17 @@ def command(
     context = read_contexts(contexts)
     options: dict[str, Any] = given_options(ctx)
     printer = None if as_json else CellPrinter()
-    with activity("starting a container"):
-        box = Sandbox(**options).start()
-    with box:
-        if context is not None:
-            with activity("sending the context"):
-                box.load("context", context)
+    with start_sandbox(options, context) as box:
         if len(arguments) > 1 or (arguments and name == "-c"):
             argv = ["-c", *arguments] if name == "-c" else list(arguments)
             box.run_setup(f"__import__('sys').argv[:] = {argv!r}")
         result = run_cell(box, code, printer, name=Path(name).name)
-    if printer is None:
-        print_json(describe_result(result))
-    else:
-        printer.finish(result)
+        made = Figures(box, figures)
+        if printer is None:
+            print_json({**describe_result(result), "artifacts": made.fetch(result)})
+        else:
+            printer.finish(result)
+            made.tell(result)
     ctx.exit(result.exit_code)
 
 

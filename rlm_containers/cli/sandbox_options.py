@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
@@ -30,15 +30,15 @@ class SandboxOption(click.Option):
     sandbox_option = True
 
 
-def sandbox_options(*without: str) -> Callable[[AnyCommand], AnyCommand]:
+def sandbox_options(only: Collection[str] = ()) -> Callable[[AnyCommand], AnyCommand]:
     """A decorator that lets a command take the options of a sandbox.
 
     Args:
-        without: the names of those that it does not take.
+        only: the names of those that it takes; empty for all.
     """
 
     def decorate(command: AnyCommand) -> AnyCommand:
-        for name in reversed([n for n in _hints() if n not in without]):
+        for name in reversed([n for n in _hints() if not only or n in only]):
             command = click.option(*_spelling(name), **_attributes(name), cls=SandboxOption)(
                 command
             )

@@ -7,6 +7,7 @@ local user, and what is in a file may be committed.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -20,10 +21,11 @@ from rlm.core.types import ClientBackend, RLMChatCompletion, RLMIteration, Usage
 from rlm.logger import RLMLogger
 from rlm.utils.exceptions import CancellationError
 
+from rlm_containers.config import configured_options
 from rlm_containers.context import Context
 from rlm_containers.errors import CompletionError, ContainersError, OptionError
-from rlm_containers.integrations.rlms import register
-from rlm_containers.options import DEFAULT_IMAGE
+from rlm_containers.integrations.rlms import ContainerResult, register
+from rlm_containers.options import SandboxOptions
 from rlm_containers.trajectory import (
     Figure,
     ModelUsage,
@@ -34,6 +36,8 @@ from rlm_containers.trajectory import (
 )
 
 __all__ = ["BACKENDS", "Completion", "Model"]
+
+logger = logging.getLogger("rlm_containers")
 
 #: The backends of rlms.
 BACKENDS: tuple[str, ...] = get_args(ClientBackend)
@@ -48,6 +52,9 @@ _KEYS = {
     "vercel": "AI_GATEWAY_API_KEY",
     "vllm": "VLLM_API_KEY",
 }
+
+#: Bytes of one figure that are kept for the report.
+_LARGEST_FIGURE = 10 * 1024**2
 
 # What vLLM's own documentation has clients say to a server that asks for no key.
 _NO_KEY = "EMPTY"
@@ -150,7 +157,7 @@ class Completion:
             question=question,
             context=_describe_context(context),
             backend=model.describe(),
-            environment=_describe_environment(options or {}, sub_model),
+            environment=_describe_environment(configured_options(options or {}), sub_model),
         )
         others: dict[str, Any] = {}
         if sub_model is not None:
@@ -241,7 +248,17 @@ class _Recorder(RLMLogger):
 
 def _figures(result: object) -> tuple[Figure, ...]:
     """The pictures of a result, while their files are still there."""
-    return tuple(figure for figure in getattr(result, "figures", ()) if isinstance(figure, Figure))
+    if not isinstance(result, ContainerResult):
+        return ()
+    found = []
+    for artifact in result.artifacts:
+        try:
+            data = result.sandbox.get_file(artifact.path, max_size=_LARGEST_FIGURE)
+        except ContainersError as error:
+            logger.warning("%s is not in the report: %s", artifact.path, error)
+            continue
+        found.append(Figure(name=artifact.path, mime_type=artifact.mime_type, data=data))
+    return tuple(found)
 
 
 def _turn(raw: Mapping[str, Any], figures: list[tuple[Figure, ...]] | None = None) -> Turn:
@@ -314,11 +331,13 @@ def _describe_context(context: Context | None) -> tuple[tuple[str, int], ...]:
 
 
 def _describe_environment(
-    options: Mapping[str, Any], sub_model: Model | None
+    options: SandboxOptions, sub_model: Model | None
 ) -> tuple[tuple[str, str], ...]:
-    shown = {"image": str(options.get("image", DEFAULT_IMAGE))}
-    if options.get("runtime"):
-        shown["engine"] = str(options["runtime"])
+    shown = {"image": options.image}
+    if options.packages:
+        shown["packages"] = ", ".join(options.packages)
+    if options.runtime:
+        shown["engine"] = str(options.runtime)
     if sub_model is not None:
         shown["sub-model"] = f"{sub_model.name} ({sub_model.describe()})"
     return tuple(shown.items())

@@ -102,3 +102,40 @@ def test_an_end_by_a_signal(program: Program, engine: Engine) -> None:
     assert process.wait(30) == -signal.SIGTERM
     process.stdout.close()
     # That nothing is left of any of these the engine's fixture sees at the end.
+
+
+def test_images(program: Program, engine: Engine, tmp_path: Path) -> None:
+    image, file = engine.image_without_python(), tmp_path / "image.tar"
+    one = ("--runtime", engine.runtime)
+
+    def listed() -> list[dict[str, object]]:
+        found = json.loads(program("images", "list", "--json", *one).stdout)
+        return [entry for entry in found if entry["origin"] == image or entry["name"] == image]
+
+    assert program("images", "warm", "--image", image, *one).stdout == f"{image}\n"
+    archive = Path(program("images", "export", image, *one).stdout.strip())
+    assert [entry["kind"] for entry in listed()] == ["exported"]
+    # Only look at first; then it goes.
+    done = program("images", "prune", "--keep", "0", "--dry-run", *one)
+    assert archive.name in done.stdout
+    assert archive.exists()
+    done = program("images", "prune", "--unused", "0s", *one)
+    assert done.returncode == 0
+    assert not archive.exists()
+    assert program("images", "export", image, str(file), *one).stdout == f"{file}\n"
+    assert program("images", "import", str(file), *one).stdout.splitlines() == [image]
+    assert [entry["kind"] for entry in listed()] == ["imported"]
+    assert program("images", "prune").returncode == 2
+    damaged = tmp_path / "damaged.tar"
+    damaged.write_bytes(file.read_bytes()[:10_000])
+    done = program("images", "import", str(damaged), *one)
+    assert done.returncode == 125
+    assert "error: " in done.stderr
+    assert program("images", "export", "localhost/nonesuch:1", str(file), *one).returncode == 125
+
+
+def test_a_session(program: Program, engine: Engine) -> None:
+    options = ("--image", engine.image(), "--session", f"cli-{engine.name}")
+    assert program("run", *options, "-c", "x = 6 * 7").returncode == 0
+    assert program("run", *options, "-c", "print(x)").stdout == "42\n"
+    assert program("sessions", "remove", "--yes", f"cli-{engine.name}").returncode == 0

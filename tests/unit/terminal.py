@@ -47,6 +47,7 @@ class Program:
             "XDG_STATE_HOME": str(home / "state"),
             "XDG_CONFIG_HOME": str(home / "config"),
             "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(home / "path"))),
+            "RLM_CONTAINERS_CONFIG": None,
             "RLM_CONTAINERS_RUNTIME": None,
             "NO_COLOR": None,
             "TERM": "xterm-256color",

@@ -100,6 +100,21 @@ def test_the_trace_shows_cells_and_what_they_print(program: Program) -> None:
     assert ">>> x = 1\n>>> print('out')\n>>> 1/0\nout\nTraceback" in done.stderr
 
 
+def test_figures_are_in_the_report(program: Program, tmp_path: Path) -> None:
+    report = tmp_path / "out.html"
+    (tmp_path / "mpl").mkdir()
+    plot = "```repl\nimport matplotlib.pyplot as plt\nplt.plot([1])\nplt.savefig('my.png')\ny = ''\n```"
+    with serve_openai(plot, ANSWER) as server:
+        done = program(
+            "ask", "Show it", "--model", "root", "--base-url", server.url, "--report", str(report),
+            "--env", f"MPLCONFIGDIR={tmp_path / 'mpl'}",
+        )  # fmt: skip
+    assert done.returncode == 0
+    page = report.read_text()
+    assert "<figcaption>my.png</figcaption>" in page
+    assert 'src="data:image/png;base64,iVBORw0KGgo' in page
+
+
 def test_a_model_that_fails(program: Program, tmp_path: Path) -> None:
     report = tmp_path / "out.html"
     with serve_openai(LOOK, 401) as server:

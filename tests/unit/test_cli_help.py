@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -39,6 +40,16 @@ def test_every_command_has_help_with_examples(command: str) -> None:
     text = help_of(command)
     assert f"\n    rlm-containers {command} " in text or f"\n    rlm-containers {command}\n" in text
     assert "-v, --verbose" in text or "Commands:" in text
+
+
+@pytest.mark.parametrize("group", ["config", "images", "sessions"])
+def test_every_command_of_a_group_has_help_with_examples(group: str) -> None:
+    found = program.get_command(click.Context(program), group)
+    assert isinstance(found, click.Group)
+    for name in found.commands:
+        text = help_of(group, name)
+        assert f"\n    rlm-containers {group} {name}" in text
+        assert f"{group} {name}" in DOCUMENT.read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -121,6 +121,34 @@ def test_options_of_the_sandbox(program: Program) -> None:
     assert "characters cut" in found
 
 
+PLOT = """\
+import matplotlib.pyplot as plt
+plt.plot([1, 2, 3])
+plt.savefig("plot.png")
+plt.show()
+"""
+
+
+def test_figures(program: Program, tmp_path: Path) -> None:
+    place = tmp_path / "figures"
+    (tmp_path / "mpl").mkdir()
+    options = ("--figures", str(place), "--env", f"MPLCONFIGDIR={tmp_path / 'mpl'}")
+    done = program("run", *options, "-c", PLOT)
+    assert (done.returncode, done.stdout) == (0, "")
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"figure: {place}/plot.png (image/png, ")
+    assert second.startswith(f"figure: {place}/figure-1.png (image/png, ")
+    for path in place.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+    # What is there stays as it is.
+    found = json.loads(program("run", "--json", *options, "-c", PLOT).stdout)
+    assert [figure["path"] for figure in found["artifacts"]] == [
+        f"{place}/plot-2.png",
+        f"{place}/figure-1-2.png",
+    ]
+    assert len(list(place.iterdir())) == 4
+
+
 def test_the_limit_of_time(program: Program) -> None:
     done = program("run", "--cell-timeout", "0.2", "-c", "import time; time.sleep(60)")
     assert done.returncode == 124

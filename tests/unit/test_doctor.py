@@ -30,7 +30,7 @@ def test_an_engine_that_works(program: Program) -> None:
     done = program("doctor", "--json", "--runtime", "local")
     found = json.loads(done.stdout)
     assert (done.returncode, done.stderr, found["ok"]) == (0, "", True)
-    assert {check["name"] for check in found["host"]} == {"python", "workspaces", "rlms"}
+    assert {check["name"] for check in found["host"]} == {"python", "config", "workspaces", "rlms"}
     checks = checks_of(found, "local")
     assert list(checks) == [
         "found", "answers", "version", "root", "SELinux", "image", "start", "cell", "workspace",

@@ -101,7 +101,11 @@ def test_nothing_unpickles_on_the_host() -> None:
 
 
 def test_every_import_is_of_a_declared_dependency() -> None:
-    declared = {"filelock", "platformdirs", "sh"}  # and dill and requests, which only containers import
+    declared = {
+        "filelock",
+        "platformdirs",
+        "sh",
+    }  # and dill and requests, which only containers import
     # Nobody who imports the library pays for what only the command line and reports need.
     further = {"cli": {"click", "prompt_toolkit", "pygments", "rich"}, "report": {"pygments"}}
     for folder in ("rlm_containers", "runtimes"):
