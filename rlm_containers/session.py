@@ -348,6 +348,7 @@ class Session:
         stop = exchange.stop
         if stop is not None and stop.killed:
             return  # too late: the news of the death is on its way, and is what holds
+        self._patience.is_fresh = False  # cells without a limit do not say that they have begun
         outcome = exchange.outcome
         self._note_result(content, outcome)
         if content.get("skipped") is True:

@@ -305,6 +305,27 @@ def test_a_state_that_could_not_be_saved_is_no_snapshot(any_box: Sandbox) -> Non
         box.fork()
 
 
+ENDLESS = """
+import time
+class Endless:
+    def __reduce__(self):
+        while True: time.sleep(0.01)
+"""
+
+
+def test_a_variable_whose_saving_never_ends_is_given_up(
+    any_box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlm_containers.sandbox_snapshots._SETTLE_TIMEOUT", 0.5)
+    box = any_box
+    run(box, ENDLESS + "a = 1\nendless = Endless()\nz = 2")
+    id_ = box.snapshot()
+    assert [variable.name for variable in box.restore(id_)] == ["endless"]
+    run(box, "assert a + z == 3")
+    run(box, "endless = Endless()")
+    box.close()  # ends as well
+
+
 def test_forks_go_their_own_ways(any_box: Sandbox) -> None:
     box = any_box
     box.load("context", "c" * 400_000)
