@@ -251,7 +251,7 @@ def test_a_dockerfile_that_fails(engine: Engine) -> None:
         Sandbox(
             engine.image(),
             runtime=engine.runtime,
-            dockerfile=f"{unique()}RUN echo what went wrong >&2; exit 3\n",
+            dockerfile="\nRUN echo what went wrong >&2; exit 3\n",
         ).start()
     assert "what went wrong" in caught.value.remedy
 
@@ -276,7 +276,7 @@ def test_an_image_of_that_name_that_is_another(engine: Engine, builds: Builds) -
 
 def test_an_interrupted_build_leaves_nothing(engine: Engine) -> None:
     seconds = 5000 + secrets.randbelow(10**6)
-    recipe = read_recipe(dockerfile=f"{unique()}RUN echo begun; sleep {seconds}\n")
+    recipe = read_recipe(dockerfile=f"\nRUN echo begun; sleep {seconds}\n")
     assert recipe is not None
 
     def interrupt(line: str) -> None:
