@@ -61,6 +61,8 @@ class ContainerEngine(EngineImages):
 
     #: The argument with which ``ps`` prints JSON.
     _ps_format = "--format=json"
+    #: What ``--tmpfs`` is told beside what every engine knows.
+    _tmpfs_extra = ""
 
     def __init__(self, command: EngineCommand) -> None:
         super().__init__(command)
@@ -210,7 +212,7 @@ class ContainerEngine(EngineImages):
         if spec.read_only:
             args.append("--read-only")
         args += [
-            f"--tmpfs={target}:rw,noexec,nosuid,nodev,mode=1777,size={size}"
+            f"--tmpfs={target}:rw,noexec,nosuid,nodev,mode=1777,size={size}{self._tmpfs_extra}"
             for target, size in spec.tmpfs.items()
         ]
         args += limit_args(spec)

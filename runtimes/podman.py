@@ -61,6 +61,9 @@ class PodmanRuntime(ContainerEngine):
     name = "podman"
     _slirp = True
     _netavark = True
+    # Else the image's directory is copied into it, by way of the host's /tmp, which not every
+    # user may write to: then no container starts.
+    _tmpfs_extra = ",notmpcopyup"
 
     def _ask_info(self) -> EngineInfo:
         result = self.command.run("info", "--format=json", check=False)

@@ -87,9 +87,11 @@ def test_no_network(make_box: MakeBox) -> None:
 
 
 def test_run_args_of_the_user(make_box: MakeBox) -> None:
-    box = make_box(run_args=["--hostname=chosen", "--tmpfs=/scratch"])
+    box = make_box(run_args=["--hostname=chosen", "--shm-size=8m"])
     assert printed(box, "import socket; print(socket.gethostname())") == "chosen\n"
-    assert "/scratch" in printed(box, "print(open('/proc/mounts').read())")
+    assert "size=8192k" in printed(
+        box, "print(*(m for m in open('/proc/mounts') if '/dev/shm' in m))"
+    )
 
 
 def test_modules_of_the_workspace_do_not_shadow_the_guests(make_box: MakeBox) -> None:

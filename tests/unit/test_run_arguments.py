@@ -135,7 +135,8 @@ def test_a_limit_of_the_disk(tmp_path: Path, make: Make) -> None:
 @pytest.mark.parametrize("make", [docker, podman])
 def test_a_read_only_root_and_directories_in_memory(tmp_path: Path, make: Make) -> None:
     call = arguments(*make(tmp_path), spec(tmp_path, read_only=True, tmpfs={"/tmp": 1024}))
-    assert {"--read-only", "--tmpfs=/tmp:rw,noexec,nosuid,nodev,mode=1777,size=1024"} <= set(call)
+    tmpfs = "--tmpfs=/tmp:rw,noexec,nosuid,nodev,mode=1777,size=1024"
+    assert {"--read-only", tmpfs + (",notmpcopyup" if make is podman else "")} <= set(call)
     # Podman adds more of them, without a bound, unless told not to.
     assert ("--read-only-tmpfs=false" in call) is (make is podman)
 
