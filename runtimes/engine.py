@@ -203,6 +203,9 @@ class ContainerEngine(EngineImages):
             # (raw sockets, chown, setuid, …) is what escapes are made of.
             "--cap-drop=ALL",
             "--security-opt=no-new-privileges",
+            # What goes over the pipe is nobody else's: engines write it to a file, all of it, which
+            # holds what may be secret and which a container fills as it likes.
+            "--log-driver=none",
         ]
         args += [f"--label={key}={value}" for key, value in spec.labels.items()]
         args += [_mount_arg(mount, selinux=info.selinux) for mount in spec.mounts]
