@@ -16,6 +16,7 @@ from runtimes.errors import (
     ContainersError,
     ContainerStartError,
     EngineCommandError,
+    EngineUnavailableError,
     ImageNotFoundError,
     UnsupportedByEngineError,
 )
@@ -48,6 +49,13 @@ _NETWORK_PAUSE = 0.2
 _TRANSIENT = re.compile(
     r"runc did not terminate success|failed to create shim task: context deadline|"
     r"database is locked|database table is locked|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+
+
+# And that there is nobody to ask, at the other end of their socket.
+_NO_ENGINE = re.compile(
+    r"cannot connect to the docker daemon|error during connect|unable to connect to podman",
     re.IGNORECASE,
 )
 
@@ -128,6 +136,13 @@ class ContainerEngine(EngineImages):
                 f"{self.name} has no GPU to give to a container: {said}",
                 remedy="Install the NVIDIA Container Toolkit, and make its configuration for "
                 f"{self.name}.",
+                container=spec.name,
+            )
+        if _NO_ENGINE.search(stderr):
+            return EngineUnavailableError(
+                f"The engine behind `{self.command}` does not answer any more: {said}",
+                remedy="Start it again (`systemctl start docker`, Docker Desktop, `dockerd`, "
+                "`podman machine start`), or use another runtime.",
                 container=spec.name,
             )
         error = ContainerStartError(
