@@ -19,7 +19,7 @@ from rlm_containers.errors import WorkspaceError
 
 __all__ = [
     "CHUNK",
-    "Owner",
+    "FileOwner",
     "copy_contents",
     "create_file",
     "free_space",
@@ -33,7 +33,7 @@ __all__ = [
 _TARGET = ("/", "workspace")
 
 #: A user's and a group's id.
-Owner = tuple[int, int]
+FileOwner = tuple[int, int]
 
 #: Bytes that are read at once.
 CHUNK = 1 << 20
@@ -76,7 +76,7 @@ def relative_parts(name: object) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def open_below(
-    directory: int, parts: Iterable[str], *, make_for: Owner | None = None
+    directory: int, parts: Iterable[str], *, make_for: FileOwner | None = None
 ) -> Iterator[int]:
     """A directory below another, opened component by component.
 
@@ -128,7 +128,7 @@ def _check_regular(found: os.stat_result, name: str) -> None:
 
 
 def create_file(
-    directory: int, name: str, chunks: Iterable[bytes], owner: Owner, mode: int = 0o600
+    directory: int, name: str, chunks: Iterable[bytes], owner: FileOwner, mode: int = 0o600
 ) -> int:
     """Make a file, or replace it whole: under a fresh name first, and then renamed.
 
@@ -165,7 +165,7 @@ def create_file(
     return size
 
 
-def give_to(owner: Owner, what: int | str, directory: int | None = None) -> None:
+def give_to(owner: FileOwner, what: int | str, directory: int | None = None) -> None:
     """Have a file owned by somebody else, as far as this process may do that.
 
     Args:

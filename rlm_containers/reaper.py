@@ -58,6 +58,8 @@ for directory in "$workspace" "$also"; do
         rm -rf -- "$directory"
     }
 done
+# What says whose it was: as long as there is anything of it.
+[ -z "$workspace" ] || [ -e "$workspace" ] || rm -f -- "${workspace%/*}/.${workspace##*/}.owner"
 """
 
 #: Tenths of a second for a container to end by itself; more where it saves its state first.

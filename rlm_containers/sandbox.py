@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import logging
-import os
 import secrets
 import threading
 import time
@@ -39,7 +38,9 @@ from rlm_containers.lm.proxy import LMProxy
 from rlm_containers.networks import NetworkLease
 from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
 from rlm_containers.outcome import UnsavedVariable
+from rlm_containers.owner import LABEL, Owner
 from rlm_containers.patience import Patience
+from rlm_containers.prune import prune_once
 from rlm_containers.reaper import Reaper
 from rlm_containers.sandbox_files import FileMethods
 from rlm_containers.sandbox_snapshots import SnapshotMethods
@@ -55,9 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["LABEL", "Sandbox"]
 
 logger = logging.getLogger("rlm_containers")
-
-#: The label that every container of this project carries; its value is the owner's process id.
-LABEL = "io.github.rlm-containers.owner"
 
 #: Seconds for a container to end by itself once its pipe is closed.
 _CLOSE_TIMEOUT = 10.0
@@ -200,7 +198,8 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
         self._runtime = runtime = get_runtime(self.options.runtime)
         image = self._image(runtime)
         limits = Limits.on(runtime.info(), self.options, self.name)
-        labels = {LABEL: str(os.getpid())}
+        owner = Owner.current(self.options.session or "")
+        labels = owner.labels()
         remove = runtime.remove_command(self.name)
         if self.options.effective_network == "internal":
             self._lease = NetworkLease(runtime)
@@ -210,7 +209,9 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
         self._home = home = KeptHome(self.name, session, new=new) if session else Home(self.name)
         # In this order, so that nothing exists at any time that nobody would remove.
         self._reaper = home.reaper(remove)
-        self._workspace = home.open_workspace(runtime.workspace_user(self._user()))
+        self._workspace = home.open_workspace(
+            runtime.workspace_user(self._user()), owner.json(runtime=repr(runtime))
+        )
         if self._seed is not None:
             self._seed(self._workspace)
         launch = Launch(
@@ -238,6 +239,7 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
         )
         self._session.on_saved = home.note
         self._session.start()
+        prune_once(runtime)
         note_use(runtime, image)
         self._go_on(self.python_version)
         if self.setup_code and home.is_new and self._seed is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlm_containers.errors import WorkspaceError
-from rlm_containers.files import Owner, free_space, open_regular
+from rlm_containers.files import FileOwner, free_space, open_regular
 
 __all__ = [
     "DIRECTORY",
@@ -59,7 +59,7 @@ class Node:
     size: int
     holes: int
     modified: int
-    owner: Owner
+    owner: FileOwner
 
     @property
     def name(self) -> str:
@@ -178,7 +178,7 @@ def opened(node: Node, directory: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def give_tree_to(top: int, owner: Owner) -> None:
+def give_tree_to(top: int, owner: FileOwner) -> None:
     """Have somebody else own a directory and all in it, where root asks; the directory last."""
     if os.getuid() != 0:
         return

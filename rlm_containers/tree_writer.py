@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from rlm_containers.files import Owner, copy_contents, give_to
+from rlm_containers.files import FileOwner, copy_contents, give_to
 from rlm_containers.tree import DIRECTORY, opened, walk
 
 __all__ = ["TreeWriter", "copy_tree"]
@@ -20,7 +20,7 @@ class TreeWriter:
         owner: who is to own everything.
     """
 
-    def __init__(self, top: int, owner: Owner) -> None:
+    def __init__(self, top: int, owner: FileOwner) -> None:
         self._owner = owner
         self._stack: list[tuple[int, str]] = [(os.dup(top), "")]
         # Only at the end: some may be locked, and to write into one changes its time.
@@ -85,7 +85,7 @@ class TreeWriter:
             os.close(descriptor)
 
 
-def copy_tree(source: int, target: int, owner: Owner) -> list[str]:
+def copy_tree(source: int, target: int, owner: FileOwner) -> list[str]:
     """Copy everything in one directory into another.
 
     Args:

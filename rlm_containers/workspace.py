@@ -17,10 +17,10 @@ from pathlib import Path
 import platformdirs
 
 from rlm_containers.errors import WorkspaceError
-from rlm_containers.files import Owner, create_file, give_to
+from rlm_containers.files import FileOwner, create_file, give_to
 from runtimes.command import EngineCommand
 
-__all__ = ["TARGET", "Workspace", "remove_tree", "workspaces_directory"]
+__all__ = ["TARGET", "Workspace", "record_of", "remove_tree", "workspaces_directory"]
 
 #: Where the container sees it.
 TARGET = "/workspace"
@@ -31,12 +31,18 @@ def workspaces_directory() -> Path:
     return platformdirs.user_cache_path("rlm-containers") / "workspaces"
 
 
+def record_of(path: Path) -> Path:
+    """The file beside a workspace, out of its container's reach, that says whose it is."""
+    return path.with_name(f".{path.name}.owner")
+
+
 class Workspace:
     """One temporary directory, writable for one container.
 
     Args:
         name: the directory's name in :func:`workspaces_directory`. It must not be there yet.
         owner: the UID and GID that the container writes as, seen from the host.
+        record: what the file beside it says, see :func:`record_of`; none is made if it is empty.
 
     Attributes:
         path: the directory.
@@ -46,12 +52,14 @@ class Workspace:
         WorkspaceError: it cannot be made.
     """
 
-    def __init__(self, name: str, owner: Owner) -> None:
+    def __init__(self, name: str, owner: FileOwner, record: str = "") -> None:
         self.path = path = workspaces_directory() / name
         self.owner = owner
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.mkdir(mode=0o700)
+            # Before the directory: that may not be there without it.
+            with _recorded(path, record):
+                path.mkdir(mode=0o700)
             self._open()
             give_to(owner, self._directory)
         except OSError as error:
@@ -121,6 +129,8 @@ class Workspace:
         """
         self.close()
         remove_tree(self.path)
+        with contextlib.suppress(OSError):
+            record_of(self.path).unlink()
 
     def close(self) -> None:
         """Let go of the directory, which stays. Nothing can be done with it any more."""
@@ -130,8 +140,22 @@ class Workspace:
                 self._directory = -1
 
 
+@contextlib.contextmanager
+def _recorded(path: Path, record: str) -> Iterator[None]:
+    """Make a workspace's record, and take it away again if the workspace cannot be made."""
+    if record:
+        with record_of(path).open("x") as file:
+            file.write(record)
+    try:
+        yield
+    except BaseException:
+        if record:
+            record_of(path).unlink()
+        raise
+
+
 def remove_tree(path: Path) -> None:
-    """Remove a directory and everything in it, whatever a cell has made of that.
+    """Remove a directory and everything in it, if it is there, whatever a cell has made of that.
 
     Raises:
         WorkspaceError: something in it could not be removed.

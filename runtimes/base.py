@@ -13,7 +13,14 @@ from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
 from runtimes.spec import BuildSpec, ContainerSpec
 
-__all__ = ["ContainerRecord", "EngineInfo", "HostRoute", "ImageRecord", "Runtime"]
+__all__ = [
+    "ContainerRecord",
+    "EngineInfo",
+    "HostRoute",
+    "ImageRecord",
+    "NetworkRecord",
+    "Runtime",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,14 @@ class ContainerRecord:
     name: str
     image: str
     running: bool
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRecord:
+    """A network that the engine knows."""
+
+    name: str
     labels: Mapping[str, str]
 
 
@@ -209,6 +224,10 @@ class Runtime(ABC):
             UnsupportedByEngineError: see :meth:`check_internal_network`.
         """
         raise NotImplementedError
+
+    def find_networks(self, labels: Mapping[str, str]) -> list[NetworkRecord]:
+        """The networks that carry all of ``labels``; an empty value as for :meth:`find`."""
+        return []
 
     def remove_network(self, name: str) -> None:
         """Remove a network that no container uses. One that is not there is no error."""

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from runtimes.base import ContainerRecord, EngineInfo
+from runtimes.base import ContainerRecord, EngineInfo, NetworkRecord
 from runtimes.command import EngineCommand
 from runtimes.errors import (
     ContainersError,
@@ -173,6 +173,21 @@ class ContainerEngine(EngineImages):
     def remove_command(self, name: str) -> tuple[str, ...]:
         return (*self.command.argv, "rm", "--force", "--volumes", name)
 
+    def find_networks(self, labels: Mapping[str, str]) -> list[NetworkRecord]:
+        names = self.command.run("network", "ls", "--quiet", *_label_filters(labels)).stdout.split()
+        if not names:
+            return []
+        # One that has gone meanwhile is an error for the command, which tells of the others.
+        told = self.command.run("network", "inspect", *names, check=False).stdout
+        return [
+            NetworkRecord(
+                # docker's keys, and podman's.
+                name=str(raw.get("Name") or raw.get("name")),
+                labels=dict(raw.get("Labels") or raw.get("labels") or {}),
+            )
+            for raw in parse_list(told)
+        ]
+
     def remove_network(self, name: str) -> None:
         for attempt in range(_NETWORK_TRIES):
             result = self.command.run("network", "rm", name, check=False)
@@ -194,10 +209,7 @@ class ContainerEngine(EngineImages):
         return (*self.command.argv, "network", "rm", name)
 
     def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
-        filters = [
-            f"--filter=label={key}" + (f"={value}" if value else "")
-            for key, value in labels.items()
-        ]
+        filters = _label_filters(labels)
         output = self.command.run("ps", "--all", "--no-trunc", *filters, self._ps_format).stdout
         return self._parse_records(output)
 
@@ -253,6 +265,12 @@ class ContainerEngine(EngineImages):
         if spec.host_alias and route and route.address:
             args.append(f"--add-host={spec.host_alias}:{route.address}")
         return args
+
+
+def _label_filters(labels: Mapping[str, str]) -> list[str]:
+    return [
+        f"--filter=label={key}" + (f"={value}" if value else "") for key, value in labels.items()
+    ]
 
 
 def parse_version(text: str) -> tuple[int, ...]:

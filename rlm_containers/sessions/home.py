@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlm_containers.errors import SessionError, WorkspaceError
-from rlm_containers.files import Owner
+from rlm_containers.files import FileOwner
 from rlm_containers.reaper import Reaper
 from rlm_containers.sessions.lock import SessionLock
 from rlm_containers.sessions.manifest import Manifest, now
@@ -61,14 +61,18 @@ class Home:
             also=self.snapshots.directory,
         )
 
-    def open_workspace(self, owner: Owner) -> Workspace:
+    def open_workspace(self, owner: FileOwner, record: str) -> Workspace:
         """Make the workspace, or open that which is there.
+
+        Args:
+            owner: the UID and GID that the container writes as, seen from the host.
+            record: says whose a workspace is that ends with this process.
 
         Raises:
             WorkspaceError: it cannot be made.
             SessionError: what was begun before cannot be ended.
         """
-        self._workspace = Workspace(self.name, owner)
+        self._workspace = Workspace(self.name, owner, record)
         return self._workspace
 
     def begin(self, python: str, image: str, engine: str) -> None:
@@ -153,7 +157,7 @@ class KeptHome(Home):
         # It has the lock as well: nobody may have the session while the container is there.
         return Reaper(self.name, None, remove_container, lock=self._lock.descriptor)
 
-    def open_workspace(self, owner: Owner) -> Workspace:
+    def open_workspace(self, owner: FileOwner, record: str) -> Workspace:
         workspace = KeptWorkspace(self.path / "workspace", owner)
         if (finished := self.snapshots.finish(workspace)) is not None:
             logger.warning(
@@ -211,7 +215,7 @@ class KeptWorkspace(Workspace):
         WorkspaceError: it cannot be opened, or belongs to somebody else.
     """
 
-    def __init__(self, path: Path, owner: Owner) -> None:
+    def __init__(self, path: Path, owner: FileOwner) -> None:
         self.path = path
         self.owner = owner
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlm_containers.errors import SessionError, SessionStateError, SnapshotNotFoundError
-from rlm_containers.files import Owner
+from rlm_containers.files import FileOwner
 from rlm_containers.sessions.manifest import Manifest, write_file
 from rlm_containers.sessions.objects import ObjectStore
 from rlm_containers.sessions.snapshots import ID_LENGTH, Entry, Snapshot
@@ -145,7 +145,7 @@ class SnapshotStore:
 
     # Restoring
 
-    def lay_out(self, snapshot: Snapshot, top: int, owner: Owner) -> None:
+    def lay_out(self, snapshot: Snapshot, top: int, owner: FileOwner) -> None:
         """Make what a snapshot has.
 
         Args:
