@@ -21,7 +21,7 @@ IMAGE = "rlm-containers-test:latest"
 
 
 class Daemon:
-    """A dockerd that shares nothing with any other.
+    """A dockerd that shares nothing with any other, neither files nor networks.
 
     Args:
         directory: where all of it goes; short, as sockets are made in it.
@@ -43,10 +43,11 @@ class Daemon:
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 (
-                    "dockerd",
+                    # In a network of its own. Without a bridge a daemon removes docker0, whosever
+                    # it is; with one it takes it for its own.
+                    *("unshare", "--net", "dockerd"),
                     *("--host", f"unix://{self.directory}/s", "--pidfile", f"{self.directory}/p"),
                     *("--data-root", f"{self.directory}/d", "--exec-root", f"{self.directory}/e"),
-                    # Nothing that the other daemon of this machine has, too.
                     *("--bridge", "none", "--iptables=false", "--ip6tables=false"),
                 ),
                 stdout=log,
@@ -82,10 +83,10 @@ def daemon(engine: Engine) -> Iterator[Daemon]:
     """A daemon with an image."""
     if engine.name != "docker":
         pytest.skip("podman has no daemon that could stop")
-    if os.getuid() != 0 or shutil.which("dockerd") is None:
+    if os.getuid() != 0 or shutil.which("dockerd") is None or shutil.which("unshare") is None:
         if on_ci():
-            pytest.fail("this must run in CI, and needs root and dockerd", pytrace=False)
-        pytest.skip("needs root and dockerd, to start a daemon of its own")
+            pytest.fail("this must run in CI, and needs root, dockerd and unshare", pytrace=False)
+        pytest.skip("needs root, dockerd and unshare, to start a daemon of its own")
     saved = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
     daemon = Daemon(Path(tempfile.mkdtemp(prefix="rlm-d.", dir="/tmp")))
     try:
