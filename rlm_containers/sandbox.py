@@ -262,7 +262,7 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
             runtime,
             self.options.image,
             self._recipe,
-            container_labels={LABEL: str(os.getpid())},
+            container_labels=Owner.current().labels(),
             again=again,
         )
 

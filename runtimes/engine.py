@@ -20,7 +20,7 @@ from runtimes.errors import (
     ImageNotFoundError,
     UnsupportedByEngineError,
 )
-from runtimes.images import NO_IMAGE, EngineImages, last_lines
+from runtimes.images import NO_IMAGE, EngineImages, last_lines, parse_list
 from runtimes.limits import limit_args
 from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
