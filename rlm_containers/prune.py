@@ -25,7 +25,7 @@ logger = logging.getLogger("rlm_containers")
 
 @dataclass
 class Pruned:
-    """What was removed: the names of each, and what could not be."""
+    """What was removed, or would be: the names of each, and what could not be."""
 
     containers: list[str] = field(default_factory=list)
     networks: list[str] = field(default_factory=list)
@@ -33,11 +33,12 @@ class Pruned:
     errors: list[ContainersError] = field(default_factory=list)
 
 
-def prune(runtimes: Iterable[Runtime] = ()) -> Pruned:
+def prune(runtimes: Iterable[Runtime] = (), *, dry_run: bool = False) -> Pruned:
     """Remove the containers, networks and workspaces whose owners are gone.
 
     Args:
         runtimes: the engines to look on.
+        dry_run: only say what would be removed.
 
     Returns:
         What was removed. An engine that does not answer, or a directory that cannot be removed, is
@@ -46,11 +47,11 @@ def prune(runtimes: Iterable[Runtime] = ()) -> Pruned:
     pruned = Pruned()
     for runtime in runtimes:
         try:
-            _prune_engine(runtime, pruned)
+            _prune_engine(runtime, pruned, dry_run=dry_run)
         except ContainersError as error:
             pruned.errors.append(error)
     for name, _ in _records_of_the_gone():
-        _prune_workspace(name, pruned)
+        _prune_workspace(name, pruned, dry_run=dry_run)
     return pruned
 
 
@@ -64,29 +65,32 @@ def _prune_for(runtime: Runtime) -> Pruned:
     return pruned
 
 
-def _prune_engine(runtime: Runtime, pruned: Pruned) -> None:
+def _prune_engine(runtime: Runtime, pruned: Pruned, *, dry_run: bool = False) -> None:
     for container in runtime.find({LABEL: ""}):
         if _is_nobodys(Owner.from_labels(container.labels)):
             try:
-                runtime.remove(container.name)
+                if not dry_run:
+                    runtime.remove(container.name)
                 pruned.containers.append(container.name)
             except ContainersError as error:
                 pruned.errors.append(error)
     for network in runtime.find_networks({LABEL: ""}):
         if _is_nobodys(Owner.from_labels(network.labels)):
             try:
-                runtime.remove_network(network.name)
+                if not dry_run:
+                    runtime.remove_network(network.name)
                 pruned.networks.append(network.name)
             except ContainersError as error:
                 pruned.errors.append(error)
 
 
-def _prune_workspace(name: str, pruned: Pruned) -> None:
+def _prune_workspace(name: str, pruned: Pruned, *, dry_run: bool = False) -> None:
     path = workspaces_directory() / name
     try:
-        remove_tree(path)
-        remove_tree(passing_snapshots_directory() / name)
-        record_of(path).unlink(missing_ok=True)
+        if not dry_run:
+            remove_tree(path)
+            remove_tree(passing_snapshots_directory() / name)
+            record_of(path).unlink(missing_ok=True)
         pruned.workspaces.append(name)
     except ContainersError as error:
         pruned.errors.append(error)

@@ -18,6 +18,7 @@ COMMANDS = (
     "ask",
     "doctor",
     "ps",
+    "prune",
     "images",
     "sessions",
     "config",

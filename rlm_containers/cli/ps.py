@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from rlm_containers.cli.command import Command, json_option, print_json
@@ -24,15 +22,16 @@ __all__ = ["command"]
 def command(names: tuple[str, ...], as_json: bool) -> None:
     """List the containers of sandboxes, this user's and others', and who owns them.
 
-    An owner that is gone has been killed, and has left the container behind for some reason.
+    An owner that is gone has been killed, and its reaper as well: `prune` removes what it has left.
     """
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.sandbox import LABEL
+    from rlm_containers.owner import LABEL, Owner
 
     found = []
     for name, runtime in answering(names).items():
         for record in runtime.find({LABEL: ""}):
             pid = record.labels.get(LABEL, "")
+            owner = Owner.from_labels(record.labels)
             found.append(
                 {
                     "runtime": name,
@@ -40,7 +39,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
                     "image": record.image,
                     "running": record.running,
                     "owner": int(pid) if pid.isdigit() else None,
-                    "owner_alive": _is_alive(pid),
+                    "owner_alive": owner is None or not owner.is_gone(),
                 }
             )
     if as_json:
@@ -59,15 +58,3 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
             for row in found
         ],
     )
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    except ValueError:
-        return False
-    return True

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 import rlm_containers
 from rlm_containers.cli.program import COMMANDS, program
 from rlm_containers.options import SandboxOptions
+from rlm_containers.owner import Owner
 from tests.unit.engines import fake_docker, fake_podman
 from tests.unit.terminal import Program
 
@@ -136,7 +138,7 @@ RECORD = {
     "Names": "rlm-1",
     "Image": "python:3.11-slim",
     "State": "running",
-    "Labels": f"io.github.rlm-containers.owner={os.getpid()}",
+    "Labels": ",".join(f"{name}={value}" for name, value in Owner.current().labels().items()),
 }
 
 
@@ -145,9 +147,13 @@ def engines(bin_: Path) -> Program:
     """The command line, with a docker that has two containers and a podman that has none."""
     docker, podman = fake_docker(bin_), fake_podman(bin_)
     gone = {**RECORD, "Names": "rlm-2\x1b[2J", "State": "exited"}
-    gone["Labels"] = "io.github.rlm-containers.owner=999999999"
+    dead = replace(Owner.current(), pid=999999999)
+    gone["Labels"] = ",".join(f"{name}={value}" for name, value in dead.labels().items())
     docker.answer("ps", f"{json.dumps(RECORD)}\n{json.dumps(gone)}\n")
+    docker.answer("network ls", "rlm-net\n")
+    docker.answer("network inspect", [{"Name": "rlm-net", "Labels": dead.labels()}])
     podman.answer("ps", "[]")
+    podman.answer("network ls", "")
     return Program(bin_.parent / "home")
 
 
@@ -172,6 +178,33 @@ def test_ps_as_json(engines: Program) -> None:
         "owner_alive": True,
     }
     assert (second["owner"], second["owner_alive"]) == (999999999, False)
+
+
+def test_prune_says_what_would_go(engines: Program) -> None:
+    found = json.loads(engines("prune", "--dry-run", "--json").stdout)
+    assert found == {
+        "containers": ["rlm-2\x1b[2J"], "networks": ["rlm-net"], "workspaces": [], "errors": []
+    }  # fmt: skip
+    done = engines("prune", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["KIND", "NAME", "WHAT", "BECAME", "OF", "IT"],
+        ["container", "rlm-2\ufffd[2J", "would", "go"],
+        ["network", "rlm-net", "would", "go"],
+    ]
+
+
+def test_prune_says_what_could_not_go(engines: Program) -> None:
+    # These engines know no command that removes networks.
+    done = engines("prune")
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["KIND", "container"]
+    assert done.stderr.startswith("error: docker could not remove the network rlm-net: ")
+
+
+def test_prune_where_nothing_is_left(engines: Program) -> None:
+    done = engines("prune", "--runtime", "podman")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "nothing is left behind\n")
 
 
 def test_ps_of_one_engine(engines: Program) -> None:

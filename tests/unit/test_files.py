@@ -41,7 +41,7 @@ def test_bytes_and_files_arrive(box: Sandbox, tmp_path: Path) -> None:
         """,
     )
     assert box.get_file("data/copy.bin") == source.read_bytes()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_what_cells_write_is_fetched(box: Sandbox, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_what_cells_write_is_fetched(box: Sandbox, tmp_path: Path) -> None:
     assert box.get_file("out/ü n.bin", tmp_path / "x") == tmp_path / "x"  # again: replaced
     assert sorted(os.listdir(tmp_path)) == ["x", "ü n.bin"]
     assert (tmp_path / "x").read_bytes() == (tmp_path / "ü n.bin").read_bytes() == whole
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_no_cell_needs_to_end_first(box: Sandbox) -> None:
@@ -162,7 +162,7 @@ def test_what_is_no_file_is_refused_and_not_waited_for(box: Sandbox, place: Path
     assert box.get_file("fifo") == b"1"
     with pytest.raises(WorkspaceError, match="directory"):
         box.put_file(b"1", "folder")
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to make a device")
@@ -201,7 +201,7 @@ def test_too_many_and_too_deep(box: Sandbox, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("rlm_containers.tree.MAX_NODES", 20)
     with pytest.raises(WorkspaceError, match="more than 20 files"):
         box.list_files()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_target_that_cannot_be_written(box: Sandbox, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_what_cannot_be_put(box: Sandbox, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="path or bytes, not int"):
         box.put_file(5, "x")  # type: ignore[arg-type]
     assert box.list_files() == ()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_only_while_it_is_open(boxes: Boxes, local: LocalRuntime) -> None:
