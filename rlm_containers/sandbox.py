@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import logging
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import Any, Self, Unpack
 
 from rlm_containers.artifacts import found_artifacts
 from rlm_containers.async_sandbox import AsyncMethods
@@ -19,13 +20,11 @@ from rlm_containers.cell import CellResult, OutputCallback
 from rlm_containers.channel import Channel
 from rlm_containers.clock import CellClock
 from rlm_containers.config import configured_options
-from rlm_containers.context import Context, encode_context
 from rlm_containers.errors import (
     OptionError,
     SandboxClosedError,
     SandboxError,
     SetupCodeError,
-    WorkspaceError,
 )
 from rlm_containers.images.index import note_use
 from rlm_containers.launch import HOST_ALIAS, Launch
@@ -36,22 +35,22 @@ from rlm_containers.lm.handler import CallableBackend, LMCallable
 from rlm_containers.lm.pipe import PipeCalls
 from rlm_containers.lm.proxy import LMProxy
 from rlm_containers.networks import NetworkLease
-from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
+from rlm_containers.options import DEFAULT_IMAGE, OptionArguments
 from rlm_containers.outcome import UnsavedVariable
 from rlm_containers.owner import LABEL, Owner
 from rlm_containers.patience import Patience
 from rlm_containers.prune import prune_once
 from rlm_containers.reaper import Reaper
+from rlm_containers.sandbox_contexts import ContextMethods
 from rlm_containers.sandbox_files import FileMethods
+from rlm_containers.sandbox_image import SandboxImage
 from rlm_containers.sandbox_snapshots import SnapshotMethods
+from rlm_containers.sandbox_tools import ToolMethods
 from rlm_containers.session import Session
 from rlm_containers.sessions.home import Home, KeptHome
-from rlm_containers.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
+from rlm_containers.tools import ToolFunction
 from rlm_containers.workspace import Workspace
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
-
-if TYPE_CHECKING:
-    from rlm_containers.images.recipe import Recipe
 
 __all__ = ["LABEL", "Sandbox"]
 
@@ -61,7 +60,7 @@ logger = logging.getLogger("rlm_containers")
 _CLOSE_TIMEOUT = 10.0
 
 
-class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
+class Sandbox(AsyncMethods, ContextMethods, FileMethods, SnapshotMethods, ToolMethods):
     """Runs Python in a container, cell after cell, with variables that live on.
 
     Args:
@@ -104,7 +103,7 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
         self.options = configured_options(
             {"image": image, "setup_code": setup_code, **options}, also=("lm", "tools", "scaffold")
         )
-        self._recipe = _recipe(self.options)
+        self._image = SandboxImage(self.options)
         if lm is not None and not callable(lm) and not isinstance(lm, LMBroker):
             raise OptionError(f"lm must be callable, not {type(lm).__name__}.")
         self.name = f"rlm-{secrets.token_hex(6)}"
@@ -196,7 +195,7 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
 
     def _start(self) -> None:
         self._runtime = runtime = get_runtime(self.options.runtime)
-        image = self._image(runtime)
+        image = self._image.ready(runtime)
         limits = Limits.on(runtime.info(), self.options, self.name)
         owner = Owner.current(self.options.session or "")
         labels = owner.labels()
@@ -217,7 +216,7 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
         launch = Launch(
             runtime=runtime,
             options=dataclasses.replace(self.options, image=image),
-            fetch=self._fetch,
+            fetch=functools.partial(self._image.fetch, runtime),
             limits=limits,
             network=self._lease.take(labels) if self._lease else self.options.plain_network,
             workspace=self._workspace,
@@ -237,7 +236,7 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
             abandon=self._remove_container,
             memory_loss=launch.memory_loss,
         )
-        self._session.on_saved = home.note
+        self._session.reports.on_saved = home.note
         self._session.start()
         prune_once(runtime)
         note_use(runtime, image)
@@ -251,30 +250,6 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
             return None
         uid, _, gid = self.options.user.partition(":")
         return int(uid), int(gid)
-
-    def _image(self, runtime: Runtime, *, again: bool = False) -> str:
-        """The image to start, made of the one that was named if anything is to be added to it."""
-        if self._recipe is None:
-            return self.options.image
-        from rlm_containers.images.derive import derive_image  # noqa: PLC0415  # see _recipe
-
-        return derive_image(
-            runtime,
-            self.options.image,
-            self._recipe,
-            container_labels=Owner.current().labels(),
-            again=again,
-        )
-
-    def _fetch(self, image: str) -> None:
-        """Get the image, which is not in the engine's store."""
-        from rlm_containers.images.cache import ImageCache  # noqa: PLC0415
-
-        assert self._runtime is not None
-        if self._recipe is None:
-            ImageCache().fetch(self._runtime, image)
-        else:
-            self._image(self._runtime, again=True)
 
     def _connect_lm(self, runtime: Runtime, network: str | InternalNetwork) -> None:
         """Open the proxy, where a container can reach it."""
@@ -423,47 +398,6 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
         if self._channel is not None:
             self._channel.send(kind, payload)
 
-    def load(self, name: str, value: Context, *, keep: bool = False) -> None:
-        """Bind a variable in the container to a value of this process.
-
-        Args:
-            name: the variable's name.
-            value: a string of any length, or what JSON can express: a dict or a list.
-            keep: whether the name belongs to the host: it comes back after a cell has bound it
-                to something else. For ``history`` only.
-
-        Raises:
-            ContextError: the value cannot be encoded.
-            WorkspaceError: there is no room for it.
-            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
-        """
-        if not _is_identifier(name):
-            raise OptionError(f"{name!r} is not the name of a variable.")
-        kind, chunks = encode_context(name, value)
-        with self._lock:
-            session = self._open_session()
-            assert self._workspace is not None
-            # Never a file that the checkpoint may refer to: the old value is needed until the
-            # next one is written.
-            superseded, count = self._files.get(name, (None, 0))
-            file = _file_name(name, count, kind)
-            while self.options.session and self._workspace.has(file):  # from an earlier sandbox
-                count += 1
-                file = _file_name(name, count, kind)
-            self._workspace.write(file, chunks)
-            self._files[name] = (file, count + 1)
-            told = {"name": name, "file": file, "kind": kind, "keep": keep}
-            kept = self._told["kept"]
-            kept[:] = [item for item in kept if item["name"] != name]
-            if keep:
-                kept.append({**told, "superseded": None})
-            outcome = session.request("load", None, **told, superseded=superseded)
-            if outcome.status != "ok":
-                raise WorkspaceError(
-                    f"The variable {name} could not be loaded: {outcome.stderr.strip()}",
-                    container=self.name,
-                )
-
     def run_setup(self, code: str, what: str = "setup code") -> None:
         """Run a cell that must succeed.
 
@@ -477,50 +411,6 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
         result = self._execute(code, name=what)
         if result.status not in ("ok", "exit"):
             raise SetupCodeError(f"The {what} failed.", stderr=result.stderr, container=self.name)
-
-    def set_tools(self, tools: Mapping[str, ToolFunction]) -> None:
-        """Let cells call functions of this process, in place of those before.
-
-        A cell says ``fetch(x, y=2)``, and ``fetch`` runs here, in a thread of its own, while the
-        cell waits. Arguments and result travel as JSON; what is not JSON is a ``TypeError`` in the
-        cell. So is an exception: of the same type if that is a built-in one, else a
-        ``RuntimeError``. The names come back after a cell has bound them to something else.
-
-        Args:
-            tools: functions, which may be async, by their names.
-
-        Raises:
-            OptionError: a name cannot be used, or what it names cannot be called.
-        """
-        made = self._host_tools(tools)
-        with self._lock:
-            if self._closed:
-                raise self._not_open("was closed")
-            self._tools = tools
-            self.tools = made
-            self._told["tools"] = made.describe()
-            if self._session is not None:
-                self._session.request("tools", None, tools=self._told["tools"])
-
-    def keep(self, *names: str) -> None:
-        """Have variables come back after a cell has bound their names to something else.
-
-        What they hold now is a tool from here on, and not shown among the variables.
-        """
-        with self._lock:
-            session = self._open_session()
-            self._told["kept_names"] += names
-            session.request("keep", None, names=list(names))
-
-    def _host_tools(self, tools: Mapping[str, ToolFunction]) -> HostTools:
-        reserved = SCAFFOLD if self.scaffold else frozenset()
-        return HostTools(tools, reserved, self._async_functions)
-
-    def _answer(self, path: str, request: object) -> dict[str, Any]:
-        """Answer what came over the pipe."""
-        if path == TOOL_PATH:
-            return self.tools.call(request)
-        return self.broker.handle(path, request)
 
     def reset_answer(self) -> None:
         """Forget a final answer: a new question begins."""
@@ -539,7 +429,7 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
     @property
     def lm_route(self) -> str | None:
         """How ``llm_query()`` travels: ``"http"``, ``"pipe"``, or ``"none"`` without a model."""
-        return self._session.route if self._session else None
+        return self._session.reports.route if self._session else None
 
     def _open_session(self) -> Session:
         if self._closed:
@@ -554,23 +444,3 @@ class Sandbox(AsyncMethods, FileMethods, SnapshotMethods):
             remedy="Use it inside of `with Sandbox(…) as box:`, or call start() first.",
             container=self.name,
         )
-
-
-def _recipe(options: SandboxOptions) -> Recipe | None:
-    """What is to be added to the image, which most sandboxes use as it is."""
-    if not (
-        options.packages or options.requirements or options.system_packages or options.dockerfile
-    ):
-        return None
-    from rlm_containers.images.recipe import recipe_of  # noqa: PLC0415
-
-    return recipe_of(options)
-
-
-def _is_identifier(name: object) -> bool:
-    return isinstance(name, str) and name.isidentifier()
-
-
-def _file_name(variable: str, count: int, kind: str) -> str:
-    suffix = "txt" if kind == "text" else "json"
-    return f"{variable}-{count}.{suffix}" if count else f"{variable}.{suffix}"

@@ -197,7 +197,7 @@ class SnapshotMethods:
                 remedy="Does a __reduce__ of a cell's own go on for ever?",
                 container=self.name,
             )
-        failed = [variable for variable in session.last_unsaved if variable.name == "*"]
+        failed = [variable for variable in session.reports.unsaved if variable.name == "*"]
         if failed:
             raise SessionStateError(
                 f"The variables could not be saved: {failed[0].reason}",
@@ -228,7 +228,7 @@ class SnapshotMethods:
         assert self._session is not None
         assert self._workspace is not None
         home, before = self._home, self._home.manifest
-        self.lost = tuple(self._session.last_unsaved)
+        self.lost = tuple(self._session.reports.unsaved)
         if any(variable.name == "*" for variable in self.lost):
             raise SessionStateError(
                 f"The variables of the session {self.options.session!r} cannot be read: "
@@ -243,7 +243,7 @@ class SnapshotMethods:
         news = [variable for variable in self.lost if variable.name not in known]
         current = dataclasses.replace(before, python=python)
         foreign = bool(before.python) and before.minor != current.minor
-        damage = self._session.damage
+        damage = self._session.reports.damage
         if not news and not foreign and not damage:
             return
         # The next checkpoint will not have them, so that a way back must be kept before it.
