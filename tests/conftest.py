@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,10 @@ pytest.register_assert_rewrite("tests.support")  # for what its assertions say w
 
 from tests import support  # noqa: E402
 from tests.support import ENGINES, Engine, assert_gone  # noqa: E402
+
+# A shell's background jobs begin with Ctrl-C ignored, and so would every program they start. Tests
+# press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
