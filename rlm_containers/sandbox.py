@@ -351,7 +351,7 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, SnapshotMethods, ToolMe
                 prompt does.
 
         Returns:
-            What it printed and left. An exception in the cell is no exception here: its
+            What it printed and left. An exception in the cell is no exception here, its
             traceback is in ``stderr``. Nor is the end of ``cell_timeout``: ``status`` is
             ``"timeout"`` then. Nor is the death of the interpreter: ``status`` is ``"died"`` then,
             or ``"killed"`` if the cell would not end, ``stderr`` says how, and the session goes on

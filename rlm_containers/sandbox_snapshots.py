@@ -151,7 +151,7 @@ class SnapshotMethods:
             session: the name of a new session for it to be; ``None`` for one that ends with it.
 
         Returns:
-            The sandbox, started; for its user to close, as with ``with box.fork() as other:``.
+            The sandbox, started; for its user to close, as ``with`` does it.
 
         Raises:
             SessionError: there is a session of that name, or no room.

@@ -44,7 +44,7 @@ def export_session(
         sessions: where the session is; ``None`` for this user's.
 
     Returns:
-        What of its workspace is not in it: sockets and the like, and links that lead out.
+        What of its workspace is not in it, such as sockets, or links that lead out.
 
     Raises:
         ArchiveError: the file is there, or cannot be written.
