@@ -95,6 +95,15 @@ def test_docstrings_have_no_marks_of_another_language(site: Path) -> None:
         text = re.sub(r"<[^>]+>", "", page.read_text())
         assert not re.search(r":(?:attr|class|data|exc|func|meth|mod):", text), page.name
         assert "``" not in text, page.name
+        assert "doctest:" not in text, page.name
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
+def test_python_in_the_documents_is_python(page: Path) -> None:
+    text = page.read_text()
+    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        line = text.count("\n", 0, block.start()) + 1
+        compile("\n" * line + block[1], page, "exec")
 
 
 def test_a_link_out_of_the_documents_is_text_on_the_site(tmp_path: Path) -> None:
