@@ -423,7 +423,7 @@ class _Trial:
                 name="llm_query",
                 status="failed",
                 detail=f"no answer came: {(result.stdout + result.stderr).strip()}",
-                remedy="Please report this, with the output of `rlm-containers -vv doctor`.",
+                remedy="Please report this, with the output of `rlm-containers doctor -vv`.",
             )
         if box.lm_route == "http":
             detail = "over the network, through the proxy on this host"
