@@ -31,7 +31,9 @@ class Model:
         self.before = dict(self.values)
 
     def becomes(self, **changed: Any) -> None:
-        """A cell has changed this."""
+        """A cell has changed this. If to what it was, no checkpoint needs to be written."""
+        if changed.items() <= self.values.items():
+            return
         self.before = dict(self.values)
         self.values.update(changed)
 
@@ -202,6 +204,8 @@ DIED = ("died",)
 
 #: Variables of single cells, which a damaged checkpoint may be the only one to have.
 PASSING = {
+    "context",
+    "context_0",
     "ready",
     "ctypes",
     "i",

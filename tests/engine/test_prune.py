@@ -92,7 +92,7 @@ def left(engine: Engine, start: Start) -> Iterator[list[str]]:
     host.kill()
     host.wait(30)
     # The one container ends with its pipe, the other stays; so do both workspaces.
-    assert eventually(lambda: not engine.containers(names[0]), 10)
+    assert eventually(lambda: not engine.containers(names[0]), 30)
     yield names
     engine.run("rm", "--force", names[1], check=False)  # where the test has failed
 
