@@ -466,8 +466,7 @@ def test_a_workspace_is_given_to_whom_the_engine_runs_as(tmp_path: Path) -> None
     child = os.fork()
     if child == 0:
         try:
-            os.chmod(tmp_path, 0o755)
-            for above in tmp_path.parents[:3]:
+            for above in (tmp_path, *tmp_path.parents[:2]):  # and not /tmp itself
                 above.chmod(0o755)
             os.setgid(4321)
             os.setuid(4321)
