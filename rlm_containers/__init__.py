@@ -1,5 +1,6 @@
 """Container sandboxes for recursive language models, on docker and podman."""
 
+from rlm_containers.artifacts import Artifact
 from rlm_containers.cell import CellResult
 from rlm_containers.errors import ContainersError
 from rlm_containers.lm.broker import LMCall
@@ -8,6 +9,7 @@ from rlm_containers.sandbox import Sandbox
 from runtimes import Mount
 
 __all__ = [
+    "Artifact",
     "CellResult",
     "ContainersError",
     "LMCall",

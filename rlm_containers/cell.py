@@ -7,9 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlm_containers.artifacts import Artifact
 from rlm_containers.lm.broker import LMCall
 
-__all__ = ["CellResult", "CellStatus", "OutputCallback", "OutputCollector", "StreamName"]
+__all__ = [
+    "EXIT_CODES",
+    "CellResult",
+    "CellStatus",
+    "OutputCallback",
+    "OutputCollector",
+    "StreamName",
+]
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -21,6 +29,15 @@ OutputCallback = Callable[[StreamName, str], None]
 #: (``cell_timeout``), killed because it went on after an interrupt or its limit, or with the death
 #: of the worker that ran it.
 CellStatus = Literal["ok", "error", "exit", "interrupted", "timeout", "killed", "died"]
+
+#: The exit codes of cells that ended in one of these ways, as shells and ``python`` have them.
+EXIT_CODES: Mapping[str, int] = {
+    "ok": 0,
+    "error": 1,
+    "timeout": 124,
+    "interrupted": 130,
+    "killed": 137,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +58,13 @@ class CellResult:
             its worker died; with ``"*"`` among them where nothing could be.
         older: names of variables that were restored with what may be an older value, because the
             last state file was damaged.
+        exit_code: what ``python`` would have ended with, had the cell been a program, 0 to 255:
+            1 after an exception, what ``sys.exit()`` was given, 130 after an interrupt, and
+            after the worker's death its own exit code, or 128 and the number of the signal.
+        notices: what this library has to say of the cell, sentences. They end ``stderr``, too, but
+            are not given to an output callback.
+        artifacts: the images and documents that matplotlib has saved or shown, still in the
+            workspace: for :meth:`Sandbox.get_file` to fetch.
     """
 
     stdout: str
@@ -52,6 +76,9 @@ class CellResult:
     status: CellStatus = "ok"
     lost: tuple[str, ...] = field(default=())
     older: tuple[str, ...] = field(default=())
+    exit_code: int = 0
+    notices: tuple[str, ...] = ()
+    artifacts: tuple[Artifact, ...] = field(default=())
 
 
 #: Pieces of output that are kept apart, until they are needed as one.

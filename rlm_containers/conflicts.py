@@ -33,6 +33,7 @@ _UNDOING = {
     "--privileged": r"(?!false$).*",
     "--cap-add": r".*",
     "--device-cgroup-rule": r".*",
+    **dict.fromkeys(("--device", "--mount", "--volume", "-v", "--volumes-from"), r".*"),
     "--network": r".*",
     "--net": r".*",
     "--read-only": r"false",

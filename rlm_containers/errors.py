@@ -6,7 +6,16 @@ shares, so one ``except ContainersError`` catches the whole project::
     ContainersError
     ├── …                        the engine: see runtimes.errors
     ├── OptionError              an argument that is unknown, of a wrong type, or contradictory
+    │   └── ConfigError          the same, in the configuration file or in a variable
     ├── ContextError             a context that cannot be sent to the container
+    ├── CompletionError          an RLM that came to no answer
+    ├── ImageArchiveError        a file that is not an image, or damaged
+    ├── SessionError             a session that is kept, or its directory
+    │   ├── SessionNotFoundError   there is none of that name
+    │   ├── SessionInUseError      another process has it
+    │   ├── SessionStateError      its saved variables cannot be gone on from
+    │   ├── SnapshotNotFoundError  it has no such snapshot
+    │   └── ArchiveError           a file is no exported session, or a damaged one
     └── SandboxError
         ├── SandboxStartError    the container is up, the guest in it is not
         │   └── GuestPythonError the image has no Python, or too old a one
@@ -25,6 +34,7 @@ from runtimes.errors import (
     EngineNotFoundError,
     EngineTimeoutError,
     EngineUnavailableError,
+    ImageBuildError,
     ImageNotFoundError,
     MountError,
     UnknownRuntimeError,
@@ -32,6 +42,9 @@ from runtimes.errors import (
 )
 
 __all__ = [
+    "ArchiveError",
+    "CompletionError",
+    "ConfigError",
     "ContainerStartError",
     "ContainersError",
     "ContextError",
@@ -40,6 +53,8 @@ __all__ = [
     "EngineTimeoutError",
     "EngineUnavailableError",
     "GuestPythonError",
+    "ImageArchiveError",
+    "ImageBuildError",
     "ImageNotFoundError",
     "MountError",
     "OptionError",
@@ -47,7 +62,12 @@ __all__ = [
     "SandboxError",
     "SandboxLostError",
     "SandboxStartError",
+    "SessionError",
+    "SessionInUseError",
+    "SessionNotFoundError",
+    "SessionStateError",
     "SetupCodeError",
+    "SnapshotNotFoundError",
     "UnknownRuntimeError",
     "UnsupportedByEngineError",
     "WorkspaceError",
@@ -58,8 +78,35 @@ class OptionError(ContainersError, TypeError, ValueError):
     """An argument is unknown, has a wrong type or value, or contradicts another."""
 
 
+class ConfigError(OptionError):
+    """An option in the configuration file, or in an environment variable, is unknown or wrong."""
+
+
+class ImageArchiveError(ContainersError):
+    """A file is not an image archive, or damaged."""
+
+
 class ContextError(ContainersError, TypeError):
     """A context cannot be encoded for the container. Nothing was changed there."""
+
+
+class CompletionError(ContainersError):
+    """A model failed, or an RLM reached a limit before it had an answer.
+
+    Attributes:
+        partial_answer: the last message of the model, if there was one.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        remedy: str = "",
+        container: str | None = None,
+        partial_answer: str | None = None,
+    ) -> None:
+        super().__init__(what, remedy=remedy, container=container)
+        self.partial_answer = partial_answer
 
 
 class SandboxError(ContainersError):
@@ -96,3 +143,33 @@ class SandboxLostError(SandboxError):
 
 class WorkspaceError(SandboxError):
     """The directory behind ``/workspace`` cannot be written to or removed."""
+
+
+class SessionError(ContainersError):
+    """A session that is kept cannot be used, or its directory cannot."""
+
+
+class SessionNotFoundError(SessionError):
+    """There is no session of that name."""
+
+
+class SessionInUseError(SessionError):
+    """Another sandbox has the session. ``pid`` is its process, if that is known."""
+
+    def __init__(
+        self, what: str, *, remedy: str = "", container: str | None = None, pid: int | None = None
+    ) -> None:
+        super().__init__(what, remedy=remedy, container=container)
+        self.pid = pid
+
+
+class SessionStateError(SessionError):
+    """What a session or snapshot had saved cannot be gone on from. It is still there."""
+
+
+class SnapshotNotFoundError(SessionError):
+    """There is no such snapshot, or more than one that the id may mean."""
+
+
+class ArchiveError(SessionError):
+    """A file is not an exported session, or is damaged, or may not be trusted."""

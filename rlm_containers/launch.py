@@ -65,6 +65,7 @@ class Launch:
         workspace: the directory for its ``/workspace``.
         name: the container's name.
         labels: the container's labels.
+        fetch: gets the image into the engine's store.
         on_call: see :class:`Channel`.
         watch: told the process id of every client that is started.
     """
@@ -76,6 +77,7 @@ class Launch:
     workspace: Workspace
     name: str
     labels: Mapping[str, str]
+    fetch: Callable[[str], None]
     on_call: Callable[[int, bytes], None]
     watch: Callable[[int], None] = lambda client: None
 
@@ -117,8 +119,7 @@ class Launch:
                 # Only now: asking first would cost every start a call of the engine.
                 pulled = True
                 if not self.runtime.image_exists(self.options.image):
-                    logger.info("pulling the image %s", self.options.image)
-                    self.runtime.pull(self.options.image)
+                    self.fetch(self.options.image)
                 continue
             if isinstance(error, ContainerStartError) and error.transient and retries:
                 retries -= 1

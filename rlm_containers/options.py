@@ -8,17 +8,27 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from typing import Any, Literal, Self, TypedDict
 
 from rlm_containers.conflicts import check_conflicts
 from rlm_containers.errors import OptionError
 from rlm_containers.mounts import user_mounts
+from rlm_containers.sessions.places import is_session_name
 from rlm_containers.sizes import AUTO, parse_size
 from runtimes import GpuRequest, Mount, Runtime
 
 __all__ = ["DEFAULT_IMAGE", "Network", "OptionArguments", "SandboxOptions", "unknown_option"]
 
-DEFAULT_IMAGE = "python:3.11-slim"
+
+class _Default(str):
+    """A default that can be told from what a caller gave, should that be the same."""
+
+    __slots__ = ()
+
+
+#: The image of sandboxes for which none is named, here or in the configuration.
+DEFAULT_IMAGE: str = _Default("python:3.11-slim")
 
 #: What a container can reach.
 Network = Literal["bridge", "none", "internal"]
@@ -28,10 +38,17 @@ _LEAST_MEMORY = 32 * 1024**2
 _LEAST_PIDS = 16
 _LEAST_DISK = 1024**2
 
+_LISTS = ("packages", "system_packages", "run_args")
+
 
 class OptionArguments(TypedDict, total=False):
     """The keyword arguments that a sandbox takes besides its image, for type checkers."""
 
+    profile: str | None
+    packages: Iterable[str]
+    requirements: str | PathLike[str] | None
+    system_packages: Iterable[str]
+    dockerfile: str | PathLike[str] | None
     runtime: str | Runtime | None
     isolation: Literal["default", "strict"]
     network: Network | None
@@ -44,6 +61,7 @@ class OptionArguments(TypedDict, total=False):
     disk: int | str | None
     gpus: Literal["all"] | int | Iterable[str | int] | None
     run_args: Iterable[str]
+    session: str | None
     start_timeout: float
     cell_timeout: float | None
     lm_timeout: float
@@ -57,7 +75,16 @@ class SandboxOptions:
     """What a sandbox is to be.
 
     Attributes:
+        profile: a table ``[profiles.NAME]`` of the configuration file to take options from, see
+            :mod:`rlm_containers.config`.
         image: the image reference. Needs Python 3.9 or later in it, nothing else.
+        packages: what ``pip install`` is to add to the image, such as ``"pandas==2.*"``, or wheels
+            on this host. An image with these four is built once, and found again.
+        requirements: the path of a file for ``pip install -r``.
+        system_packages: what apt-get, apk or dnf is to add.
+        dockerfile: the path of a Dockerfile, or its text if it has several lines. It stands on the
+            image, unless it has a ``FROM`` of its own; the packages go on top.
+        setup_code: a cell to run first. If it fails, so does the start.
         runtime: the engine, as for :func:`runtimes.get_runtime`; ``None`` finds one.
         isolation: ``"default"``: no capabilities, no new privileges, an unprivileged user, and
             nothing of the host's to write to but the workspace. ``"strict"``: besides, no network,
@@ -90,6 +117,9 @@ class SandboxOptions:
         gpus: the GPUs that it may use: ``"all"``, how many, or a list of their indices or UUIDs.
         run_args: further arguments for the engine's ``run``. Nothing is checked in them but that
             they do not contradict what is said here.
+        session: the name of a session that outlives the sandbox: its variables and files are
+            there again when a sandbox of that name is started, by whatever process, on whatever
+            engine. One sandbox at a time has it. ``None`` for one that ends with the sandbox.
         start_timeout: seconds until a container and its interpreter must be ready, pulling its
             image not counted; and the next interpreter, when one has died.
         cell_timeout: seconds that a cell may run; ``None`` for no limit. Time in which it waits for
@@ -105,7 +135,13 @@ class SandboxOptions:
         max_output: characters that are kept of each of a cell's two output streams.
     """
 
+    profile: str | None = None
     image: str = DEFAULT_IMAGE
+    packages: tuple[str, ...] = ()
+    requirements: str | None = None
+    system_packages: tuple[str, ...] = ()
+    dockerfile: str | None = None
+    setup_code: str | None = None
     runtime: str | Runtime | None = None
     isolation: Literal["default", "strict"] = "default"
     network: Network | None = None
@@ -118,6 +154,7 @@ class SandboxOptions:
     disk: int | str | None = None
     gpus: GpuRequest | Literal["all"] | int | Iterable[str | int] | None = None
     run_args: tuple[str, ...] = ()
+    session: str | None = None
     start_timeout: float = 60.0
     cell_timeout: float | None = None
     lm_timeout: float = 600.0
@@ -127,7 +164,8 @@ class SandboxOptions:
 
     def __post_init__(self) -> None:
         for name, value in (
-            ("run_args", _sequence("run_args", "a list of strings", self.run_args)),
+            *((name, _sequence(name, "a list of strings", getattr(self, name))) for name in _LISTS),
+            *((name, _path(getattr(self, name))) for name in ("requirements", "dockerfile")),
             ("mounts", user_mounts(_sequence("mounts", "a list of mounts", self.mounts))),
             ("memory", parse_size(self.memory)),
             ("disk", parse_size(self.disk)),
@@ -138,7 +176,13 @@ class SandboxOptions:
         if isinstance(self.env, Mapping):
             object.__setattr__(self, "env", dict(self.env))  # the caller's may change
         for name, expected, good in (
+            ("profile", "the name of a profile or None", _is_text_or_none(self.profile)),
             ("image", "the name of an image", _is_text(self.image)),
+            ("packages", "a list of requirements", all(map(_is_text, self.packages))),
+            ("requirements", "a path or None", _is_text_or_none(self.requirements)),
+            ("system_packages", "a list of names", all(map(_is_text, self.system_packages))),
+            ("dockerfile", "a path, a text or None", _is_text_or_none(self.dockerfile)),
+            ("setup_code", "a string or None", isinstance(self.setup_code, str | None)),
             (
                 "runtime",
                 'a name such as "podman", a path or a Runtime',
@@ -178,6 +222,11 @@ class SandboxOptions:
                 self.gpus is None or isinstance(self.gpus, GpuRequest),
             ),
             ("run_args", "a list of strings", all(map(_is_text, self.run_args))),
+            (
+                "session",
+                "up to 64 letters, digits, '.', '_' and '-', or None",
+                self.session is None or is_session_name(self.session),
+            ),
             ("start_timeout", "a number of seconds", _is_positive(self.start_timeout)),
             (
                 "cell_timeout",
@@ -232,7 +281,12 @@ class SandboxOptions:
 def unknown_option(name: str, known: Iterable[str]) -> OptionError:
     """The error for an argument that nothing takes."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    # "environment" is no misspelt "requirements", though it has more letters of it than of "env".
+    near = (
+        difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+        or [other for other in names if other.startswith(name) or name.startswith(other)]
+        or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    )
     remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
     return OptionError(f"There is no argument {name!r}.", remedy=remedy)
 
@@ -248,6 +302,10 @@ def _sequence(name: str, expected: str, value: object) -> tuple[Any, ...]:
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise _wrong(name, expected, value)
     return tuple(value)
+
+
+def _path(value: object) -> object:
+    return fspath(value) if isinstance(value, PathLike) else value
 
 
 def _with_group(user: object) -> object:
@@ -281,6 +339,10 @@ def _is_user(value: object) -> bool:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value) and "\0" not in value and _is_utf8(value)
+
+
+def _is_text_or_none(value: object) -> bool:
+    return value is None or _is_text(value)
 
 
 def _is_environment(value: object) -> bool:

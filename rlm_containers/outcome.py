@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from rlm_containers.cell import CellResult, CellStatus, OutputCollector
+from rlm_containers.cell import EXIT_CODES, CellResult, CellStatus, OutputCollector
 from rlm_containers.lm.broker import LMCall
 
 __all__ = ["Outcome", "UnsavedVariable"]
@@ -35,6 +36,9 @@ class Outcome:
     notices: list[str] = field(default_factory=list)
     lost: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
+    exit_code: int = 0
+    #: What the guest says that it has made, which need not be there.
+    artifacts: list[str] = field(default_factory=list)
 
     @property
     def stderr(self) -> str:
@@ -57,7 +61,18 @@ class Outcome:
             status=self.status,
             lost=self.lost,
             older=self.older,
+            exit_code=EXIT_CODES.get(self.status, self.exit_code),
+            notices=tuple(self.notices),
         )
+
+    def note_exit(self, code: object) -> None:
+        """Keep what the guest says of an exit code, which may be anything."""
+        self.exit_code = code if isinstance(code, int) and 0 <= code <= 255 else 1
+
+    def note_death(self, content: dict[str, Any]) -> None:
+        """The same of the worker that has died with the cell."""
+        number = content.get("signal")
+        self.note_exit(128 + number if isinstance(number, int) else content.get("exit"))
 
     def forget_callback(self) -> None:
         """Nobody wants to see output any more as it comes."""

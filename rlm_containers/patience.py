@@ -54,9 +54,10 @@ class Patience:
     def send(self, exchange: Exchange) -> None:
         """A request is about to be sent."""
         exchange.begun = False
-        if self.cell_timeout is not None:
+        limit = exchange.limit if self.cell_timeout is None else self.cell_timeout
+        if limit is not None:
             # A new worker has imports to do before its first request, which belong to its start.
-            seconds = max(self.cell_timeout, self.start_timeout if self.is_fresh else 0.0)
+            seconds = max(limit, self.start_timeout if self.is_fresh else 0.0)
             exchange.begin_by = time.monotonic() + seconds
         self.clock.reset()
 
@@ -125,4 +126,6 @@ class Patience:
     def reached(self, what: str, option: str) -> str:
         """The sentence that says that something has reached its limit."""
         seconds = self.cell_timeout if option == "cell_timeout" else self.start_timeout
+        if seconds is None:  # nobody waits for a session to settle for ever
+            return f"{what} took too long and was interrupted."
         return f"{what} reached its limit of {seconds:g} s ({option}) and was interrupted."

@@ -15,7 +15,8 @@ from runtimes.command import EngineCommand
 
 __all__ = ["Reaper"]
 
-# Arguments: the workspace, and the command line that removes the container. In a session of its
+# Arguments: tenths of a second to wait for the client; two directories to remove, or none in their
+# places; and the command line that removes the container. In a session of its
 # own already; a terminal that closes must not end it before its work is done. An engine that is
 # still making the container must finish that first, else it is removed before it exists: the client
 # ends soon after, for its input is closed as well. A guest that a cell has stopped does not end by
@@ -30,8 +31,10 @@ while read -r word value; do
         client) client=$value ;;
     esac
 done
-workspace=$1
-shift
+patience=$1
+workspace=$2
+also=$3
+shift 3
 there() { [ -n "$client" ] && kill -0 "$client" 2>/dev/null; }
 await_client() {
     tries=$1
@@ -41,18 +44,27 @@ await_client() {
     done
 }
 [ -n "$client" ] || sleep 1
-await_client 30
+await_client "$patience"
 "$@" >/dev/null 2>&1
 if there; then
     await_client 600
     "$@" >/dev/null 2>&1
 fi
-rm -rf -- "$workspace" 2>/dev/null || {
-    # A cell has locked some of its directories.
-    chmod -R u+rwX -- "$workspace"
-    rm -rf -- "$workspace"
-}
+for directory in "$workspace" "$also"; do
+    [ -n "$directory" ] || continue
+    rm -rf -- "$directory" 2>/dev/null || {
+        # A cell has locked some of its directories.
+        chmod -R u+rwX -- "$directory"
+        rm -rf -- "$directory"
+    }
+done
+# What says whose it was: as long as there is anything of it.
+[ -z "$workspace" ] || [ -e "$workspace" ] || rm -f -- "${workspace%/*}/.${workspace##*/}.owner"
 """
+
+#: Tenths of a second for a container to end by itself; more where it saves its state first.
+_PATIENCE = 30
+_PATIENCE_TO_SAVE = 100
 
 
 class Reaper:
@@ -60,13 +72,30 @@ class Reaper:
 
     Args:
         name: the container's name.
-        workspace: the directory to remove.
+        workspace: the directory to remove; ``None`` for one that stays.
         remove_container: the command line that removes the container.
+        also: another directory to remove, which need not be there.
+        lock: a descriptor to hold until all that is done.
     """
 
-    def __init__(self, name: str, workspace: Path, remove_container: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        workspace: Path | None,
+        remove_container: Sequence[str],
+        *,
+        also: Path | None = None,
+        lock: int | None = None,
+    ) -> None:
         shell = EngineCommand(("/bin/sh", "-c", _SCRIPT, "rlm-containers-reaper"))
-        self._process = shell.hold(name, str(workspace), *remove_container)
+        self._process = shell.hold(
+            name,
+            str(_PATIENCE if workspace else _PATIENCE_TO_SAVE),
+            str(workspace or ""),
+            str(also or ""),
+            *remove_container,
+            keep_open=() if lock is None else (lock,),
+        )
 
     @property
     def pid(self) -> int:

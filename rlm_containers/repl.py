@@ -13,12 +13,13 @@ from typing import Any, Self
 
 from rlm_containers.awaitables import call_in_thread
 from rlm_containers.cell import CellResult
+from rlm_containers.config import configured_options
 from rlm_containers.context import Context
 from rlm_containers.custom_tools import CustomTools
 from rlm_containers.errors import OptionError
 from rlm_containers.lm.broker import LMBroker, SubcallFunction
 from rlm_containers.lm.handler import HandlerBackend
-from rlm_containers.options import DEFAULT_IMAGE, SandboxOptions, unknown_option
+from rlm_containers.options import DEFAULT_IMAGE
 from rlm_containers.sandbox import Sandbox
 
 __all__ = ["Address", "ContainerREPL", "History"]
@@ -84,11 +85,12 @@ class ContainerREPL:
         max_concurrent_subcalls: int = 4,
         **options: Any,
     ) -> None:
-        for name in options:
-            if name not in SandboxOptions.__dataclass_fields__:
-                raise unknown_option(name, {*SandboxOptions.__dataclass_fields__, *_ARGUMENTS})
-        checked = SandboxOptions.from_arguments({"image": image, **options})
-        self.image = image
+        if setup_code is not None and not isinstance(setup_code, str):
+            raise OptionError(f"setup_code must be a string, not {type(setup_code).__name__}.")
+        checked = configured_options(
+            {"image": image, "setup_code": setup_code, **options}, also=_ARGUMENTS
+        )
+        self.image = checked.image
         self.persistent = persistent
         self.depth = depth
         self.compaction = compaction
@@ -98,8 +100,6 @@ class ContainerREPL:
             custom_sub_tools if custom_sub_tools is not None else self.custom_tools
         )
         tools = CustomTools.sort(custom_tools)
-        if setup_code is not None and not isinstance(setup_code, str):
-            raise OptionError(f"setup_code must be a string, not {type(setup_code).__name__}.")
         self._lm_timeout = checked.lm_timeout
         self._contexts = 0
         self._histories = 0
@@ -107,7 +107,10 @@ class ContainerREPL:
         self._broker = LMBroker(
             self._backend(lm_handler_address), subcall_fn, max_concurrent_subcalls
         )
-        self.sandbox = Sandbox(image, lm=self._broker, tools=tools.functions, **options)
+        # The setup code is not the sandbox's to run: the tools and the context come first.
+        self.sandbox = Sandbox(
+            image, lm=self._broker, setup_code="", tools=tools.functions, **options
+        )
         self.sandbox.start()
         try:
             self._install(tools)
@@ -115,8 +118,8 @@ class ContainerREPL:
                 self.sandbox.load("history", self._compacted, keep=True)
             if context_payload is not None:
                 self.load_context(context_payload)
-            if setup_code:
-                self.sandbox.run_setup(setup_code)
+            if checked.setup_code:
+                self.sandbox.run_setup(checked.setup_code)
         except BaseException:
             self.cleanup()
             raise

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
+import functools
 import logging
-import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from rlm_containers.artifacts import found_artifacts
 from rlm_containers.async_sandbox import AsyncMethods
 from rlm_containers.awaitables import AsyncFunctions
 from rlm_containers.cell import CellResult, OutputCallback
 from rlm_containers.channel import Channel
 from rlm_containers.clock import CellClock
-from rlm_containers.context import Context, encode_context
+from rlm_containers.config import configured_options
 from rlm_containers.errors import (
     OptionError,
     SandboxClosedError,
     SandboxError,
     SetupCodeError,
-    WorkspaceError,
 )
+from rlm_containers.images.index import note_use
 from rlm_containers.launch import HOST_ALIAS, Launch
 from rlm_containers.limits import Limits
 from rlm_containers.lm.broker import LMBroker
@@ -33,34 +35,40 @@ from rlm_containers.lm.handler import CallableBackend, LMCallable
 from rlm_containers.lm.pipe import PipeCalls
 from rlm_containers.lm.proxy import LMProxy
 from rlm_containers.networks import NetworkLease
-from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
+from rlm_containers.options import DEFAULT_IMAGE, OptionArguments
 from rlm_containers.outcome import UnsavedVariable
+from rlm_containers.owner import LABEL, Owner
 from rlm_containers.patience import Patience
+from rlm_containers.prune import prune_once
 from rlm_containers.reaper import Reaper
+from rlm_containers.sandbox_contexts import ContextMethods
+from rlm_containers.sandbox_files import FileMethods
+from rlm_containers.sandbox_image import SandboxImage
+from rlm_containers.sandbox_snapshots import SnapshotMethods
+from rlm_containers.sandbox_tools import ToolMethods
 from rlm_containers.session import Session
-from rlm_containers.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
-from rlm_containers.workspace import Workspace, workspaces_directory
+from rlm_containers.sessions.home import Home, KeptHome
+from rlm_containers.tools import ToolFunction
+from rlm_containers.workspace import Workspace
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
 
 __all__ = ["LABEL", "Sandbox"]
 
 logger = logging.getLogger("rlm_containers")
 
-#: The label that every container of this project carries; its value is the owner's process id.
-LABEL = "io.github.rlm-containers.owner"
-
 #: Seconds for a container to end by itself once its pipe is closed.
 _CLOSE_TIMEOUT = 10.0
 
 
-class Sandbox(AsyncMethods):
+class Sandbox(AsyncMethods, ContextMethods, FileMethods, SnapshotMethods, ToolMethods):
     """Runs Python in a container, cell after cell, with variables that live on.
 
     Args:
         image: the image; any with Python 3.9 or later.
         lm: answers ``llm_query()`` in the cells: a callable that takes a prompt (and, if it
             has such a parameter, a ``model``) and returns a string; or a broker.
-        setup_code: a cell to run first. If it fails, so does :meth:`start`.
+        setup_code: a cell to run first. If it fails, so does :meth:`start`. A session that is
+            gone on with has had its own already, so that it is not run again.
         tools: functions of this process that cells may call, by the names that cells call them by;
             see :meth:`set_tools`.
         scaffold: whether cells find what an RLM's are promised (``llm_query``, ``answer``,
@@ -90,18 +98,22 @@ class Sandbox(AsyncMethods):
         scaffold: bool = True,
         **options: Unpack[OptionArguments],
     ) -> None:
-        self.options = SandboxOptions.from_arguments(
-            {"image": image, **options}, also=("lm", "setup_code", "tools", "scaffold")
-        )
-        if lm is not None and not callable(lm) and not isinstance(lm, LMBroker):
-            raise OptionError(f"lm must be callable, not {type(lm).__name__}.")
         if setup_code is not None and not isinstance(setup_code, str):
             raise OptionError(f"setup_code must be a string, not {type(setup_code).__name__}.")
+        self.options = configured_options(
+            {"image": image, "setup_code": setup_code, **options}, also=("lm", "tools", "scaffold")
+        )
+        self._image = SandboxImage(self.options)
+        if lm is not None and not callable(lm) and not isinstance(lm, LMBroker):
+            raise OptionError(f"lm must be callable, not {type(lm).__name__}.")
         self.name = f"rlm-{secrets.token_hex(6)}"
-        self.setup_code = setup_code
+        self.setup_code = self.options.setup_code
         self.scaffold = scaffold
+        self.lost: tuple[UnsavedVariable, ...] = ()
+        self._lm = lm
         self._async_functions = AsyncFunctions()
-        self.tools = self._host_tools(tools or {})
+        self._tools = tools or {}
+        self.tools = self._host_tools(self._tools)
         self.broker = lm if isinstance(lm, LMBroker) else self._new_broker(lm)
         self._clock = CellClock(self.options.lm_timeout)
         self.broker.join(
@@ -110,6 +122,9 @@ class Sandbox(AsyncMethods):
         )
         self.python_version: str | None = None
         self._runtime: Runtime | None = None
+        self._home: Home | None = None
+        # Fills the workspace before the start: that of a fork.
+        self._seed: Callable[[Workspace], None] | None = None
         self._workspace: Workspace | None = None
         self._reaper: Reaper | None = None
         self._lease: NetworkLease | None = None
@@ -126,9 +141,10 @@ class Sandbox(AsyncMethods):
             "tools": self.tools.describe(),
             "kept": [],
             "kept_names": [],
+            "kept_session": self.options.session is not None,
         }
-        # Of each variable that was loaded: its file, and how often it was.
-        self._files: dict[str, tuple[str, int]] = {}
+        # Of each variable that was loaded: its file, if that may go, and how often it was.
+        self._files: dict[str, tuple[str | None, int]] = {}
         self._closed = False
         self._lock = threading.RLock()
 
@@ -179,18 +195,28 @@ class Sandbox(AsyncMethods):
 
     def _start(self) -> None:
         self._runtime = runtime = get_runtime(self.options.runtime)
+        image = self._image.ready(runtime)
         limits = Limits.on(runtime.info(), self.options, self.name)
-        labels = {LABEL: str(os.getpid())}
+        owner = Owner.current(self.options.session or "")
+        labels = owner.labels()
         remove = runtime.remove_command(self.name)
         if self.options.effective_network == "internal":
             self._lease = NetworkLease(runtime)
             remove = self._lease.remove_command(remove)
+        session = self.options.session
+        new = self._seed is not None
+        self._home = home = KeptHome(self.name, session, new=new) if session else Home(self.name)
         # In this order, so that nothing exists at any time that nobody would remove.
-        self._reaper = Reaper(self.name, workspaces_directory() / self.name, remove)
-        self._workspace = Workspace(self.name, runtime.workspace_user(self._user()))
+        self._reaper = home.reaper(remove)
+        self._workspace = home.open_workspace(
+            runtime.workspace_user(self._user()), owner.json(runtime=repr(runtime))
+        )
+        if self._seed is not None:
+            self._seed(self._workspace)
         launch = Launch(
             runtime=runtime,
-            options=self.options,
+            options=dataclasses.replace(self.options, image=image),
+            fetch=functools.partial(self._image.fetch, runtime),
             limits=limits,
             network=self._lease.take(labels) if self._lease else self.options.plain_network,
             workspace=self._workspace,
@@ -210,9 +236,14 @@ class Sandbox(AsyncMethods):
             abandon=self._remove_container,
             memory_loss=launch.memory_loss,
         )
+        self._session.reports.on_saved = home.note
         self._session.start()
-        if self.setup_code:
+        prune_once(runtime)
+        note_use(runtime, image)
+        self._go_on(self.python_version)
+        if self.setup_code and home.is_new and self._seed is None:
             self.run_setup(self.setup_code)
+        home.begin(self.python_version, self.options.image, runtime.name)
 
     def _user(self) -> tuple[int, int] | None:
         if self.options.user is None:
@@ -264,6 +295,13 @@ class Sandbox(AsyncMethods):
             return
         self._closed = True
         atexit.unregister(self.close)
+        try:
+            if self.options.session:
+                self._settle_for_good()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
         if self._channel is not None:
             self._channel.close(_CLOSE_TIMEOUT)
             ended = self._channel.closed
@@ -276,11 +314,13 @@ class Sandbox(AsyncMethods):
         if self._lease is not None:
             self._lease.give_back()
         try:
-            if self._workspace is not None:
-                self._workspace.remove()
+            if self._home is not None:
+                self._home.close()
         finally:
             if self._reaper is not None:
                 self._reaper.dismiss()
+            if self._home is not None:
+                self._home.release()
 
     def _remove_container(self) -> None:
         assert self._runtime is not None
@@ -292,16 +332,26 @@ class Sandbox(AsyncMethods):
 
     # Cells
 
-    def execute(self, code: str, *, on_output: OutputCallback | None = None) -> CellResult:
+    def execute(
+        self,
+        code: str,
+        *,
+        on_output: OutputCallback | None = None,
+        name: str | None = None,
+        display: bool = False,
+    ) -> CellResult:
         """Run a cell and wait for it to end.
 
         Args:
             code: Python source.
             on_output: called with ``"stdout"`` or ``"stderr"`` and a piece of text, as it is
                 printed, in this thread.
+            name: names the cell in tracebacks; without one it has a number.
+            display: also print the value of an expression at the cell's end, as an interactive
+                prompt does.
 
         Returns:
-            What it printed and left. An exception in the cell is no exception here: its
+            What it printed and left. An exception in the cell is no exception here, its
             traceback is in ``stderr``. Nor is the end of ``cell_timeout``: ``status`` is
             ``"timeout"`` then. Nor is the death of the interpreter: ``status`` is ``"died"`` then,
             or ``"killed"`` if the cell would not end, ``stderr`` says how, and the session goes on
@@ -316,10 +366,11 @@ class Sandbox(AsyncMethods):
         """
         if not isinstance(code, str):
             raise OptionError(f"code must be a string, not {type(code).__name__}.")
-        return self._execute(code, on_output)
+        more: dict[str, Any] = {} if name is None else {"name": name}
+        return self._execute(code, on_output, **more, **({"display": True} if display else {}))
 
     def _execute(
-        self, code: str, on_output: OutputCallback | None = None, **more: str
+        self, code: str, on_output: OutputCallback | None = None, **more: Any
     ) -> CellResult:
         with self._lock:
             session = self._open_session()
@@ -327,7 +378,12 @@ class Sandbox(AsyncMethods):
             start = time.perf_counter()
             outcome = session.request("cell", on_output, code=code, **more)
             elapsed = time.perf_counter() - start
-            return outcome.result(elapsed, self.broker.take_calls())
+            result = outcome.result(elapsed, self.broker.take_calls())
+            if not outcome.artifacts:
+                return result
+            assert self._workspace is not None
+            artifacts = found_artifacts(outcome.artifacts, self._workspace)
+            return dataclasses.replace(result, artifacts=artifacts)
 
     def interrupt(self) -> None:
         """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing.
@@ -342,44 +398,6 @@ class Sandbox(AsyncMethods):
         if self._channel is not None:
             self._channel.send(kind, payload)
 
-    def load(self, name: str, value: Context, *, keep: bool = False) -> None:
-        """Bind a variable in the container to a value of this process.
-
-        Args:
-            name: the variable's name.
-            value: a string of any length, or what JSON can express: a dict or a list.
-            keep: whether the name belongs to the host: it comes back after a cell has bound it
-                to something else. For ``history`` only.
-
-        Raises:
-            ContextError: the value cannot be encoded.
-            WorkspaceError: there is no room for it.
-            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
-        """
-        if not _is_identifier(name):
-            raise OptionError(f"{name!r} is not the name of a variable.")
-        kind, chunks = encode_context(name, value)
-        with self._lock:
-            session = self._open_session()
-            assert self._workspace is not None
-            # Never a file that the checkpoint may refer to: the old value is needed until the
-            # next one is written.
-            superseded, count = self._files.get(name, (None, 0))
-            file = f"{name}{f'-{count}' if count else ''}.{'txt' if kind == 'text' else 'json'}"
-            self._workspace.write(file, chunks)
-            self._files[name] = (file, count + 1)
-            told = {"name": name, "file": file, "kind": kind, "keep": keep}
-            kept = self._told["kept"]
-            kept[:] = [item for item in kept if item["name"] != name]
-            if keep:
-                kept.append({**told, "superseded": None})
-            outcome = session.request("load", None, **told, superseded=superseded)
-            if outcome.status != "ok":
-                raise WorkspaceError(
-                    f"The variable {name} could not be loaded: {outcome.stderr.strip()}",
-                    container=self.name,
-                )
-
     def run_setup(self, code: str, what: str = "setup code") -> None:
         """Run a cell that must succeed.
 
@@ -393,49 +411,6 @@ class Sandbox(AsyncMethods):
         result = self._execute(code, name=what)
         if result.status not in ("ok", "exit"):
             raise SetupCodeError(f"The {what} failed.", stderr=result.stderr, container=self.name)
-
-    def set_tools(self, tools: Mapping[str, ToolFunction]) -> None:
-        """Let cells call functions of this process, in place of those before.
-
-        A cell says ``fetch(x, y=2)``, and ``fetch`` runs here, in a thread of its own, while the
-        cell waits. Arguments and result travel as JSON; what is not JSON is a ``TypeError`` in the
-        cell. So is an exception: of the same type if that is a built-in one, else a
-        ``RuntimeError``. The names come back after a cell has bound them to something else.
-
-        Args:
-            tools: functions, which may be async, by their names.
-
-        Raises:
-            OptionError: a name cannot be used, or what it names cannot be called.
-        """
-        made = self._host_tools(tools)
-        with self._lock:
-            if self._closed:
-                raise self._not_open("was closed")
-            self.tools = made
-            self._told["tools"] = made.describe()
-            if self._session is not None:
-                self._session.request("tools", None, tools=self._told["tools"])
-
-    def keep(self, *names: str) -> None:
-        """Have variables come back after a cell has bound their names to something else.
-
-        What they hold now is a tool from here on, and not shown among the variables.
-        """
-        with self._lock:
-            session = self._open_session()
-            self._told["kept_names"] += names
-            session.request("keep", None, names=list(names))
-
-    def _host_tools(self, tools: Mapping[str, ToolFunction]) -> HostTools:
-        reserved = SCAFFOLD if self.scaffold else frozenset()
-        return HostTools(tools, reserved, self._async_functions)
-
-    def _answer(self, path: str, request: object) -> dict[str, Any]:
-        """Answer what came over the pipe."""
-        if path == TOOL_PATH:
-            return self.tools.call(request)
-        return self.broker.handle(path, request)
 
     def reset_answer(self) -> None:
         """Forget a final answer: a new question begins."""
@@ -454,7 +429,7 @@ class Sandbox(AsyncMethods):
     @property
     def lm_route(self) -> str | None:
         """How ``llm_query()`` travels: ``"http"``, ``"pipe"``, or ``"none"`` without a model."""
-        return self._session.route if self._session else None
+        return self._session.reports.route if self._session else None
 
     def _open_session(self) -> Session:
         if self._closed:
@@ -469,7 +444,3 @@ class Sandbox(AsyncMethods):
             remedy="Use it inside of `with Sandbox(…) as box:`, or call start() first.",
             container=self.name,
         )
-
-
-def _is_identifier(name: object) -> bool:
-    return isinstance(name, str) and name.isidentifier()

@@ -4,45 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any
 
-from rlm_containers.cell import CellStatus, OutputCallback, OutputCollector
+from rlm_containers.cell import OutputCallback, OutputCollector
 from rlm_containers.channel import KILLED, Channel, Closed, Event, Item, Message, Output
 from rlm_containers.errors import OptionError, SandboxLostError, SandboxStartError
 from rlm_containers.exchange import Exchange
 from rlm_containers.guest import wire
+from rlm_containers.guest_reports import GuestReports, death, listed
 from rlm_containers.limits import memory_death
 from rlm_containers.outcome import Outcome, UnsavedVariable
 from rlm_containers.patience import Patience
-from rlm_containers.untrusted import printable
 
 __all__ = ["Session"]
 
 logger = logging.getLogger("rlm_containers")
 
-#: What a guest may say of a cell's end. The rest is for the host to find.
-_STATUSES: dict[object, CellStatus] = {
-    "ok": "ok",
-    "error": "error",
-    "exit": "exit",
-    "interrupted": "interrupted",
-}
-
-#: Variables, and characters of a name or reason, that are believed of a guest's report.
-_REPORT_COUNT = 10_000
-_REPORT_TEXT = 2_000
-
-#: The same for the short forms of variables.
-_LOCALS_COUNT = 1_000
-_LOCALS_TEXT = 200
-
-#: Variables that are named in one sentence of a cell's stderr, and characters for each.
-_LISTED = 50
-_LISTED_TEXT = 300
 #: Sentences in a cell's stderr on what the kernel killed: a guest can say so without end.
 _NOTICES = 10
 #: Seconds between two interrupts of one request. A flood of signals interrupts its own handler,
@@ -60,16 +39,17 @@ class Session:
         channel: the pipe.
         told: what every worker is told at its start: ``{"lm": bool, "proxy": dict | None,
             "env": dict, "file_limit": int | None, "scaffold": bool, "tools": list, "kept": list,
-            "kept_names": list}``: among them the most bytes of a file that cells write; the
-            functions of the host; the variables that belong to the host, each as the ``load``
-            request that binds it; and the names of those that are not to be bound anew.
+            "kept_names": list, "kept_session": bool}``: among them the most bytes of a file that
+            cells write; the functions of the host; the variables that belong to the host, each as
+            the ``load`` request that binds it; the names of those that are not to be bound anew;
+            and whether the session outlives the container.
         max_output: characters to keep of each output stream of a cell.
         patience: how long to wait for what.
         abandon: called when the guest does not even answer to being killed; removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
 
     Attributes:
-        route: how the guest reaches the language model.
+        reports: what the guest has told of its worker.
     """
 
     def __init__(
@@ -85,7 +65,7 @@ class Session:
         self.channel = channel
         self._memory_loss = memory_loss
         self._answered = time.time()
-        self.route = "none"
+        self.reports = GuestReports(channel.process.name)
         self._told = told
         self._max_output = max_output
         self._patience = patience
@@ -93,8 +73,6 @@ class Session:
         self._number = 0
         self._acknowledged = 0
         self._cells = 0
-        self._unsaved: tuple[UnsavedVariable, ...] = ()
-        self._locals: dict[str, str] = {}
         self._exchange: Exchange | None = None
         patience.clock.wake = channel.wake
 
@@ -108,31 +86,39 @@ class Session:
         Raises:
             SandboxStartError: it was not in time.
         """
-        outcome = self._outcome(None)
         # It counts from when the container was started.
-        deadline = self.channel.opened + self._patience.start_timeout
+        self._await_ready(self.channel.opened + self._patience.start_timeout)
+
+    def _await_ready(self, deadline: float) -> None:
+        outcome = self._outcome(None)
         self._send_start()
         deaths = 0
         while True:
-            try:
-                item = self.channel.receive(max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                self._abandon()
-                raise SandboxStartError(
-                    "The container is up, but its interpreter was not ready within "
-                    f"{self._patience.start_timeout:g} s.",
-                    remedy="Raise start_timeout, or see what the container is busy with.",
-                    container=self._container,
-                ) from None
-            if isinstance(item, Closed):
-                raise self._lost(item)
+            item = self._receive_by(deadline)
             if isinstance(item, Message) and item.content.get("op") == "ready":
-                self._note_ready(item.content)
+                self._patience.ready()
+                self.reports.note_ready(item.content, has_proxy=bool(self._told["proxy"]))
                 return
             if isinstance(item, Event) and item.content.get("event") != "killed":
                 self._count(deaths := deaths + 1)
                 self._died(item, outcome)
                 self._send_start()
+
+    def _receive_by(self, deadline: float) -> Item:
+        """The next item while there is no worker that is ready."""
+        try:
+            item = self.channel.receive(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self._abandon()
+            raise SandboxStartError(
+                "The container is up, but its interpreter was not ready within "
+                f"{self._patience.start_timeout:g} s.",
+                remedy="Raise start_timeout, or see what the container is busy with.",
+                container=self._container,
+            ) from None
+        if isinstance(item, Closed):
+            raise self._lost(item)
+        return item
 
     def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Outcome:
         """Send one request and wait for its answer.
@@ -146,8 +132,7 @@ class Session:
             OptionError: the request is too large. Nothing was sent.
             SandboxLostError: the container went away.
         """
-        if self._exchange is not None:
-            self._end(self._exchange)  # an earlier one, whose caller did not wait for its end
+        self._finish_earlier()
         self._number += 1
         message = {"op": op, "id": self._number, **content}
         limit = self._patience.limit(op)
@@ -157,6 +142,15 @@ class Session:
         if limit is not None or op != "cell":
             message["announce"] = True
         exchange = Exchange(self._number, message, self._outcome(on_output), limit)
+        self._run(exchange)
+        return exchange.outcome
+
+    def _finish_earlier(self) -> None:
+        """See an earlier request to its end whose caller did not wait for that."""
+        if self._exchange is not None:
+            self._end(self._exchange)
+
+    def _run(self, exchange: Exchange) -> None:
         self._exchange = exchange
         try:
             self._send(exchange)
@@ -182,7 +176,6 @@ class Session:
             raise
         self._exchange = None
         self._answered = time.time()
-        return exchange.outcome
 
     def interrupt(self) -> None:
         """Interrupt the request that is under way, in whatever thread. See :class:`Stop`."""
@@ -200,7 +193,59 @@ class Session:
     def unsaved(self) -> Sequence[UnsavedVariable]:
         """See :attr:`Sandbox.unsaved`."""
         self.request("sync", None)
-        return self._unsaved
+        return self.reports.unsaved
+
+    def settle(self, timeout: float) -> bool:
+        """Wait for the checkpoint of the last request.
+
+        Args:
+            timeout: seconds until the variable that it is at is given up, and what it is at after
+                that; ``cell_timeout`` where there is one.
+
+        Returns:
+            Whether there is one: else its worker was killed, and what the last request has changed
+            is lost.
+
+        Raises:
+            SandboxLostError: the container went away.
+        """
+        self._finish_earlier()
+        self._number += 1
+        message = {"op": "sync", "id": self._number, "announce": True}
+        exchange = Exchange(self._number, message, self._outcome(None), timeout)
+        self._run(exchange)
+        if exchange.outcome.notices:
+            logger.warning("%s: %s", self._container, " ".join(exchange.outcome.notices))
+        return exchange.deaths == 0
+
+    def restart(self, between: Callable[[], None], *, restores: bool) -> Sequence[UnsavedVariable]:
+        """Kill the worker and start another, with a step in between when neither uses any file.
+
+        Args:
+            between: the step. If it fails, the worker is started all the same.
+            restores: whether there is a checkpoint to go on from.
+
+        Returns:
+            The variables that it did not bring back.
+
+        Raises:
+            SandboxStartError: the next one was not ready in time.
+            SandboxLostError: the container went away.
+        """
+        self._finish_earlier()
+        self.channel.send(wire.RESTART)
+        deadline = time.monotonic() + self._patience.start_timeout
+        while True:
+            item = self._receive_by(deadline)
+            if isinstance(item, Event) and item.content.get("event") == "died":
+                break
+        try:
+            between()
+        finally:
+            self._acknowledged = self._number if restores else 0
+            self._await_ready(time.monotonic() + self._patience.start_timeout)
+            self._patience.ready()
+        return self.reports.unsaved
 
     # Answers
 
@@ -253,14 +298,14 @@ class Session:
                     outcome.notices.append(notice)
             else:
                 if isinstance(item, Message) and item.content.get("op") == "saved":
-                    self._note_saved(item.content)
+                    self.reports.note_saved(item.content)
                 return item
 
     def _begin(self, exchange: Exchange) -> None:
         """The guest has begun with a request; nothing else is in its way any more."""
-        if not exchange.begun and self._patience.begin(exchange) and self._unsaved:
+        if not exchange.begun and self._patience.begin(exchange) and self.reports.unsaved:
             reached = self._patience.reached("The checkpoint before this cell", "cell_timeout")
-            names = _listed([str(variable) for variable in self._unsaved], "; ")
+            names = listed([str(variable) for variable in self.reports.unsaved], "; ")
             exchange.outcome.notices.append(f"{reached} Not saved: {names}.")
 
     def _finish(self, content: dict[str, Any], exchange: Exchange) -> None:
@@ -268,8 +313,9 @@ class Session:
         stop = exchange.stop
         if stop is not None and stop.killed:
             return  # too late: the news of the death is on its way, and is what holds
+        self._patience.is_fresh = False  # cells without a limit do not say that they have begun
         outcome = exchange.outcome
-        self._note_result(content, outcome)
+        self.reports.note_result(content, outcome)
         if content.get("skipped") is True:
             outcome.notices.append("It was interrupted before it began.")
         else:
@@ -289,6 +335,7 @@ class Session:
             item.content.get("begun") == exchange.number or exchange.begun
         ):
             exchange.died = True
+            exchange.outcome.note_death(item.content)
             exchange.killed = exchange.stop is not None and exchange.stop.killed
         self._patience.explain(exchange)
         exchange.stop = None
@@ -301,8 +348,9 @@ class Session:
         self._patience.explain(exchange)
         exchange.stop = None
         outcome = exchange.outcome
-        self._note_restored(content, outcome)
-        outcome.locals = dict(self._locals)
+        self._patience.ready()
+        self.reports.note_restored(content, outcome, has_proxy=bool(self._told["proxy"]))
+        outcome.locals = dict(self.reports.locals)
         exchange.done = exchange.died or exchange.interrupted
         if exchange.died:
             outcome.status = "killed" if exchange.killed else "died"
@@ -353,71 +401,8 @@ class Session:
                 exchange.stop.hurry()
         self._exchange = None
 
-    # What the guest says, taken with care: it may be anything
-
-    def _note_result(self, content: dict[str, Any], outcome: Outcome) -> None:
-        status = content.get("status")
-        outcome.status = _STATUSES.get(status, "error") if isinstance(status, str) else "error"
-        if "locals" in content:
-            self._locals = _strings(content["locals"])
-        outcome.locals = dict(self._locals)
-        answer = content.get("final_answer")
-        outcome.final_answer = answer if isinstance(answer, str) else None
-
-    def _note_saved(self, content: dict[str, Any]) -> None:
-        self._unsaved = _variables(content.get("unsaved"))
-        if content.get("error"):
-            error = printable(content["error"], _REPORT_TEXT)
-            logger.warning("%s: the checkpoint failed: %s", self._container, error)
-            self._unsaved = (UnsavedVariable("*", "", error),)
-
-    def _note_restored(self, content: dict[str, Any], outcome: Outcome) -> None:
-        """Take note of a worker that has taken the place of another; say what became of what."""
-        before = self._locals
-        self._note_ready(content)
-        outcome.older = tuple(_names(content.get("older")))
-        damage = printable(content.get("damage") or "", _REPORT_TEXT)
-        everything = any(variable.name == "*" for variable in self._unsaved)
-        if damage or everything:
-            # Of a file that cannot be read only the last answer still knows what was in it.
-            told = {variable.name for variable in self._unsaved}
-            self._unsaved += tuple(
-                UnsavedVariable(name, "", "it was in no other file")
-                for name in before
-                if name not in told and name not in self._locals
-            )
-        if damage and not everything:
-            older = _listed(outcome.older) if outcome.older else "none"
-            outcome.notices.append(
-                f"The checkpoint state.dill could not be used: {damage}. The variables are those "
-                f"of the one before it. These may be older than they were: {older}."
-            )
-        if self._unsaved:
-            lost = _listed([str(variable) for variable in self._unsaved], "; ")
-            outcome.notices.append(f"These variables are lost: {lost}.")
-        outcome.lost = tuple(variable.name for variable in self._unsaved)
-
-    def _note_ready(self, content: dict[str, Any]) -> None:
-        """Take note of a worker that is ready."""
-        self._patience.ready()
-        self.route = printable(content.get("route"), 20)
-        if self._told["proxy"] and self.route == "pipe":
-            logger.warning(
-                "%s: the container does not reach the proxy (%s); llm_query goes over the pipe",
-                self._container,
-                printable(content.get("reason"), _REPORT_TEXT),
-            )
-        if content.get("damage"):
-            logger.warning(
-                "%s: the checkpoint state.dill could not be used: %s",
-                self._container,
-                printable(content["damage"], _REPORT_TEXT),
-            )
-        self._locals = _strings(content.get("locals"))
-        self._unsaved = _variables(content.get("lost"))
-
     def _died(self, item: Event, outcome: Outcome) -> None:
-        how = _death(item.content)
+        how = death(item.content)
         if item.content.get("event") != "died":
             return
         logger.info("%s: the worker %s", self._container, how)
@@ -471,45 +456,3 @@ class Session:
             remedy=remedy,
             container=self._container,
         )
-
-
-def _death(content: dict[str, Any]) -> str:
-    if "memory" in content:
-        return memory_death(content["memory"])
-    number = content.get("signal")
-    if isinstance(number, int):
-        try:
-            return f"was killed by {signal.Signals(number).name}"
-        except ValueError:
-            return f"was killed by signal {number}"
-    status = content.get("exit")
-    return f"ended itself with status {status if isinstance(status, int) else 'unknown'}"
-
-
-def _names(value: object) -> list[str]:
-    """A list of names as the guest told it."""
-    names = value[:_REPORT_COUNT] if isinstance(value, list) else ()
-    return [printable(name, _LOCALS_TEXT) for name in names]
-
-
-def _listed(words: Sequence[str], separator: str = ", ") -> str:
-    """The first of many words, and the number of the others."""
-    shown = separator.join(word[:_LISTED_TEXT] for word in words[:_LISTED])
-    return shown + (f"{separator}and {len(words) - _LISTED} more" if len(words) > _LISTED else "")
-
-
-def _strings(value: object) -> dict[str, str]:
-    if not isinstance(value, dict):
-        return {}
-    entries = islice(value.items(), _LOCALS_COUNT)
-    return {printable(key, _LOCALS_TEXT): printable(text, _LOCALS_TEXT) for key, text in entries}
-
-
-def _variables(value: object) -> tuple[UnsavedVariable, ...]:
-    if not isinstance(value, list):
-        return ()
-    return tuple(
-        UnsavedVariable(*(printable(part, _REPORT_TEXT) for part in entry))
-        for entry in value[:_REPORT_COUNT]
-        if isinstance(entry, list) and len(entry) == 3
-    )

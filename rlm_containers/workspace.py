@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import platformdirs
 
 from rlm_containers.errors import WorkspaceError
+from rlm_containers.files import FileOwner, create_file, give_to
 from runtimes.command import EngineCommand
 
-__all__ = ["TARGET", "Workspace", "workspaces_directory"]
+__all__ = ["TARGET", "Workspace", "record_of", "remove_tree", "workspaces_directory"]
 
 #: Where the container sees it.
 TARGET = "/workspace"
@@ -30,33 +31,62 @@ def workspaces_directory() -> Path:
     return platformdirs.user_cache_path("rlm-containers") / "workspaces"
 
 
+def record_of(path: Path) -> Path:
+    """The file beside a workspace, out of its container's reach, that says whose it is."""
+    return path.with_name(f".{path.name}.owner")
+
+
 class Workspace:
     """One temporary directory, writable for one container.
 
     Args:
         name: the directory's name in :func:`workspaces_directory`. It must not be there yet.
         owner: the UID and GID that the container writes as, seen from the host.
+        record: what the file beside it says, see :func:`record_of`; none is made if it is empty.
 
     Attributes:
         path: the directory.
+        owner: as it was given.
 
     Raises:
         WorkspaceError: it cannot be made.
     """
 
-    def __init__(self, name: str, owner: tuple[int, int]) -> None:
+    def __init__(self, name: str, owner: FileOwner, record: str = "") -> None:
         self.path = path = workspaces_directory() / name
-        self._owner = owner
+        self.owner = owner
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.mkdir(mode=0o700)
-            self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            self._own(self._directory)
+            # Before the directory: that may not be there without it.
+            with _recorded(path, record):
+                path.mkdir(mode=0o700)
+            self._open()
+            give_to(owner, self._directory)
         except OSError as error:
             raise WorkspaceError(
                 f"The workspace {path} could not be made: {error.strerror}.",
                 remedy="Make the directory writable, or set XDG_CACHE_HOME to one that is.",
             ) from error
+
+    def _open(self) -> None:
+        self._guard = threading.Lock()
+        self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+    @contextlib.contextmanager
+    def directory(self) -> Iterator[int]:
+        """A descriptor of the directory, which stays open if another thread removes it.
+
+        Raises:
+            WorkspaceError: it has been removed.
+        """
+        with self._guard:
+            if self._directory < 0:
+                raise WorkspaceError(f"The workspace {self.path} has been removed.")
+            descriptor = os.dup(self._directory)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def write(self, name: str, chunks: Iterable[bytes]) -> int:
         """Make or replace a file.
@@ -73,29 +103,23 @@ class Workspace:
         """
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise WorkspaceError(f"{name!r} is not the name of a file in the workspace.")
-        temporary = f".{secrets.token_hex(8)}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        size = 0
         try:
-            descriptor = os.open(temporary, flags, 0o600, dir_fd=self._directory)
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                self._own(descriptor)
-                for chunk in chunks:
-                    view = memoryview(chunk)
-                    size += view.nbytes
-                    while view:
-                        view = view[file.write(view) :]
-            os.rename(temporary, name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=self._directory)
-            if not isinstance(error, OSError):  # from the chunks, or KeyboardInterrupt
-                raise
+            with self.directory() as directory:
+                return create_file(directory, name, chunks, self.owner)
+        except OSError as error:
             raise WorkspaceError(
                 f"{name} could not be written into the workspace {self.path}: {error.strerror}.",
                 remedy="Make room on the disk, or remove what stands in the way.",
             ) from error
-        return size
+
+    def has(self, name: str) -> bool:
+        """Whether there is anything of that name at the top."""
+        try:
+            with self.directory() as directory:
+                os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
 
     def remove(self) -> None:
         """Remove the directory and everything in it. The container must be gone.
@@ -103,26 +127,51 @@ class Workspace:
         Raises:
             WorkspaceError: something in it could not be removed.
         """
-        if self._directory >= 0:
-            os.close(self._directory)
-            self._directory = -1
-        try:
-            # Works along descriptors and follows no symlink, see shutil.rmtree's documentation.
-            shutil.rmtree(self.path)
-        except FileNotFoundError:
-            pass
-        except (OSError, RecursionError) as error:
-            # Directories thousands deep are too much for rmtree, before Python 3.13, but not
-            # for rm; and cells may lock theirs. Neither command follows a symlink it meets.
-            EngineCommand(("chmod", "-R", "u+rwX", "--")).run(str(self.path), check=False)
-            EngineCommand(("rm", "-rf", "--")).run(str(self.path), check=False)
-            if self.path.exists():
-                raise WorkspaceError(
-                    f"The workspace {self.path} could not be removed: {error}.",
-                    remedy="Remove it by hand.",
-                ) from error
+        self.close()
+        remove_tree(self.path)
+        with contextlib.suppress(OSError):
+            record_of(self.path).unlink()
 
-    def _own(self, descriptor: int) -> None:
-        uid, gid = self._owner
-        if os.getuid() == 0 and uid != 0:
-            os.fchown(descriptor, uid, gid)
+    def close(self) -> None:
+        """Let go of the directory, which stays. Nothing can be done with it any more."""
+        with self._guard:
+            if self._directory >= 0:
+                os.close(self._directory)
+                self._directory = -1
+
+
+@contextlib.contextmanager
+def _recorded(path: Path, record: str) -> Iterator[None]:
+    """Make a workspace's record, and take it away again if the workspace cannot be made."""
+    if record:
+        with record_of(path).open("x") as file:
+            file.write(record)
+    try:
+        yield
+    except BaseException:
+        if record:
+            record_of(path).unlink()
+        raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and everything in it, if it is there, whatever a cell has made of that.
+
+    Raises:
+        WorkspaceError: something in it could not be removed.
+    """
+    try:
+        # Works along descriptors and follows no symlink, see shutil.rmtree's documentation.
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, RecursionError) as error:
+        # Directories thousands deep are too much for rmtree, before Python 3.13, but not
+        # for rm; and cells may lock theirs. Neither command follows a symlink it meets.
+        EngineCommand(("chmod", "-R", "u+rwX", "--")).run(str(path), check=False)
+        EngineCommand(("rm", "-rf", "--")).run(str(path), check=False)
+        if path.exists():
+            raise WorkspaceError(
+                f"The directory {path} could not be removed: {error}.",
+                remedy="Remove it by hand.",
+            ) from error

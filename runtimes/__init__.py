@@ -7,9 +7,10 @@ from runtimes.base import ContainerRecord, EngineInfo, HostRoute, ImageRecord, R
 from runtimes.detect import get_runtime
 from runtimes.network import InternalNetwork
 from runtimes.process import ContainerProcess
-from runtimes.spec import ContainerSpec, GpuRequest, Mount
+from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest, Mount
 
 __all__ = [
+    "BuildSpec",
     "ContainerProcess",
     "ContainerRecord",
     "ContainerSpec",

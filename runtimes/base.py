@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from runtimes.errors import UnsupportedByEngineError
 from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
-from runtimes.spec import ContainerSpec
+from runtimes.spec import BuildSpec, ContainerSpec
 
-__all__ = ["ContainerRecord", "EngineInfo", "HostRoute", "ImageRecord", "Runtime"]
+__all__ = [
+    "ContainerRecord",
+    "EngineInfo",
+    "HostRoute",
+    "ImageRecord",
+    "NetworkRecord",
+    "Runtime",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,7 @@ class EngineInfo:
             warning, or fail with a word on cgroups.
         no_disk_limit: why the engine cannot limit what a container writes to its image's file
             system; empty if it can, or may be able to.
+        store: which store of images it has, among the engines of that name; empty if unknown.
     """
 
     engine: str
@@ -48,6 +57,7 @@ class EngineInfo:
     cpus: int | None = None
     unenforced: Mapping[str, str] = field(default_factory=dict)
     no_disk_limit: str = ""
+    store: str = ""
 
     @property
     def version_text(self) -> str:
@@ -67,14 +77,35 @@ class ContainerRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkRecord:
+    """A network that the engine knows."""
+
+    name: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageRecord:
-    """An image in the engine's store. ``size`` is in bytes."""
+    """An image in an engine's store.
+
+    Attributes:
+        id: what the engine calls it; another engine calls the same image otherwise.
+        tags: its names.
+        size: bytes, what it shares with other images included.
+        architecture: for instance ``"amd64"``.
+        labels: its labels.
+        user: whom its containers run as by default; empty for root.
+        content: a digest of its layers and of what of its configuration a build on top of it
+            depends on. The same on every engine. Empty if the engine does not say.
+    """
 
     id: str
     tags: Sequence[str]
     size: int
     architecture: str
     labels: Mapping[str, str]
+    user: str = ""
+    content: str = ""
 
 
 class Runtime(ABC):
@@ -139,8 +170,12 @@ class Runtime(ABC):
         """
 
     @abstractmethod
-    def pull(self, image: str) -> None:
+    def pull(self, image: str, on_line: Callable[[str], None] | None = None) -> None:
         """Fetch an image from its registry.
+
+        Args:
+            image: its name.
+            on_line: called with each line that the engine says meanwhile, in this thread.
 
         Raises:
             ImageNotFoundError: the registry does not have it or cannot be reached.
@@ -190,6 +225,10 @@ class Runtime(ABC):
         """
         raise NotImplementedError
 
+    def find_networks(self, labels: Mapping[str, str]) -> list[NetworkRecord]:
+        """The networks that carry all of ``labels``; an empty value as for :meth:`find`."""
+        return []
+
     def remove_network(self, name: str) -> None:
         """Remove a network that no container uses. One that is not there is no error."""
         raise NotImplementedError
@@ -210,3 +249,50 @@ class Runtime(ABC):
             ``None`` if the engine cannot say, or not when it was.
         """
         return None
+
+    def build(self, spec: BuildSpec, on_line: Callable[[str], None] | None = None) -> None:
+        """Build an image.
+
+        Args:
+            spec: what it is to be.
+            on_line: called with each line of the build's log, in this thread.
+
+        Raises:
+            ImageBuildError: the build failed, or took too long.
+        """
+        self._unsupported("build images")
+
+    def find_images(self, labels: Mapping[str, str]) -> list[ImageRecord]:
+        """The images that carry all of ``labels``, as :meth:`find` does it for containers."""
+        self._unsupported("list images")
+
+    def remove_image(self, image: str) -> None:
+        """Take a name from an image; the image goes with its last name.
+
+        One that is not there is no error.
+
+        Raises:
+            EngineCommandError: a container or another image needs it.
+        """
+        self._unsupported("remove images")
+
+    def save_image(self, image: str, path: Path) -> None:
+        """Write an image, with its name, to a file in the form that ``docker load`` reads.
+
+        Raises:
+            ImageNotFoundError: it is not in the store.
+        """
+        self._unsupported("save images")
+
+    def load_image(self, path: Path) -> list[str]:
+        """Read the images in a file into the store, under the names that they have in it.
+
+        Returns:
+            These names.
+        """
+        self._unsupported("load images")
+
+    def _unsupported(self, what: str) -> NoReturn:
+        raise UnsupportedByEngineError(
+            f"The runtime {self.name} cannot {what}.", remedy="Use docker or podman for that."
+        )

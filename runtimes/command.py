@@ -8,12 +8,14 @@ import os
 import shlex
 import shutil
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import sh
 
+from runtimes.client import end_command, lines_of
 from runtimes.errors import (
     EngineCommandError,
     EngineNotFoundError,
@@ -132,17 +134,90 @@ class EngineCommand:
             )
         return result
 
-    def hold(self, name: str, *args: str, directory: Path | None = None) -> ContainerProcess:
+    def follow(
+        self,
+        *args: str,
+        on_line: Callable[[str], None],
+        timeout: float,
+        environment: Mapping[str, str] | None = None,
+        directory: Path | None = None,
+    ) -> int:
+        """Run to the end, and pass on what it prints as it comes.
+
+        Args:
+            args: arguments after the fixed ones.
+            on_line: called in this thread with each line of its standard output and standard
+                error, without colours and control characters. What it raises ends the command.
+            timeout: seconds until the local client is told to end.
+            environment: variables on top of this process's own.
+            directory: the working directory; ``None`` for this process's own.
+
+        Returns:
+            The exit status, negative for a signal.
+
+        Raises:
+            EngineTimeoutError: it did not end in time.
+        """
+        logger.debug("follow %s %s", self, shlex.join(args))
+        reading, writing = _pipe_from_child()
+        try:
+            with open(os.devnull, "rb") as nothing, os.fdopen(writing, "wb", 0) as child_out:
+                running = self._command(
+                    *self.argv[1:],
+                    *args,
+                    _return_cmd=True,
+                    _in=nothing,
+                    _out=child_out,
+                    _err=child_out,
+                    _env={**os.environ, **(environment or {})},
+                    _cwd=str(directory) if directory else None,
+                    _bg=True,
+                    _bg_exc=False,
+                    _ok_code=_ANY_STATUS,
+                    _tty_out=False,
+                    _new_session=True,
+                )
+        except sh.ForkException as error:
+            os.close(reading)
+            raise self._not_runnable(error) from None
+        waiter = threading.Thread(target=running.process.wait, name="follow", daemon=True)
+        waiter.start()
+        try:
+            for line in lines_of(reading, waiter, time.monotonic() + timeout):
+                on_line(line)
+        except TimeoutError:
+            end_command(running, waiter)
+            raise EngineTimeoutError(
+                f"`{self} {_summary(args)}` did not end within {timeout:g} s.",
+                remedy=f"See whether the engine is stuck: `{self} info` should answer.",
+            ) from None
+        except BaseException:
+            end_command(running, waiter)
+            raise
+        finally:
+            os.close(reading)
+        return int(running.process.wait())
+
+    def hold(
+        self,
+        name: str,
+        *args: str,
+        directory: Path | None = None,
+        keep_open: Collection[int] = (),
+    ) -> ContainerProcess:
         """Start and return at once, holding the three standard streams.
 
         Args:
             name: the container's name, for the returned object.
             args: arguments after the fixed ones.
             directory: the working directory; ``None`` for this process's own.
+            keep_open: descriptors that the process is to have, too.
         """
         logger.debug("hold %s %s", self, shlex.join(args))
         if shutil.which(self.argv[0]) is None:  # sh would find out after its fork, and leak
             raise self._not_runnable("it is gone")
+        for descriptor in keep_open:
+            os.set_inheritable(descriptor, True)  # sh closes them in every other child
         ours_in, theirs_in = _pipe_to_child()
         ours_out, theirs_out = _pipe_from_child()
         ours_err, theirs_err = _pipe_from_child()
@@ -166,6 +241,7 @@ class EngineCommand:
                     _bg_exc=False,
                     _tty_out=False,
                     _new_session=True,
+                    _pass_fds=set(keep_open),
                 )
         except BaseException as error:
             for descriptor in (ours_in, ours_out, ours_err):
@@ -173,6 +249,9 @@ class EngineCommand:
             if isinstance(error, sh.ForkException):
                 raise self._not_runnable(error) from None
             raise
+        finally:
+            for descriptor in keep_open:
+                os.set_inheritable(descriptor, False)
         return ContainerProcess(name, running, ours_in, ours_out, ours_err)
 
     def _not_runnable(self, error: object) -> EngineNotFoundError:

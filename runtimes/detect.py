@@ -21,7 +21,7 @@ from runtimes.errors import (
 )
 from runtimes.podman import PodmanRuntime
 
-__all__ = ["ENTRY_POINT_GROUP", "ENVIRONMENT_VARIABLE", "get_runtime"]
+__all__ = ["ENTRY_POINT_GROUP", "ENVIRONMENT_VARIABLE", "get_runtime", "runtime_names"]
 
 logger = logging.getLogger("runtimes")
 
@@ -72,6 +72,17 @@ def get_runtime(runtime: str | Runtime | None = None) -> Runtime:
     found = _named(runtime)
     found.info()
     return found
+
+
+def runtime_names() -> tuple[str, ...]:
+    """What may be a runtime here, whether it answers or not.
+
+    The one that ``RLM_CONTAINERS_RUNTIME`` names comes first, then docker and podman, then those of
+    third parties.
+    """
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    others = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
+    return tuple(dict.fromkeys([*([named] if named else ()), *_PREFERENCE, *others]))
 
 
 def _detect() -> Runtime:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 from runtimes.base import ContainerRecord, EngineInfo
+from runtimes.builder import PROXIES, Builder
 from runtimes.engine import (
     ContainerEngine,
     first_gateway,
     parse_info,
-    parse_list,
     parse_version,
 )
 from runtimes.errors import (
@@ -23,9 +24,11 @@ from runtimes.errors import (
     EngineUnavailableError,
     UnsupportedByEngineError,
 )
+from runtimes.fileserver import serve_files
+from runtimes.images import parse_list
 from runtimes.limits import CONTROLLERS, no_disk_limit, unenforced_limits, whole_number
 from runtimes.network import HostRoute, InternalNetwork
-from runtimes.spec import ContainerSpec, GpuRequest
+from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest
 
 __all__ = ["DockerRuntime"]
 
@@ -46,6 +49,8 @@ class DockerRuntime(ContainerEngine):
     name = "docker"
     _ps_format = "--format={{json .}}"  # "json" alone is a format from 23.0 on
     _desktop = False
+    _context = "default"
+    _buildkit: bool | None = None
 
     def _ask_info(self) -> EngineInfo:
         result = self.command.run("info", "--format={{json .}}", check=False)
@@ -86,15 +91,16 @@ class DockerRuntime(ContainerEngine):
                 cgroup_version=cgroup_version,
             ),
             no_disk_limit=no_disk_limit(str(raw.get("Driver") or ""), _backing(raw)),
+            store=str(raw.get("ID") or ""),
         )
 
     def _endpoint(self, raw: dict[str, Any]) -> str:
         host = os.environ.get("DOCKER_HOST", "")
-        context = str((raw.get("ClientInfo") or {}).get("Context") or "default")
-        if host or context == "default":
+        self._context = str((raw.get("ClientInfo") or {}).get("Context") or "default")
+        if host or self._context == "default":
             return host
         found = self.command.run(
-            "context", "inspect", context, "--format={{.Endpoints.docker.Host}}", check=False
+            "context", "inspect", self._context, "--format={{.Endpoints.docker.Host}}", check=False
         )
         return found.stdout.strip()
 
@@ -184,6 +190,44 @@ class DockerRuntime(ContainerEngine):
 
     def _qualify(self, image: str) -> str:
         return image
+
+    def build(self, spec: BuildSpec, on_line: Callable[[str], None] | None = None) -> None:
+        # With a name alone the client takes the value from its environment. The engine keeps these
+        # variables, and only these, out of the image and its history.
+        proxies = [f"--build-arg={name}" for name in PROXIES if os.environ.get(name)]
+        if self._has_buildkit():
+            environment = {
+                "DOCKER_BUILDKIT": "1",
+                # The builder that has this engine's images, whichever one was chosen last.
+                "BUILDX_BUILDER": "default" if os.environ.get("DOCKER_HOST") else self._context,
+                "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
+            }
+            args = ("--progress=plain", *proxies)
+            self._build(spec, on_line, Builder(args=args, environment=environment))
+            return
+        builder = Builder(
+            args=("--force-rm", *proxies), environment={"DOCKER_BUILDKIT": "0"}, mounts=False
+        )
+        if not spec.script:
+            self._build(spec, on_line, builder)
+            return
+        with serve_files(self, spec) as served:
+            args = (*builder.args, *served.args)
+            builder = replace(builder, args=args, prologue=served.prologue, context=served.context)
+            self._build(spec, on_line, builder)
+
+    def _has_buildkit(self) -> bool:
+        """Whether the client can build with BuildKit, which knows secrets and mounts."""
+        if self._buildkit is None:
+            plugin = self.command.run("buildx", "version", check=False)
+            if plugin.exit_code == 0:
+                self._buildkit = True
+            else:
+                # Until 23.0 the client had it built in; from then on it needs the plugin.
+                found = self.command.run("version", "--format={{.Client.Version}}", check=False)
+                version = parse_version(found.stdout.strip())
+                self._buildkit = (18, 9) <= version < (23,)
+        return self._buildkit
 
     def _parse_records(self, output: str) -> list[ContainerRecord]:
         records = []

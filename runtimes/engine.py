@@ -10,15 +10,17 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from runtimes.base import ContainerRecord, EngineInfo, ImageRecord, Runtime
+from runtimes.base import ContainerRecord, EngineInfo, NetworkRecord
 from runtimes.command import EngineCommand
 from runtimes.errors import (
     ContainersError,
     ContainerStartError,
     EngineCommandError,
+    EngineUnavailableError,
     ImageNotFoundError,
     UnsupportedByEngineError,
 )
+from runtimes.images import NO_IMAGE, EngineImages, last_lines, parse_list
 from runtimes.limits import limit_args
 from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
@@ -26,15 +28,6 @@ from runtimes.spec import ContainerSpec, Mount
 
 __all__ = ["ContainerEngine"]
 
-#: Seconds that a pull may take: gigabytes over a slow line.
-PULL_TIMEOUT = 3600.0
-
-# The words with which docker 20-28 and podman 3-5 say that an image is not in their store.
-_NO_IMAGE = re.compile(
-    r"no such image|unable to find image|image not known|image not found|"
-    r"short-name .* did not resolve|no such object",
-    re.IGNORECASE,
-)
 
 # How docker and podman say that their storage cannot limit a container's file system.
 _NO_DISK_LIMIT = re.compile(r"storage.opt(ion)?\b", re.IGNORECASE)
@@ -60,7 +53,14 @@ _TRANSIENT = re.compile(
 )
 
 
-class ContainerEngine(Runtime):
+# And that there is nobody to ask, at the other end of their socket.
+_NO_ENGINE = re.compile(
+    r"cannot connect to the docker daemon|error during connect|unable to connect to podman",
+    re.IGNORECASE,
+)
+
+
+class ContainerEngine(EngineImages):
     """A Docker-compatible command line.
 
     Args:
@@ -73,11 +73,10 @@ class ContainerEngine(Runtime):
     _tmpfs_extra = ""
 
     def __init__(self, command: EngineCommand) -> None:
-        self.command = command
+        super().__init__(command)
         self._info: EngineInfo | None = None
         self._route: HostRoute | None = None
         self._route_known = False
-        self._names: dict[str, str] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -94,10 +93,6 @@ class ContainerEngine(Runtime):
     @abstractmethod
     def _engine_args(self, spec: ContainerSpec) -> list[str]:
         """Arguments of ``run`` that only this engine has or needs."""
-
-    @abstractmethod
-    def _qualify(self, image: str) -> str:
-        """The full name to pull and look for, where the engine does not complete short ones."""
 
     @abstractmethod
     def _parse_records(self, output: str) -> list[ContainerRecord]: ...
@@ -121,8 +116,8 @@ class ContainerEngine(Runtime):
         return self.command.hold(spec.name, *self._run_args(spec), directory=spec.directory)
 
     def start_error(self, spec: ContainerSpec, exit_code: int | None, stderr: str) -> Exception:
-        said = _tail(stderr)
-        if _NO_IMAGE.search(stderr):
+        said = last_lines(stderr)
+        if NO_IMAGE.search(stderr):
             return ImageNotFoundError(
                 f"The image {spec.image!r} is not in the store of {self.name}.",
                 remedy=f"Pull or build it: `{self.command} pull {spec.image}`.",
@@ -143,6 +138,13 @@ class ContainerEngine(Runtime):
                 f"{self.name}.",
                 container=spec.name,
             )
+        if _NO_ENGINE.search(stderr):
+            return EngineUnavailableError(
+                f"The engine behind `{self.command}` does not answer any more: {said}",
+                remedy="Start it again (`systemctl start docker`, Docker Desktop, `dockerd`, "
+                "`podman machine start`), or use another runtime.",
+                container=spec.name,
+            )
         error = ContainerStartError(
             f"{self.name} could not start a container from the image {spec.image!r} "
             f"(status {exit_code}): {said or 'it said nothing'}",
@@ -161,7 +163,7 @@ class ContainerEngine(Runtime):
             if "already in progress" in result.stderr or "no container with" in result.stderr:
                 return
             raise EngineCommandError(
-                f"{self.name} could not remove the container: {_tail(result.stderr)}",
+                f"{self.name} could not remove the container: {last_lines(result.stderr)}",
                 remedy=f"Remove it by hand: `{self.command} rm -f {name}`.",
                 container=name,
                 exit_code=result.exit_code,
@@ -170,6 +172,21 @@ class ContainerEngine(Runtime):
 
     def remove_command(self, name: str) -> tuple[str, ...]:
         return (*self.command.argv, "rm", "--force", "--volumes", name)
+
+    def find_networks(self, labels: Mapping[str, str]) -> list[NetworkRecord]:
+        names = self.command.run("network", "ls", "--quiet", *_label_filters(labels)).stdout.split()
+        if not names:
+            return []
+        # One that has gone meanwhile is an error for the command, which tells of the others.
+        told = self.command.run("network", "inspect", *names, check=False).stdout
+        return [
+            NetworkRecord(
+                # docker's keys, and podman's.
+                name=str(raw.get("Name") or raw.get("name")),
+                labels=dict(raw.get("Labels") or raw.get("labels") or {}),
+            )
+            for raw in parse_list(told)
+        ]
 
     def remove_network(self, name: str) -> None:
         for attempt in range(_NETWORK_TRIES):
@@ -182,7 +199,7 @@ class ContainerEngine(Runtime):
             if attempt < _NETWORK_TRIES - 1:
                 time.sleep(_NETWORK_PAUSE)
         raise EngineCommandError(
-            f"{self.name} could not remove the network {name}: {_tail(result.stderr)}",
+            f"{self.name} could not remove the network {name}: {last_lines(result.stderr)}",
             remedy=f"Remove it by hand: `{self.command} network rm {name}`.",
             exit_code=result.exit_code,
             stderr=result.stderr,
@@ -192,52 +209,9 @@ class ContainerEngine(Runtime):
         return (*self.command.argv, "network", "rm", name)
 
     def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
-        filters = [
-            f"--filter=label={key}" + (f"={value}" if value else "")
-            for key, value in labels.items()
-        ]
+        filters = _label_filters(labels)
         output = self.command.run("ps", "--all", "--no-trunc", *filters, self._ps_format).stdout
         return self._parse_records(output)
-
-    def image_exists(self, image: str) -> bool:
-        try:
-            self.inspect_image(image)
-        except ImageNotFoundError:
-            return False
-        return True
-
-    def inspect_image(self, image: str) -> ImageRecord:
-        for name in dict.fromkeys((self._names.get(image, image), image, self._qualify(image))):
-            result = self.command.run("image", "inspect", name, "--format={{json .}}", check=False)
-            if result.exit_code == 0:
-                self._names[image] = name
-                found = json.loads(result.stdout)
-                # podman before 4.4 prints a list, whatever the format says.
-                return _image_record(found[0] if isinstance(found, list) else found)
-            if not _NO_IMAGE.search(result.stderr):
-                raise EngineCommandError(
-                    f"{self.name} could not inspect the image {image!r}: {_tail(result.stderr)}",
-                    exit_code=result.exit_code,
-                    stderr=result.stderr,
-                )
-        raise ImageNotFoundError(
-            f"The image {image!r} is not in the store of {self.name}.",
-            remedy=f"Pull or build it: `{self.command} pull {self._qualify(image)}`.",
-        )
-
-    def pull(self, image: str) -> None:
-        name = self._qualify(image)
-        result = self.command.run("pull", name, timeout=PULL_TIMEOUT, check=False)
-        if result.exit_code != 0:
-            raise ImageNotFoundError(
-                f"The image {image!r} is not in the store of {self.name} "
-                f"and could not be pulled: {_tail(result.stderr)}",
-                remedy="Check its name and the network, or name an image that is there: "
-                f"`{self.command} images` lists them.",
-                exit_code=result.exit_code,
-                stderr=result.stderr,
-            )
-        self._names[image] = name
 
     # Arguments
 
@@ -256,6 +230,9 @@ class ContainerEngine(Runtime):
             # (raw sockets, chown, setuid, …) is what escapes are made of.
             "--cap-drop=ALL",
             "--security-opt=no-new-privileges",
+            # What goes over the pipe is nobody else's: engines write it to a file, all of it, which
+            # holds what may be secret and which a container fills as it likes.
+            "--log-driver=none",
         ]
         args += [f"--label={key}={value}" for key, value in spec.labels.items()]
         args += [_mount_arg(mount, selinux=info.selinux) for mount in spec.mounts]
@@ -290,6 +267,12 @@ class ContainerEngine(Runtime):
         return args
 
 
+def _label_filters(labels: Mapping[str, str]) -> list[str]:
+    return [
+        f"--filter=label={key}" + (f"={value}" if value else "") for key, value in labels.items()
+    ]
+
+
 def parse_version(text: str) -> tuple[int, ...]:
     """The leading numbers of a version: ``"20.10.24+dfsg1"`` is ``(20, 10, 24)``."""
     match = re.match(r"\d+(\.\d+)*", text)
@@ -314,15 +297,6 @@ def parse_info(output: str, engine: str) -> dict[str, Any]:
     )
 
 
-def parse_list(output: str) -> list[dict[str, Any]]:
-    """The objects of a JSON array; none if it is anything else."""
-    try:
-        parsed = json.loads(output)
-    except ValueError:
-        return []
-    return [entry for entry in parsed if isinstance(entry, dict)] if parsed else []
-
-
 def first_gateway(pools: list[dict[str, Any]], key: str) -> str | None:
     """The first IPv4 gateway of some address pools."""
     for pool in pools:
@@ -341,24 +315,3 @@ def _mount_arg(mount: Mount, *, selinux: bool) -> str:
     # also one that has just been cleaned up after a host that died.
     access = ",readonly" if mount.read_only else ""
     return f"--mount=type=bind,source={mount.source},target={mount.target}{access}"
-
-
-def _image_record(raw: Mapping[str, Any]) -> ImageRecord:
-    config = raw.get("Config") or {}
-    return ImageRecord(
-        id=str(raw.get("Id", "")),
-        tags=tuple(raw.get("RepoTags") or ()),
-        size=int(raw.get("Size") or 0),
-        architecture=str(raw.get("Architecture", "")),
-        labels=dict(config.get("Labels") or {}),
-    )
-
-
-def _tail(text: str, lines: int = 3) -> str:
-    """The last lines of what an engine said: the cause stands at the end, after the progress."""
-    kept = [
-        line.strip()
-        for line in text.splitlines()
-        if line.strip() and "'docker run --help'" not in line
-    ]
-    return " / ".join(kept[-lines:])

@@ -10,6 +10,7 @@ The tree, every branch of which derives from :class:`ContainersError` (as does e
     ├── EngineUnavailableError   the binary is there, no engine answers behind it
     ├── EngineCommandError       the engine refused or failed a command
     │   ├── ImageNotFoundError   the image is neither here nor to be had
+    │   ├── ImageBuildError      the image could not be built
     │   ├── ContainerStartError  the container could not be started
     │   └── EngineTimeoutError   the engine did not answer in time
     └── UnsupportedByEngineError this engine, or this version of it, cannot do what was asked
@@ -26,6 +27,7 @@ __all__ = [
     "EngineNotFoundError",
     "EngineTimeoutError",
     "EngineUnavailableError",
+    "ImageBuildError",
     "ImageNotFoundError",
     "MountError",
     "UnknownRuntimeError",
@@ -106,6 +108,10 @@ class EngineCommandError(ContainersError):
 
 class ImageNotFoundError(EngineCommandError):
     """The image is not in the engine's store and could not be pulled."""
+
+
+class ImageBuildError(EngineCommandError):
+    """The engine could not build the image. ``stderr`` holds the end of the build's log."""
 
 
 class ContainerStartError(EngineCommandError):

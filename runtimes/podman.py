@@ -6,17 +6,18 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from runtimes.base import ContainerRecord, EngineInfo
+from runtimes.builder import FILES, Builder
 from runtimes.docker import rootful_owner
 from runtimes.engine import (
     ContainerEngine,
     first_gateway,
     parse_info,
-    parse_list,
     parse_version,
 )
 from runtimes.errors import (
@@ -24,9 +25,10 @@ from runtimes.errors import (
     EngineUnavailableError,
     UnsupportedByEngineError,
 )
+from runtimes.images import parse_list
 from runtimes.limits import CONTROLLERS, no_disk_limit, unenforced_limits, whole_number
 from runtimes.network import HostRoute, InternalNetwork
-from runtimes.spec import ContainerSpec, GpuRequest
+from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest
 
 __all__ = ["PodmanRuntime"]
 
@@ -114,6 +116,7 @@ class PodmanRuntime(ContainerEngine):
                 if rootless
                 else no_disk_limit(str(store.get("graphDriverName") or ""), backing)
             ),
+            store=str((raw.get("store") or {}).get("graphRoot") or ""),
         )
 
     def _find_host_route(self) -> HostRoute | None:
@@ -242,6 +245,45 @@ class PodmanRuntime(ContainerEngine):
     def remove_command(self, name: str) -> tuple[str, ...]:
         # --time 0: else a PID 1 that ignores SIGTERM is waited for, ten seconds.
         return (*self.command.argv, "rm", "--force", "--time=0", "--volumes", name)
+
+    # In Podman's own form; the OCI's is unknown to docker before 25.
+    _save_args = ("--format=docker-archive",)
+
+    def build(self, spec: BuildSpec, on_line: Callable[[str], None] | None = None) -> None:
+        # It passes the proxies on by itself, and keeps them out of the image. One layer: without
+        # --layers=false every step's image would stay in the store.
+        builder = Builder(args=("--layers=false", "--pull=missing"))
+        if spec.script and self.info().selinux:
+            # A mount of RUN's gets no label, and the step could not read it.
+            volume = f"--volume={spec.context}:{FILES}:ro,z"
+            builder = replace(builder, args=(*builder.args, volume), bind="")
+        if not spec.base:
+            self._build(spec, on_line, builder)
+            return
+        # A build that is interrupted leaves its container, which has no label and is named after
+        # the image that it stands on. So that image gets a name for this build alone.
+        base = f"localhost/rlm-build-{secrets.token_hex(6)}"
+        self.command.run("tag", self._names.get(spec.base, spec.base), base)
+        try:
+            self._build(spec, on_line, replace(builder, base=base))
+        except BaseException:
+            self._remove_build(base.rpartition("/")[2])
+            raise
+        finally:
+            self.command.run("untag", base, base, check=False)
+
+    def _remove_build(self, name: str) -> None:
+        listed = self.command.run(
+            "ps",
+            "--all",
+            "--external",
+            "--quiet",
+            "--no-trunc",
+            f"--filter=name={name}",
+            check=False,
+        )
+        for container in listed.stdout.split():
+            self.command.run("rm", "--force", container, check=False)
 
     def _qualify(self, image: str) -> str:
         """Docker's rule for short names, which podman would ask a terminal about."""

@@ -10,7 +10,7 @@ from typing import Literal
 from runtimes.errors import MountError
 from runtimes.network import InternalNetwork
 
-__all__ = ["ContainerSpec", "GpuRequest", "Mount"]
+__all__ = ["BuildSpec", "ContainerSpec", "GpuRequest", "Mount"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,3 +110,38 @@ class ContainerSpec:
     gpus: GpuRequest | None = None
     directory: Path | None = None
     extra_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSpec:
+    """One image, to be made by the engine's own ``build``.
+
+    Attributes:
+        tag: the image's name, fully qualified.
+        base: the image that it stands on, in the engine's store already. ``dockerfile`` has it
+            as the argument ``BASE_IMAGE``. Empty if it does not need that.
+        dockerfile: the text of a Dockerfile.
+        context: the directory whose files the build sees.
+        directory: a private directory for what the engine's command line needs as files.
+        script: a shell script, run as root after the instructions of ``dockerfile``. It finds the
+            context in the directory ``$FILES`` and the secrets in ``$SECRETS``; neither becomes a
+            part of the image.
+        user: the image's user before and after the script; empty for root.
+        secrets: what no layer and no history may hold, by name. Instructions of ``dockerfile``
+            get them with ``RUN --mount=type=secret,id=NAME``, where the engine knows that.
+        labels: the image's labels.
+        container_labels: labels of a container that the build may need beside its own.
+        timeout: seconds until it is given up.
+    """
+
+    tag: str
+    base: str
+    dockerfile: str
+    context: Path
+    directory: Path
+    script: str = ""
+    user: str = ""
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    container_labels: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 3600.0

@@ -8,7 +8,9 @@ a skip that the summary shows.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +18,16 @@ from typing import Any, Protocol
 
 import pytest
 
-from rlm_containers import Sandbox
+from rlm_containers import Sandbox, SandboxOptions
 
 pytest.register_assert_rewrite("tests.support")  # for what its assertions say when they fail
 
 from tests import support  # noqa: E402
 from tests.support import ENGINES, Engine, assert_gone  # noqa: E402
+
+# A shell's background jobs begin with Ctrl-C ignored, and so would every program they start. Tests
+# press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,6 +57,19 @@ def _chosen(config: pytest.Config) -> list[str]:
     return list(dict.fromkeys(named)) or support.usable() or ["docker"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_configuration() -> Iterator[None]:
+    """Sandboxes as they are by default, whatever this user has configured.
+
+    Not by another XDG_CONFIG_HOME: podman and pip have settings there that they need.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLM_CONTAINERS_CONFIG", os.devnull)
+        for field in dataclasses.fields(SandboxOptions):
+            patch.delenv(f"RLM_CONTAINERS_{field.name.upper()}", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache directory of this session's own, below which nothing but its sandboxes writes."""
@@ -58,6 +77,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         # Podman keeps what it stores elsewhere: XDG_DATA_HOME, XDG_RUNTIME_DIR.
         patch.setenv("XDG_CACHE_HOME", str(directory))
+        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
         yield directory
     # Not pytest, later: what a failed test left may be too deep for shutil.rmtree.
     subprocess.run(("rm", "-rf", "--", directory), check=False)

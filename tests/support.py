@@ -22,6 +22,7 @@ import pytest
 
 from rlm_containers import CellResult, Sandbox
 from rlm_containers.sandbox import LABEL
+from rlm_containers.sessions.places import passing_snapshots_directory
 from rlm_containers.workspace import workspaces_directory
 
 __all__ = [
@@ -203,8 +204,8 @@ def leftovers(engine: Engine, *needles: str) -> list[str]:
         return []
     left = [f"container {container['Name']}" for container in engine.containers(*needles)]
     left += [f"process {process}" for needle in needles for process in processes(needle)]
-    if workspaces_directory().is_dir():
-        paths = [str(path) for path in workspaces_directory().iterdir()]
+    for directory in (workspaces_directory(), passing_snapshots_directory()):
+        paths = [str(path) for path in directory.iterdir()] if directory.is_dir() else []
         left += [f"directory {path}" for path in paths if any(n in path for n in needles)]
     return left
 

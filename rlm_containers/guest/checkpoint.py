@@ -43,11 +43,15 @@ class Checkpoint:
 
     Attributes:
         loaded: the files that the host had loaded into variables.
+        saved: what the last checkpoint has: ``[name, type, bytes]`` of each variable, the files
+            that it refers to as a whole included.
     """
 
     def __init__(self, directory: str) -> None:
         self.files = StatePair(directory)
         self.loaded = LoadedFiles(directory)
+        self.saved: list[list[Any]] = []
+        self._referred_size = 0
         self._blobs = BlobStore(directory)
         self._referred: set[str] = set()
         # Length and checksum of the file that is there: most cells of a conversation change
@@ -108,12 +112,14 @@ class Checkpoint:
         unsaved: list[list[str]] = []
         self._referred = set()
         stalled, self._stalled = self._stalled, {}
+        self.saved = []
         self._blobs.begin()
         self.loaded.begin(value for _, value in variables)
-        pickler = StatePickler(sink, self._refer)
+        pickler = StatePickler(sink, self._refer_and_count)
         for name, value in variables:
             mark = sink.mark()
             known = len(pickler.memo)
+            self._referred_size = 0
             try:
                 stall = stalled.get(name)
                 if stall is not None and stall.skips(value):
@@ -137,11 +143,20 @@ class Checkpoint:
                     self._stalled[name] = _Stall(value, stall)
             else:
                 records.append([name, mark[0], type_name(value), known, sink.checksum])
+                size = sink.length - mark[0] + self._referred_size
+                self.saved.append([name, type_name(value), size])
                 continue
             sink.rewind(mark)
             pickler.forget(known)
             unsaved.append([name, type_name(value), reason])
         return records, unsaved
+
+    def _refer_and_count(self, value: Any) -> Reference | None:
+        reference = self._refer(value)
+        # A piece of a document is not counted: the document is, where it is.
+        if reference is not None and not any(reference[4:]):
+            self._referred_size += reference[2]
+        return reference
 
     def _refer(self, value: Any) -> Reference | None:
         """The reference that stands for a value, or ``None`` to save the value itself."""

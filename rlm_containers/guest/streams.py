@@ -112,14 +112,21 @@ def print_exception(error: BaseException, trace: TracebackType | None) -> None:
         )
 
 
-def print_exit_code(error: SystemExit) -> None:
-    """Print what ``sys.exit()`` was given, as the interpreter does: unless it is a number."""
-    if error.code is None or isinstance(error.code, int):
-        return
+def print_exit_code(error: SystemExit) -> int:
+    """Print what ``sys.exit()`` was given, as the interpreter does: unless it is a number.
+
+    Returns:
+        The status that a process would have ended with, 0 to 255.
+    """
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return int.__and__(error.code, 0xFF)  # a subclass may do anything
     try:
         sys.stderr.write("{}\n".format(error.code))
     except BaseException as failure:  # its __str__ is the cell's own
         _write("<an exit code whose str fails: {}>\n".format(type(failure).__name__))
+    return 1
 
 
 def _write(text: str) -> None:

@@ -37,6 +37,8 @@ _MODES = ("restore", "previous", "fresh")
 #: How often, 20 times a second, forking a worker is tried where the container has all the processes
 #: or memory that it may have: those of the dead worker take a moment to go.
 _FORKS = 100
+#: Seconds for the last checkpoint when the host is gone. Its reaper waits for 10.
+_SAVING = 8.0
 
 
 class Supervisor:
@@ -70,8 +72,9 @@ class Supervisor:
         self.poll.register(wake, select.POLLIN)
         # Shared with the worker, and there when it is not any more. Four numbers of 8 bytes: the
         # last request whose checkpoint is written and the last that was begun, by the worker; the
-        # step that is to be interrupted and the count of interrupts, by this process.
-        self.progress = mmap.mmap(-1, 32)
+        # step that is to be interrupted and the count of interrupts, by this process. Then a byte:
+        # whether the worker writes a checkpoint that must not be lost.
+        self.progress = mmap.mmap(-1, 40)
         self.interrupts = 0
         self.born = self.requested = _now()
         self.start_worker(_MODES[0])
@@ -217,8 +220,24 @@ class Supervisor:
 
     def leave(self) -> None:
         """The host is gone."""
+        self.await_checkpoint()
         self.kill_group()
         os._exit(0)
+
+    def await_checkpoint(self) -> None:
+        """Let the worker save what it has answered for, if that is not to end with this.
+
+        It does not wait for a cell: that has not been answered.
+        """
+        left = _SAVING
+        while self.progress[32] and left > 0:
+            try:
+                if os.waitpid(self.pid, os.WNOHANG)[0]:
+                    return
+            except ChildProcessError:
+                return
+            select.select((), (), (), 0.01)
+            left -= 0.01
 
     def read_host(self) -> None:
         data = os.read(self.host_in, 1 << 20)

@@ -50,7 +50,11 @@ class Worker:
         self.pid = os.getpid()
         self.interrupts = Interrupts(progress)
         self.started = False
+        self.exit_code = 0
+        #: Whether the session outlives the container: then the host is told what is saved.
+        self.kept = False
         self.checkpoint: Any = None
+        self.figures: Any = None
         self.reported: dict[str, Any] = {"unsaved": [], "error": None}
         self.namespace = Namespace()
         self.streams = StandardStreams()
@@ -95,7 +99,8 @@ class Worker:
         """Do what a request says, which is not the first."""
         operation = request["op"]
         if operation == "cell":
-            self.finish(request["id"], self.run_cell(request["name"], request["code"]))
+            display = request.get("display", False)
+            self.finish(request["id"], self.run_cell(request["name"], request["code"], display))
         elif operation == "load":
             self.finish(request["id"], self.load(request))
         elif operation == "sync":
@@ -120,6 +125,7 @@ class Worker:
     def start(self, request: dict[str, Any]) -> None:
         """Connect to the host's language model and go on from the checkpoint, if there is one."""
         self.started = True
+        self.kept = request.get("kept_session", False)
         route = lm.connect(request["proxy"], self.calls, has_model=request["lm"])
         os.environ.update(request["env"])
         os.chdir(WORKSPACE)
@@ -132,7 +138,7 @@ class Worker:
         if request.get("tools"):
             self.bind_tools(request["tools"])
         report: dict[str, Any] = {"lost": [], "damage": "", "older": []}
-        if request["expected"] or os.path.lexists(os.path.join(WORKSPACE, "state.dill")):
+        if request["expected"] or has_state():
             report = self.restore()
         for item in request.get("kept", ()):
             try:
@@ -146,6 +152,7 @@ class Worker:
         # With nothing to do until the first cell: what the first checkpoint and the first
         # query need, which takes a while where the image has no compiled byte code.
         self.open_checkpoint()
+        self.watch_figures()
         if route["route"] == "http":
             import http.client  # noqa: F401
 
@@ -162,12 +169,21 @@ class Worker:
             self.checkpoint = Checkpoint(WORKSPACE)
         return self.checkpoint
 
+    def watch_figures(self) -> None:
+        """Take note of the figures that matplotlib saves, from before it is imported."""
+        if self.figures is None:
+            from .figures import Figures
+
+            self.figures = Figures(WORKSPACE)
+            self.figures.watch()
+
     def restore(self) -> dict[str, Any]:
         """Load the checkpoint; which variables are lost or older, and why."""
         if self.mode == "fresh":
             lost = [["*", "", "restoring the checkpoint killed the interpreter"]]
             return {"lost": lost, "damage": "", "older": []}
         checkpoint = self.open_checkpoint()
+        self.watch_figures()  # a variable may be matplotlib
         with self.streams.silenced(), workspace_modules():
             report: dict[str, Any] = checkpoint.load(
                 self.namespace.values, self.interrupts, last=self.mode == "restore"
@@ -177,23 +193,28 @@ class Worker:
 
     # Cells
 
-    def run_cell(self, name: str, code: str) -> str:
-        """Run a cell; ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``."""
+    def run_cell(self, name: str, code: str, display: bool = False) -> str:
+        """Run a cell; ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``.
+
+        With ``display`` the value of an expression at its end is printed.
+        """
         filename = "<{}>".format(name)
         # Without a modification time linecache takes the entry as it is, and tracebacks as well
         # as inspect.getsource() find the cell's source lines.
         if type(linecache.cache) is not dict:  # a cell can reach this module, too
             linecache.cache = {}
         linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
+        run = run_code
+        if display:
+            from .display import run_displaying as run  # not below: a cell may have an ast.py
         try:
             with workspace_modules(), self.interrupts:
                 self.interrupts.check()
-                compiled = compile(code, filename, "exec", dont_inherit=True)
-                exec(compiled, self.namespace.values)
+                run(code, filename, self.namespace.values)
             return "ok"
         except SystemExit as error:
             self.mend_streams()
-            print_exit_code(error)
+            self.exit_code = print_exit_code(error)
             return "exit"
         except KeyboardInterrupt as error:
             self.mend_streams()
@@ -236,15 +257,21 @@ class Worker:
         self.interrupts.install()
         self.namespace.restore_scaffold()
         self.streams.restore()
-        result = {
+        result: dict[str, Any] = {
             "op": "result",
             "id": number,
             "status": status,
             "locals": self.namespace.short_forms(self.interrupts),
             "final_answer": self.namespace.final_answer(self.interrupts),
         }
+        if status == "exit":
+            result["exit_code"] = self.exit_code
+        artifacts = self.figures.take()
+        if artifacts:
+            result["artifacts"] = artifacts
         self.streams.restore()  # a repr may have printed
         self.interrupts.begin(2 * number + 1)
+        self.progress[32] = self.kept
         self.send(result)
         self.save(number)
 
@@ -259,6 +286,10 @@ class Worker:
                 report = {"unsaved": [], "error": error_text(error)}
         if report["error"] is None:
             self.progress[:8] = number.to_bytes(8, "big")
+            if self.kept:
+                report["variables"] = checkpoint.saved
+                report["state"] = state_stamp()
+        self.progress[32] = 0
         if report != self.reported:
             self.reported = report
             self.send({"op": "saved", **_bounded(report)})
@@ -272,12 +303,17 @@ _NAME = 200
 def _bounded(report: dict[str, Any]) -> dict[str, Any]:
     """What is said of variables, whatever names a cell has given to how many of them."""
     bounded = dict(report)
-    for key in ("unsaved", "lost"):
+    for key in ("unsaved", "lost", "variables"):
         if key in report:
             bounded[key] = [[entry[0][:_NAME], *entry[1:]] for entry in report[key][:_REPORTED]]
     if "older" in report:
         bounded["older"] = [name[:_NAME] for name in report["older"][:_REPORTED]]
     return bounded
+
+
+def run_code(code: str, filename: str, namespace: dict[str, Any]) -> None:
+    """Run a cell."""
+    exec(compile(code, filename, "exec", dont_inherit=True), namespace)
 
 
 @contextlib.contextmanager
@@ -292,6 +328,21 @@ def workspace_modules() -> Iterator[None]:
     finally:
         if "" in sys.path:
             sys.path.remove("")
+
+
+def has_state() -> bool:
+    """Whether an earlier sandbox has left anything to go on from."""
+    names = ("state.dill", "state.dill.previous")
+    return any(os.path.lexists(os.path.join(WORKSPACE, name)) for name in names)
+
+
+def state_stamp() -> list[int]:
+    """The length of the state file and its time, by which the host knows what a report is about."""
+    try:
+        found = os.stat(os.path.join(WORKSPACE, "state.dill"))
+    except OSError:
+        return [0, 0]  # a cell has removed it
+    return [found.st_size, found.st_mtime_ns]
 
 
 def main(control: socket.socket, calls: socket.socket, mode: str, progress: mmap.mmap) -> int:

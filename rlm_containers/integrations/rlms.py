@@ -16,8 +16,9 @@ from rlm.environments.base_env import NonIsolatedEnv, validate_custom_tools
 from rlm_containers.cell import CellResult
 from rlm_containers.lm.broker import LMCall
 from rlm_containers.repl import ContainerREPL
+from rlm_containers.sandbox import Sandbox
 
-__all__ = ["ContainerEnvironment", "register"]
+__all__ = ["ContainerEnvironment", "ContainerResult", "register"]
 
 
 class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):
@@ -33,13 +34,27 @@ class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):
         validate_custom_tools(kwargs.get("custom_tools"))
         ContainerREPL.__init__(self, *args, **kwargs)
 
-    def execute_code(self, code: str) -> REPLResult:
+    def execute_code(self, code: str) -> ContainerResult:
         """Run a cell and give its outcome as rlms's ``REPLResult``."""
-        return repl_result(self.run_cell(code))
+        return ContainerResult(self.run_cell(code), self.sandbox)
 
-    async def aexecute_code(self, code: str) -> REPLResult:
+    async def aexecute_code(self, code: str) -> ContainerResult:
         """The same for an event loop."""
-        return repl_result(await self.arun_cell(code))
+        return ContainerResult(await self.arun_cell(code), self.sandbox)
+
+
+class ContainerResult(REPLResult):
+    """rlms's ``REPLResult``, with the figures that the cell has made.
+
+    Attributes:
+        artifacts: the figures, see :class:`~rlm_containers.cell.CellResult`.
+        sandbox: whose :meth:`~rlm_containers.sandbox.Sandbox.get_file` has them.
+    """
+
+    def __init__(self, result: CellResult, sandbox: Sandbox) -> None:
+        vars(self).update(vars(repl_result(result)))
+        self.artifacts = result.artifacts
+        self.sandbox = sandbox
 
 
 def repl_result(result: CellResult) -> REPLResult:

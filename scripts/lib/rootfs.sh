@@ -22,7 +22,7 @@ get_mmdebstrap() {
     have mmdebstrap && return
     if have apt-get && [[ $(id -u) == 0 ]]; then
         say "installing mmdebstrap"
-        apt-cache show mmdebstrap >/dev/null 2>&1 || apt-get update -qq >&2
+        apt-cache show mmdebstrap >/dev/null 2>&1 || apt_update
         DEBIAN_FRONTEND=noninteractive apt-get install -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends \
             mmdebstrap debian-archive-keyring >&2 && return
     fi
@@ -86,12 +86,16 @@ copy_libraries() {
     done
 }
 
+know_busybox() {
+    apt-cache show busybox-static >/dev/null 2>&1 || [[ $(id -u) != 0 ]] || apt_update
+}
+
 copy_busybox() {
     local root=$1
     if have busybox; then
         install -m 0755 "$(type -P busybox)" "$root/usr/bin/busybox"
         copy_libraries "$root" "$root/usr/bin/busybox"
-    elif have apt-get && (cd "$work" && apt-get download -qq busybox-static >&2); then
+    elif have apt-get && know_busybox && (cd "$work" && apt-get download -qq busybox-static >&2); then
         # Fetching and unpacking a package needs no root; installing it would.
         dpkg-deb -x "$work"/busybox-static_*.deb "$work/busybox"
         install -m 0755 "$(find "$work/busybox" -path '*bin/busybox')" "$root/usr/bin/busybox"

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import datetime
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -600,10 +599,8 @@ def test_shutdown_ends_a_cell_that_runs(make: Make) -> None:
     thread = threading.Thread(target=run)
     thread.start()
     assert begun.wait(20)
-    start = time.monotonic()
     box.shutdown()
-    thread.join(10)
+    thread.join(20)
     assert not thread.is_alive()
-    assert time.monotonic() - start < 10
     assert eventually(lambda: outcome)
     assert isinstance(outcome[0], CodeInterpreterError)

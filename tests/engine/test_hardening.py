@@ -6,7 +6,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from tests.conftest import MakeBox
-from tests.support import printed
+from tests.support import Engine, printed
 
 STATUS = "dict(line.split(':\\t', 1) for line in open('/proc/self/status').read().splitlines())"
 
@@ -24,6 +24,15 @@ def test_who_a_cell_is(box: Sandbox) -> None:
 @pytest.mark.parametrize("capabilities", ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"])
 def test_a_cell_has_no_capabilities(box: Sandbox, capabilities: str) -> None:
     assert int(printed(box, f"print(({STATUS})['{capabilities}'])"), 16) == 0
+
+
+def test_what_goes_over_the_pipe_is_not_logged(engine: Engine, box: Sandbox) -> None:
+    # A container would fill the disk of the host with it, and it may hold secrets.
+    printed(box, "print('x' * 100_000)")
+    (container,) = engine.containers(box.name)
+    assert container["HostConfig"]["LogConfig"]["Type"] == "none"
+    logs = engine.run("logs", box.name, check=False)
+    assert "xxxx" not in logs.stdout + logs.stderr
 
 
 def test_a_cell_gets_no_privileges(box: Sandbox) -> None:

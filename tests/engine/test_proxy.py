@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,6 +218,125 @@ def test_from_the_host_the_token_is_wanted_as_well(proxy: Proxy) -> None:
     response.read()
     connection.close()
     assert len(proxy.prompts) == before
+
+
+# Others
+
+
+#: Tries everything that a stranger can try with a port, and prints what came back.
+PROBE = """
+import http.client, json, socket
+def ask(method='POST', path='/llm_query', body=b'{{"prompt": "p"}}', **headers):
+    connection = http.client.HTTPConnection({host!r}, {port}, timeout=20)
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    answer = response.read().decode()
+    connection.close()
+    return response.status, answer
+said = [ask(), ask(path='/'), ask(Authorization='Bearer x'), ask('GET'), ask('OPTIONS')]
+try:
+    said.append(ask(**sys.modules['rlm_guest.lm']._route.headers))  # its own token
+except (AttributeError, KeyError):
+    pass
+"""
+
+
+def test_another_container_on_the_same_bridge_gets_nothing(engine: Engine, proxy: Proxy) -> None:
+    before = len(proxy.prompts)
+    with Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper) as other:
+        printed(other, "import sys" + PROBE.format(host=proxy.host, port=proxy.port))
+        assert (
+            printed(other, "print(*(status for status, _ in said))") == "401 401 401 501 501 401\n"
+        )
+        secret = proxy.authorization.removeprefix("Bearer ")
+        assert printed(other, f"print({secret!r} in str(said), 'answered' in str(said))") == (
+            "False False\n"
+        )
+        # Nor can it keep the sandbox from being served, by holding all the connections it can get.
+        printed(
+            other,
+            f"""
+            held = []
+            for _ in range(150):
+                connection = socket.create_connection(({proxy.host!r}, {proxy.port}), timeout=20)
+                connection.sendall(b'POST /llm_query HTTP/1.1\\r\\n')
+                held.append(connection)
+            """,
+        )
+        assert printed(proxy.box, "print(llm_query_batched(['on'] * 3))") == f"{['answered'] * 3}\n"
+        assert printed(proxy.box, "print(llm_query('on'))") == "answered\n"
+        assert proxy.prompts[before:] == ["on"] * 4
+        assert printed(other, "print(llm_query('on'))") == "ON\n"
+
+
+def test_a_local_process_without_the_token_gets_nothing(engine: Engine, proxy: Proxy) -> None:
+    before = len(proxy.prompts)
+    (address,) = listening(proxy.port)
+    program = PROBE.format(host=address, port=proxy.port) + "print(json.dumps(said))"
+    told = (sys.executable, "-c", "import sys" + program)
+    done = subprocess.run(told, capture_output=True, text=True, check=True, timeout=60)
+    assert [status for status, _ in json.loads(done.stdout)] == [401, 401, 401, 501, 501]
+    assert proxy.authorization.removeprefix("Bearer ") not in done.stdout
+    assert len(proxy.prompts) == before
+
+
+def test_local_processes_cannot_keep_the_sandbox_out(engine: Engine, proxy: Proxy) -> None:
+    (address,) = listening(proxy.port)
+    held = [socket.create_connection((address, proxy.port), timeout=20) for _ in range(150)]
+    try:
+        for number, connection in enumerate(held):
+            if number % 2:
+                connection.sendall(b"POST /llm_query HTTP/1.1\r\nX: ")
+        for _ in range(3):
+            assert printed(proxy.box, "print(llm_query('on'))") == "answered\n"
+    finally:
+        for connection in held:
+            connection.close()
+
+
+# Its end
+
+
+@pytest.mark.parametrize("way", ["closed", "dropped"])
+def test_llm_query_goes_on_where_the_proxy_is_not_reached_any_more(
+    engine: Engine, way: str
+) -> None:
+    with Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper) as box:
+        assert printed(box, "print(llm_query('before'))") == "BEFORE\n"
+        assert box.lm_route == "http"
+        port = int(printed(box, f"{LOOK}\nprint(route.port)"))
+        if way == "closed":
+            assert box._proxy is not None
+            box._proxy.close()
+            assert printed(box, "print(llm_query('after'))") == "AFTER\n"
+        else:
+            with dropped(engine, port):
+                # On new connections: the one that is open falls silent, which takes longer to see.
+                output = printed(
+                    box,
+                    """
+                    import threading
+                    def ask(): print(llm_query('after'))
+                    thread = threading.Thread(target=ask)
+                    thread.start()
+                    thread.join()
+                    """,
+                )
+                assert output == "AFTER\n"
+        assert printed(box, "print(llm_query_batched(['a', 'b']))") == "['A', 'B']\n"
+
+
+@contextlib.contextmanager
+def dropped(engine: Engine, port: int) -> Iterator[None]:
+    """Meanwhile a firewall of this machine drops what containers send to a port."""
+    if engine.name == "podman-rootless" or os.getuid() != 0 or not shutil.which("iptables"):
+        pytest.skip("needs root, iptables and a bridge, to drop packets")
+    rule = ("INPUT", "--protocol", "tcp", "--dport", str(port), "--jump", "DROP")
+    subprocess.run(("iptables", "--wait", "--insert", *rule), check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(("iptables", "--wait", "--delete", *rule), check=True)
 
 
 def test_it_ends_with_its_sandbox(engine: Engine) -> None:

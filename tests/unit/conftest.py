@@ -12,14 +12,16 @@ from rlm_containers import Sandbox
 from rlm_containers.bundle import Bundle, guest_bundle
 from tests.unit.guests import Guest, LocalRuntime
 from tests.unit.sessions import Boxes
+from tests.unit.terminal import Program
 
 
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Workspaces and bundles go below this directory and not into the user's."""
+    """Workspaces, sessions and bundles go below this directory and not into the user's."""
     directory = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(directory))
+        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
         yield directory
 
 
@@ -77,3 +79,9 @@ def shared(made_bundle: Bundle) -> Iterator[Sandbox]:
     """A sandbox for cells that leave it as it was, or nearly."""
     with Sandbox(runtime=LocalRuntime()) as box:
         yield box
+
+
+@pytest.fixture
+def program(made_bundle: Bundle, tmp_path: Path) -> Program:
+    """The command line, with guests instead of containers."""
+    return Program(tmp_path / "home", RLM_CONTAINERS_RUNTIME="local")

@@ -59,6 +59,10 @@ STRICT = {"isolation": "strict"}
                 ["--userns=host"],
                 ["--user=0"],
                 ["--user", "root:root"],
+                ["--volume=/:/host"],
+                ["-v", "/:/host"],
+                ["--mount", "type=bind,source=/,target=/host"],
+                ["--device=/dev/kvm"],
             )
         ),
     ],

@@ -24,11 +24,22 @@ def test_the_tests_that_are_named_exist(document: Path) -> None:
             )
 
 
-def test_the_page_on_compatibility_names_some() -> None:
-    assert len(TEST.findall((ROOT / "docs" / "compatibility.md").read_text())) > 40
+@pytest.mark.parametrize(
+    ("page", "least"), [("compatibility", 40), ("reliability", 80), ("security", 150)]
+)
+def test_the_pages_that_promise_something_name_some(page: str, least: int) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    named = TEST.findall(text)
+    assert len(named) > least
+    # Nor is one written so that it is not looked for.
+    assert len(named) == len(re.findall(r"test_\w+\.py", text)), page
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "SECURITY.md"])
+@pytest.mark.parametrize(
+    "document",
+    ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/reliability.md", "docs/security.md"],
+)
 def test_links_lead_somewhere(document: str) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / document).read_text()):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    folder = (ROOT / document).parent
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / document).read_text()):
+        assert target.startswith("https://") or (folder / target).exists(), target

@@ -15,6 +15,7 @@ from runtimes.engine import ContainerEngine
 from runtimes.errors import (
     ContainerStartError,
     EngineCommandError,
+    EngineUnavailableError,
     ImageNotFoundError,
 )
 from runtimes.podman import PodmanRuntime
@@ -169,6 +170,25 @@ def test_a_start_without_its_image(fake: tuple[ContainerEngine, FakeCli], stderr
     assert (error.container, error.exit_code, error.stderr) == ("rlm-test", 125, stderr)
     assert "'python:3.11-slim'" in error.what
     assert "pull python:3.11-slim" in error.remedy
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "docker: Cannot connect to the Docker daemon at unix:///run/docker.sock. Is the docker "
+        "daemon running?.\nSee 'docker run --help'.\n",
+        'error during connect: Head "http://docker/_ping": EOF',
+        "Cannot connect to Podman. Please verify your connection to the Linux system using `podman "
+        "system connection list`\nError: unable to connect to Podman socket: dial unix: no such file",
+    ],
+)
+def test_a_start_on_an_engine_that_has_stopped(
+    fake: tuple[ContainerEngine, FakeCli], stderr: str
+) -> None:
+    error = fake[0].start_error(SPEC, 125, stderr)
+    assert isinstance(error, EngineUnavailableError)
+    assert error.container == "rlm-test"
+    assert "Start it again" in error.remedy
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,10 @@ def test_runtimes_know_nothing_of_the_rest() -> None:
 
 
 def test_the_guest_knows_nothing_of_the_host() -> None:
-    allowed = set(sys.stdlib_module_names) | {"dill"}
     for source in sources("rlm_containers/guest"):
+        allowed = set(sys.stdlib_module_names) | {"dill"}
+        if source.name == "figure_backend.py":  # which matplotlib imports
+            allowed.add("matplotlib")
         for name in imported(source):
             assert name.startswith("rlm_containers.guest") or name.split(".")[0] in allowed, (
                 source,
@@ -99,17 +101,41 @@ def test_nothing_unpickles_on_the_host() -> None:
 
 
 def test_every_import_is_of_a_declared_dependency() -> None:
-    declared = {"sh", "platformdirs"}  # and dill and requests, which only containers import
+    declared = {
+        "filelock",
+        "platformdirs",
+        "sh",
+    }  # and dill and requests, which only containers import
+    # Nobody who imports the library pays for what only the command line and reports need.
+    further = {"cli": {"click", "prompt_toolkit", "pygments", "rich"}, "report": {"pygments"}}
     for folder in ("rlm_containers", "runtimes"):
         for source in sources(folder):
             if "guest" in source.parts or "integrations" in source.parts:
                 continue
             for name in imported(source):
                 top = name.split(".")[0]
-                assert top in sys.stdlib_module_names or top in declared | {
+                known = declared | further.get(source.parent.name, set())
+                assert top in sys.stdlib_module_names or top in known | {
                     "rlm_containers",
                     "runtimes",
                 }, (source, name)
+
+
+def test_nothing_imports_the_command_line() -> None:
+    for folder in ("rlm_containers", "runtimes"):
+        for source in sources(folder):
+            if source.parent.name != "cli" and source.name != "__main__.py":
+                assert not within(imported(source), "rlm_containers.cli"), source
+
+
+def test_help_is_there_without_what_only_one_command_needs() -> None:
+    found = modules_after(
+        "import sys\nfrom rlm_containers.cli.program import program\n"
+        "sys.stdout = open('/dev/null', 'w')\n"
+        "program(['run', '--help'], standalone_mode=False)\nsys.stdout = sys.__stdout__"
+    )
+    for name in ("rlm", "prompt_toolkit", "rich.console", "pygments", "rlm_containers.doctor"):
+        assert name not in found
 
 
 def modules_after(program: str) -> list[str]:
@@ -124,7 +150,7 @@ def modules_after(program: str) -> list[str]:
 
 def test_importing_the_package_imports_nothing_that_is_not_needed() -> None:
     found = modules_after("import rlm_containers")
-    for name in ("rlm", "dill", "requests", "openai", "rlm_containers.integrations.rlms"):
+    for name in ("rlm", "dill", "requests", "openai", "click", "rich", "pygments"):
         assert name not in found
     assert "rlm_containers.sandbox" in found
 
@@ -156,6 +182,7 @@ def test_without_rlms_registering_says_what_is_missing() -> None:
 
 def test_what_is_public() -> None:
     assert set(rlm_containers.__all__) == {
+        "Artifact",
         "CellResult",
         "ContainersError",
         "LMCall",
@@ -165,6 +192,7 @@ def test_what_is_public() -> None:
         "register",
     }
     assert set(runtimes.__all__) == {
+        "BuildSpec",
         "ContainerProcess",
         "ContainerRecord",
         "ContainerSpec",

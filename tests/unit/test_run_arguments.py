@@ -85,6 +85,7 @@ def test_every_container_is_hardened(tmp_path: Path, make: Make, network: str) -
         "--interactive",
         "--rm",
         "--cap-drop=ALL",
+        "--log-driver=none",
         "--security-opt=no-new-privileges",
         "--pull=never",
         "--name=rlm-test",

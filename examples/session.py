@@ -1,0 +1,30 @@
+"""Work that outlives its sandbox: a session, a snapshot to go back to, and a fork.
+
+pip install rlm-containers
+python examples/session.py [RUNTIME [IMAGE]]
+"""
+
+import sys
+
+from rlm_containers import Sandbox
+from rlm_containers.sessions.store import SessionStore
+
+options = dict(zip(("runtime", "image"), sys.argv[1:], strict=False))
+
+with Sandbox(session="example", **options) as box:
+    box.put_file(b"apples 3\npears 4\n", "stock.txt")
+    box.execute("stock = dict(line.split() for line in open('stock.txt'))")
+    before = box.snapshot("as counted")
+    with box.fork() as other:  # goes its own way
+        other.execute("stock.clear()")
+    box.execute("del stock['pears']")
+    print(box.execute("print(stock)").stdout, end="")
+    box.restore(before)
+
+# Later, perhaps in another process and on another engine.
+with Sandbox(session="example", **options) as box:
+    print(box.execute("print(stock)").stdout, end="")
+
+store = SessionStore()
+print(store.names(), [snapshot.note for snapshot in store.snapshots("example")])
+store.remove("example")

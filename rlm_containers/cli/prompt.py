@@ -1,0 +1,221 @@
+"""The prompt of the interactive command: history, completion, and when a cell is complete."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import codeop
+import keyword
+import os
+import re
+import warnings
+from collections.abc import Iterable
+
+import platformdirs
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, ThreadedCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.formatted_text import AnyFormattedText
+from prompt_toolkit.history import FileHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.lexers import PygmentsLexer
+from prompt_toolkit.output import ColorDepth
+from pygments.lexers.python import PythonLexer
+
+from rlm_containers import ContainersError, Sandbox
+from rlm_containers.cli.messages import say
+
+__all__ = ["Prompt", "is_complete"]
+
+_COMMANDS = (":help", ":load", ":quit", ":unsaved", ":vars")
+
+# What cells find without having made it.
+_SCAFFOLD = (
+    "SHOW_VARS",
+    "answer",
+    "llm_query",
+    "llm_query_batched",
+    "rlm_query",
+    "rlm_query_batched",
+)
+
+_NAME = re.compile(r"((?:[^\W\d]\w*\.)*)([^\W\d]\w*|)\Z")
+
+# Statements that have others in them.
+_BLOCKS = (
+    ast.AsyncFor,
+    ast.AsyncFunctionDef,
+    ast.AsyncWith,
+    ast.ClassDef,
+    ast.For,
+    ast.FunctionDef,
+    ast.If,
+    ast.Match,
+    ast.Try,
+    ast.TryStar,
+    ast.While,
+    ast.With,
+)
+
+#: Attributes that are shown of one object.
+_MOST = 2000
+
+
+class Prompt:
+    """Asks for cells.
+
+    Args:
+        box: the sandbox that they are for.
+
+    Attributes:
+        variables: the sandbox's variables, and short forms of them.
+    """
+
+    def __init__(self, box: Sandbox) -> None:
+        self.variables: dict[str, str] = {}
+        self._session: PromptSession[str] = PromptSession(
+            history=_history(),
+            lexer=PygmentsLexer(PythonLexer),
+            completer=ThreadedCompleter(_VariableCompleter(box, self)),
+            complete_while_typing=False,
+            multiline=True,
+            prompt_continuation=_continuation,
+            key_bindings=_bindings(),
+            color_depth=ColorDepth.DEPTH_1_BIT if os.environ.get("NO_COLOR") else None,
+        )
+
+    def read(self, number: int) -> str | None:
+        """The next cell; ``None`` if there will be no more."""
+        while True:
+            try:
+                return self._session.prompt(f"[{number}] > ")
+            except KeyboardInterrupt:
+                continue  # the line is given up
+            except EOFError:
+                return None
+
+
+def is_complete(code: str) -> bool:
+    """Whether a cell can be run as it is, or is one that will never be right.
+
+    As in Python's own prompt an empty line ends a block. The Python of the sandbox may know more
+    than this one's; what looks wrong here is for it to say.
+    """
+    if code.lstrip().startswith(":"):
+        return True
+    *before, last = code.split("\n")
+    if before and not last.strip():
+        code = code.rstrip() + "\n"  # what was indented for the next line
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if codeop.compile_command(code, symbol="exec") is None:
+                return False
+            statements = ast.parse(code).body
+    except (SyntaxError, ValueError, OverflowError):
+        return True
+    in_block = bool(statements) and isinstance(statements[-1], _BLOCKS)
+    return not (before and last.strip() and in_block)
+
+
+def _bindings() -> KeyBindings:
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        at_end = not buffer.document.text_after_cursor.strip()
+        if at_end and is_complete(buffer.text):
+            buffer.validate_and_handle()
+        else:
+            line = buffer.document.current_line_before_cursor
+            indent = line[: len(line) - len(line.lstrip())]
+            deeper = "    " if line.rstrip().endswith(":") else ""
+            buffer.insert_text("\n" + indent + deeper)
+
+    @bindings.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @bindings.add("tab")
+    def _(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.complete_state:
+            buffer.complete_next()
+        elif buffer.document.current_line_before_cursor.strip():
+            buffer.start_completion(insert_common_part=True)
+        else:
+            buffer.insert_text("    ")
+
+    return bindings
+
+
+def _continuation(width: int, line_number: int, wraps: int) -> AnyFormattedText:
+    return "... ".rjust(width)
+
+
+def _history() -> FileHistory | None:
+    """What was typed before, in a file that only this user can read."""
+    path = platformdirs.user_state_path("rlm-containers") / "history"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600))
+    except OSError as error:
+        say(f"What you type is not kept: {path} cannot be written ({error.strerror}).")
+        return None
+    return FileHistory(str(path))
+
+
+class _VariableCompleter(Completer):
+    """Completes what the sandbox has: its variables, their attributes, and what Python has."""
+
+    def __init__(self, box: Sandbox, prompt: Prompt) -> None:
+        self._box = box
+        self._prompt = prompt
+
+    def get_completions(
+        self, document: Document, complete_event: CompleteEvent
+    ) -> Iterable[Completion]:
+        before = document.text_before_cursor
+        if before.startswith(":"):
+            yield from self._command_completions(before)
+            return
+        match = _NAME.search(document.current_line_before_cursor)
+        if match is None:
+            return
+        owner, begun = match.groups()
+        names = self._attributes(owner[:-1]) if owner else self._names()
+        # What begins with an underscore is shown to those who ask for it.
+        for name in names:
+            if name.startswith(begun) and (begun or not name.startswith("_")):
+                yield Completion(name, -len(begun))
+
+    def _names(self) -> list[str]:
+        variables = filter(str.isidentifier, self._prompt.variables)
+        known = (*_SCAFFOLD, *keyword.kwlist, *dir(builtins))
+        return list(dict.fromkeys([*sorted(variables), *sorted(known)]))
+
+    def _attributes(self, owner: str) -> list[str]:
+        """The attributes of an object, as the sandbox tells them."""
+        if any(map(keyword.iskeyword, owner.split("."))):
+            return []
+        code = f"__import__('builtins').print(*__import__('builtins').dir({owner})[:{_MOST}])"
+        try:
+            result = self._box.execute(code, name="completion")
+        except ContainersError:
+            return []  # the next cell says what is wrong
+        if result.status != "ok":
+            return []
+        return [name for name in result.stdout.split() if name.isidentifier()]
+
+    def _command_completions(self, before: str) -> Iterable[Completion]:
+        from prompt_toolkit.completion import PathCompleter
+
+        words = before.split(" ")
+        if len(words) == 1:
+            yield from (Completion(c, -len(before)) for c in _COMMANDS if c.startswith(before))
+        elif words[0] == ":load" and len(words) > 2:
+            path = " ".join(words[2:])
+            yield from PathCompleter(expanduser=True).get_completions(
+                Document(path, len(path)), CompleteEvent()
+            )

@@ -1,0 +1,221 @@
+"""The options of a sandbox on the command line, made from :class:`SandboxOptions` itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from rlm_containers.options import OptionArguments, SandboxOptions
+
+__all__ = ["given_options", "sandbox_options"]
+
+_META = "rlm_containers.sandbox_options"
+
+# How the library's documentation is marked up, and what is left of it in plain text.
+_MARKUP = ((r":\w+:`~?([^`]+)`", r"\1"), (r"``([^`]*)``", r"\1"), (r"`([^`]*)`", r"\1"))
+
+AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+
+
+class SandboxOption(click.Option):
+    """One option of the sandbox. It is collected for :func:`given_options`, not passed on."""
+
+    sandbox_option = True
+
+
+def sandbox_options(only: Collection[str] = ()) -> Callable[[AnyCommand], AnyCommand]:
+    """A decorator that lets a command take the options of a sandbox.
+
+    Args:
+        only: the names of those that it takes; empty for all.
+    """
+
+    def decorate(command: AnyCommand) -> AnyCommand:
+        for name in reversed([n for n in _hints() if not only or n in only]):
+            command = click.option(*_spelling(name), **_attributes(name), cls=SandboxOption)(
+                command
+            )
+        return command
+
+    return decorate
+
+
+def given_options(ctx: click.Context) -> dict[str, Any]:
+    """The options of the sandbox that were given, as keyword arguments.
+
+    Those that were not are left out, so that what is configured elsewhere holds.
+    """
+    return dict(ctx.meta.get(_META, {}))
+
+
+def _hints() -> dict[str, Any]:
+    """Of every option the types that a caller may give, in the order of the fields."""
+    hints = {"image": str, **get_type_hints(OptionArguments)}
+    names = [field.name for field in dataclasses.fields(SandboxOptions)]
+    return {name: hints.get(name, str) for name in names}
+
+
+def _spelling(name: str) -> tuple[str, str]:
+    word = name.replace("_", "-")
+    if _is_list(_hints()[name]):
+        word = word.removesuffix("s")  # each is given by itself
+    if _is_switch(_hints()[name]):
+        return f"--{word}/--no-{word}", name
+    return f"--{word}", name
+
+
+def _attributes(name: str) -> dict[str, Any]:
+    hint = _hints()[name]
+    attributes: dict[str, Any] = {
+        "default": None,
+        "expose_value": False,
+        "callback": _collect,
+        "help": _help(name),
+    }
+    choices = _choices(hint)
+    if _is_switch(hint):
+        pass
+    elif _is_mapping(hint):
+        attributes |= {"multiple": True, "metavar": "NAME[=VALUE]"}
+        attributes["help"] += " NAME alone takes the value from this environment."
+    elif _is_list(hint):
+        attributes |= {"multiple": True, "metavar": "TEXT"}
+        attributes["help"] += " May be given several times."
+    elif choices:
+        attributes["type"] = click.Choice(choices)
+    else:
+        attributes["metavar"] = _metavar(hint)
+    if name == "runtime":
+        attributes["shell_complete"] = _complete_runtime
+    return attributes
+
+
+def _complete_runtime(ctx: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
+    from runtimes.detect import runtime_names
+
+    return [name for name in runtime_names() if name.startswith(incomplete)]
+
+
+def _collect(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    """Check one option by itself, and keep it."""
+    if value is None or value == ():
+        return
+    name = option.name
+    assert name is not None
+    if _is_mapping(_hints()[name]):
+        readings: Iterable[Any] = (_pairs(value),)
+    elif isinstance(value, str):
+        readings = _readings(value)
+    else:
+        readings = (value,)
+    refusal: Exception | None = None
+    for reading in readings:
+        arguments: dict[str, Any] = {name: reading}
+        try:
+            SandboxOptions(**arguments)
+        except ValueError as error:
+            refusal = refusal or error
+        else:
+            ctx.meta.setdefault(_META, {})[name] = reading
+            return
+    raise click.BadParameter(str(refusal), ctx=ctx, param=option)
+
+
+def _readings(text: str) -> Iterator[object]:
+    """What a word may mean, for the option to take the first that it can."""
+    yield text
+    if text == "none":
+        yield None
+    for number in (int, float):
+        try:
+            yield number(text)
+        except ValueError:
+            pass
+    if "," in text:
+        yield text.split(",")
+
+
+def _pairs(words: Iterable[str]) -> dict[str, str]:
+    """Secrets need not be on the command line, where others can read them: ``--env NAME``."""
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            if name not in os.environ:
+                raise click.BadParameter(f"there is no variable {name} in this environment")
+            value = os.environ[name]
+        pairs[name] = value
+    return pairs
+
+
+# Types
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_switch(hint: Any) -> bool:
+    return bool in _alternatives(hint)
+
+
+def _is_mapping(hint: Any) -> bool:
+    return any(get_origin(kind) is Mapping or kind is Mapping for kind in _origins(hint))
+
+
+def _is_list(hint: Any) -> bool:
+    """Whether it is a list and nothing else."""
+    kinds = [kind for kind in _origins(hint) if kind is not type(None)]
+    return bool(kinds) and all(
+        isinstance(kind, type) and kind is not str and issubclass(kind, Iterable) for kind in kinds
+    )
+
+
+def _origins(hint: Any) -> list[Any]:
+    return [get_origin(kind) or kind for kind in _alternatives(hint)]
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that are allowed, where nothing else is."""
+    words: list[str] = []
+    for kind in _alternatives(hint):
+        if get_origin(kind) is Literal and all(isinstance(w, str) for w in get_args(kind)):
+            words += get_args(kind)
+        elif kind is not type(None):
+            return []
+    return words
+
+
+def _metavar(hint: Any) -> str:
+    kinds = _alternatives(hint)
+    return "NUMBER" if set(kinds) <= {int, float, type(None)} else "TEXT"
+
+
+# Help
+
+
+def _help(name: str) -> str:
+    text = _descriptions().get(name, "")
+    for pattern, replacement in _MARKUP:
+        text = re.sub(pattern, replacement, text)
+    first = re.split(r"(?<=[a-z0-9)\"])\. (?=[A-Z])", text)[0].rstrip(".;")
+    sentence = first[:1].upper() + first[1:] + "."
+    default = SandboxOptions.__dataclass_fields__[name].default
+    if isinstance(default, str | int | float) and not isinstance(default, bool):
+        sentence += f" [default: {default}]"
+    return sentence.replace("None", "none")
+
+
+def _descriptions() -> dict[str, str]:
+    """What the class's documentation says of each attribute."""
+    documentation = inspect.cleandoc(SandboxOptions.__doc__ or "")
+    _, _, attributes = documentation.partition("Attributes:\n")
+    found = re.findall(r"^    (\w+): (.*(?:\n(?:        .*)?)*)", attributes, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in found}

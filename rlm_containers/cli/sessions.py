@@ -1,0 +1,257 @@
+"""``rlm-containers sessions``: the sessions that outlive their sandboxes."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rlm_containers.cli.command import Group, json_option, print_json
+from rlm_containers.cli.units import SIZE, ago, format_size
+
+if TYPE_CHECKING:
+    from rlm_containers.sessions.manifest import Manifest
+    from rlm_containers.sessions.store import SessionInfo
+
+__all__ = ["command"]
+
+
+def _complete(ctx: click.Context, argument: click.Parameter, incomplete: str) -> list[str]:
+    from rlm_containers.sessions.store import SessionStore
+
+    return [name for name in SessionStore().names() if name.startswith(incomplete)]
+
+
+_name = click.argument("name", shell_complete=_complete)
+
+
+@click.group(
+    "sessions",
+    cls=Group,
+    examples=(
+        ("Begin one, and go on with it later", "repl --session work"),
+        ("See what there is", "sessions list"),
+        ("Keep a state to come back to", "sessions snapshot work --note 'before the clean-up'"),
+        ("Take it to another machine", "sessions export work work.tgz"),
+    ),
+)
+def command() -> None:
+    """Look at sessions, copy, move and remove them.
+
+    `run`, `repl` and `ask` begin one, or go on with it, by --session NAME.
+    """
+
+
+@command.command("list", examples=(("All", "sessions list"),))
+@json_option
+def list_command(as_json: bool) -> None:
+    """List the sessions."""
+    from rlm_containers.cli.terminal import print_table
+    from rlm_containers.sessions.store import SessionStore
+
+    store = SessionStore()
+    found = [store.inspect(name) for name in store.names()]
+    if as_json:
+        print_json([_describe(info) for info in found])
+        return
+    print_table(
+        ("name", "used", "variables", "size", "snapshots", "python", "state"),
+        [
+            (
+                info.name,
+                _ago(info.manifest.used) if info.manifest else "?",
+                len(info.manifest.variables) if info.manifest else "?",
+                format_size(info.size),
+                info.snapshots,
+                info.manifest.python if info.manifest else "?",
+                "free" if info.pid is None else f"in use by {info.pid or 'a process'}",
+            )
+            for info in found
+        ],
+    )
+
+
+@command.command("show", examples=(("What is in it", "sessions show work"),))
+@_name
+@json_option
+def show_command(name: str, as_json: bool) -> None:
+    """Show what is in a session: variables, what could not be saved, snapshots."""
+    from rlm_containers.cli.terminal import print_table
+    from rlm_containers.sessions.store import SessionStore
+
+    store = SessionStore()
+    info = store.inspect(name)
+    if as_json:
+        snapshots = [
+            {"id": s.id, "created": s.created, "note": s.note, "size": s.size}
+            for s in store.snapshots(name)
+        ]
+        print_json({**_describe(info), "snapshots": snapshots})
+        return
+    manifest = info.manifest
+    facts: list[tuple[str, object]] = [
+        ("directory", info.path),
+        ("size", format_size(info.size)),
+        ("snapshots", f"{info.snapshots}, {format_size(info.snapshots_size)}"),
+    ]
+    if manifest is not None:
+        facts += [
+            ("made", manifest.created),
+            ("used", manifest.used),
+            ("python", f"{manifest.python or '?'} in {manifest.image or '?'}"),
+            ("engine", manifest.engine or "?"),
+        ]
+    print_table(("what", "value"), facts)
+    if manifest is None:
+        return
+    print_table(
+        ("variable", "type", "size"),
+        [(v.name, v.type, format_size(v.size)) for v in manifest.variables],
+    )
+    if manifest.unsaved:
+        print_table(
+            ("not saved", "type", "why"), [(v.name, v.type, v.reason) for v in manifest.unsaved]
+        )
+
+
+@command.command("remove", examples=(("Two at once", "sessions remove work other"),))
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=_complete)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def remove_command(names: tuple[str, ...], yes: bool) -> None:
+    """Remove sessions, with their snapshots."""
+    from rlm_containers.sessions.store import SessionStore
+
+    store = SessionStore()
+    sizes = {name: store.inspect(name).size for name in names}
+    if not yes:
+        listed = ", ".join(f"{name} ({format_size(size)})" for name, size in sizes.items())
+        click.confirm(f"Remove {listed} for good?", abort=True, err=True)
+    for name in sizes:
+        store.remove(name)
+
+
+@command.command("snapshots", examples=(("All of one session", "sessions snapshots work"),))
+@_name
+@json_option
+def snapshots_command(name: str, as_json: bool) -> None:
+    """List the snapshots of a session, the oldest first."""
+    from rlm_containers.cli.terminal import print_table
+    from rlm_containers.sessions.store import SessionStore
+
+    found = SessionStore().snapshots(name)
+    if as_json:
+        print_json(
+            [{"id": s.id, "created": s.created, "note": s.note, "size": s.size} for s in found]
+        )
+        return
+    print_table(
+        ("id", "made", "variables", "size", "note"),
+        [
+            (s.id, _ago(s.created), len(s.manifest.variables), format_size(s.size), s.note)
+            for s in found
+        ],
+    )
+
+
+@command.command("snapshot", examples=(("With a note", "sessions snapshot work --note 'clean'"),))
+@_name
+@click.option("--note", default="", help="What to remember it by.")
+def snapshot_command(name: str, note: str) -> None:
+    """Keep the present state of a session that nobody uses, and print the snapshot's id."""
+    from rlm_containers.sessions.store import SessionStore
+
+    click.echo(SessionStore().snapshot(name, note).id)
+
+
+@command.command("restore", examples=(("Go back", "sessions restore work 3f2a9c"),))
+@_name
+@click.argument("snapshot")
+def restore_command(name: str, snapshot: str) -> None:
+    """Have a session go on from a snapshot. What it is now is lost, unless there is one of it."""
+    from rlm_containers.sessions.store import SessionStore
+
+    SessionStore().restore(name, snapshot)
+
+
+@command.command("fork", examples=(("From a snapshot", "sessions fork work try --from 3f2a9c"),))
+@_name
+@click.argument("new")
+@click.option("--from", "snapshot", metavar="ID", help="A snapshot. [default: the present state]")
+def fork_command(name: str, new: str, snapshot: str | None) -> None:
+    """Make a new session of another, or of a snapshot of it."""
+    from rlm_containers.sessions.store import SessionStore
+
+    SessionStore().fork(name, new, snapshot)
+
+
+@command.command("export", examples=(("To one file", "sessions export work work.tgz"),))
+@_name
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--no-snapshots", is_flag=True, help="Without its snapshots.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+def export_command(name: str, file: Path, no_snapshots: bool, force: bool) -> None:
+    """Write a session to a file; compressed if its name ends in .tgz or .gz."""
+    from rlm_containers.cli.messages import activity, say
+    from rlm_containers.sessions.transfer import export_session
+
+    with activity(f"exporting {name}"):
+        skipped = export_session(name, file, snapshots=not no_snapshots, overwrite=force)
+    for path in skipped:
+        say(f"not in it: {path}", "yellow")
+    click.echo(file)
+
+
+@command.command("import", examples=(("Under another name", "sessions import work.tgz --name w2"),))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", help="What to call it. [default: as it was called]")
+@click.option("--max-size", type=SIZE, metavar="SIZE", help="Refuse more. [default: 64GB]")
+def import_command(file: Path, name: str | None, max_size: int | None) -> None:
+    """Make a session of a file, and print its name.
+
+    The file is checked as a whole first. To go on with somebody's session is to run their code in
+    a sandbox.
+    """
+    from rlm_containers.cli.messages import activity
+    from rlm_containers.sessions.transfer import import_session
+
+    limits: dict[str, Any] = {} if max_size is None else {"max_size": max_size}
+    with activity(f"importing {file.name}"):
+        made = import_session(file, name, **limits)
+    click.echo(made)
+
+
+def _ago(moment: str) -> str:
+    try:
+        return ago(datetime.fromisoformat(moment).timestamp())
+    except ValueError:
+        return moment
+
+
+def _describe(info: SessionInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "path": str(info.path),
+        "size": info.size,
+        "in_use": info.pid is not None,
+        "pid": info.pid or None,
+        "is_current": info.is_current,
+        "snapshots_size": info.snapshots_size,
+        "manifest": _manifest(info.manifest),
+    }
+
+
+def _manifest(manifest: Manifest | None) -> dict[str, Any] | None:
+    if manifest is None:
+        return None
+    return {
+        "created": manifest.created,
+        "used": manifest.used,
+        "python": manifest.python,
+        "image": manifest.image,
+        "engine": manifest.engine,
+        "variables": [dataclasses.asdict(variable) for variable in manifest.variables],
+        "unsaved": [dataclasses.asdict(variable) for variable in manifest.unsaved],
+    }

@@ -1,0 +1,173 @@
+"""What a guest reports of its cells and variables, taken with care: it may be anything."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+from rlm_containers.cell import CellStatus
+from rlm_containers.limits import memory_death
+from rlm_containers.outcome import Outcome, UnsavedVariable
+from rlm_containers.untrusted import printable
+
+__all__ = ["GuestReports", "death", "listed"]
+
+logger = logging.getLogger("rlm_containers")
+
+#: What a guest may say of a cell's end. The rest is for the host to find.
+_STATUSES: dict[object, CellStatus] = {
+    "ok": "ok",
+    "error": "error",
+    "exit": "exit",
+    "interrupted": "interrupted",
+}
+
+#: Variables, and characters of a name or reason, that are believed of a guest's report.
+_REPORT_COUNT = 10_000
+_REPORT_TEXT = 2_000
+
+#: Files that one cell has made, and characters of the path of one.
+_ARTIFACTS = 500
+_PATH_TEXT = 4096
+
+#: The same for the short forms of variables.
+_LOCALS_COUNT = 1_000
+_LOCALS_TEXT = 200
+
+#: Variables that are named in one sentence of a cell's stderr, and characters for each.
+_LISTED = 50
+_LISTED_TEXT = 300
+
+
+class GuestReports:
+    """What is known of the guest's worker, as far as it has told.
+
+    Args:
+        container: the container's name.
+
+    Attributes:
+        route: how the guest reaches the language model.
+        damage: why the last state file was not what the worker went on from; empty if it was.
+        locals: the short forms of the variables.
+        unsaved: the variables that are not in the last checkpoint; after a start, what was not
+            restored.
+        on_saved: told what the guest says of a checkpoint, which may be anything.
+    """
+
+    def __init__(self, container: str) -> None:
+        self._container = container
+        self.route = "none"
+        self.damage = ""
+        self.locals: dict[str, str] = {}
+        self.unsaved: tuple[UnsavedVariable, ...] = ()
+        self.on_saved: Callable[[dict[str, Any]], None] = lambda report: None
+
+    def note_result(self, content: dict[str, Any], outcome: Outcome) -> None:
+        """Take note of how a request ended."""
+        status = content.get("status")
+        outcome.status = _STATUSES.get(status, "error") if isinstance(status, str) else "error"
+        if "locals" in content:
+            self.locals = _strings(content["locals"])
+        outcome.locals = dict(self.locals)
+        outcome.artifacts = _names(content.get("artifacts"), _ARTIFACTS, _PATH_TEXT)
+        answer = content.get("final_answer")
+        outcome.final_answer = answer if isinstance(answer, str) else None
+        outcome.note_exit(content.get("exit_code"))
+
+    def note_saved(self, content: dict[str, Any]) -> None:
+        """Take note of a checkpoint."""
+        self.unsaved = _variables(content.get("unsaved"))
+        self.on_saved(content)
+        if content.get("error"):
+            error = printable(content["error"], _REPORT_TEXT)
+            logger.warning("%s: the checkpoint failed: %s", self._container, error)
+            self.unsaved = (UnsavedVariable("*", "", error),)
+
+    def note_restored(self, content: dict[str, Any], outcome: Outcome, *, has_proxy: bool) -> None:
+        """Take note of a worker that has taken the place of another; say what became of what."""
+        before = self.locals
+        self.note_ready(content, has_proxy=has_proxy)
+        outcome.older = tuple(_names(content.get("older")))
+        damage = printable(content.get("damage") or "", _REPORT_TEXT)
+        everything = any(variable.name == "*" for variable in self.unsaved)
+        if damage or everything:
+            # Of a file that cannot be read only the last answer still knows what was in it.
+            told = {variable.name for variable in self.unsaved}
+            self.unsaved += tuple(
+                UnsavedVariable(name, "", "it was in no other file")
+                for name in before
+                if name not in told and name not in self.locals
+            )
+        if damage and not everything:
+            older = listed(outcome.older) if outcome.older else "none"
+            outcome.notices.append(
+                f"The checkpoint state.dill could not be used: {damage}. The variables are those "
+                f"of the one before it. These may be older than they were: {older}."
+            )
+        if self.unsaved:
+            lost = listed([str(variable) for variable in self.unsaved], "; ")
+            outcome.notices.append(f"These variables are lost: {lost}.")
+        outcome.lost = tuple(variable.name for variable in self.unsaved)
+
+    def note_ready(self, content: dict[str, Any], *, has_proxy: bool) -> None:
+        """Take note of a worker that is ready."""
+        self.route = printable(content.get("route"), 20)
+        if has_proxy and self.route == "pipe":
+            logger.warning(
+                "%s: the container does not reach the proxy (%s); llm_query goes over the pipe",
+                self._container,
+                printable(content.get("reason"), _REPORT_TEXT),
+            )
+        self.damage = printable(content.get("damage") or "", _REPORT_TEXT)
+        if self.damage:
+            logger.warning(
+                "%s: the checkpoint state.dill could not be used: %s", self._container, self.damage
+            )
+        self.locals = _strings(content.get("locals"))
+        self.unsaved = _variables(content.get("lost"))
+
+
+def death(content: dict[str, Any]) -> str:
+    """How a worker died."""
+    if "memory" in content:
+        return memory_death(content["memory"])
+    number = content.get("signal")
+    if isinstance(number, int):
+        try:
+            return f"was killed by {signal.Signals(number).name}"
+        except ValueError:
+            return f"was killed by signal {number}"
+    status = content.get("exit")
+    return f"ended itself with status {status if isinstance(status, int) else 'unknown'}"
+
+
+def _names(value: object, count: int = _REPORT_COUNT, length: int = _LOCALS_TEXT) -> list[str]:
+    """A list of names as the guest told it."""
+    names = value[:count] if isinstance(value, list) else ()
+    return [printable(name, length) for name in names]
+
+
+def listed(words: Sequence[str], separator: str = ", ") -> str:
+    """The first of many words, and the number of the others."""
+    shown = separator.join(word[:_LISTED_TEXT] for word in words[:_LISTED])
+    return shown + (f"{separator}and {len(words) - _LISTED} more" if len(words) > _LISTED else "")
+
+
+def _strings(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {}
+    entries = islice(value.items(), _LOCALS_COUNT)
+    return {printable(key, _LOCALS_TEXT): printable(text, _LOCALS_TEXT) for key, text in entries}
+
+
+def _variables(value: object) -> tuple[UnsavedVariable, ...]:
+    if not isinstance(value, list):
+        return ()
+    return tuple(
+        UnsavedVariable(*(printable(part, _REPORT_TEXT) for part in entry))
+        for entry in value[:_REPORT_COUNT]
+        if isinstance(entry, list) and len(entry) == 3
+    )

@@ -1,0 +1,1 @@
+"""Sessions that are kept: workspaces that outlive their sandboxes, and snapshots of them."""

@@ -1,0 +1,240 @@
+"""What Docker and Podman do with images, which is nearly the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from runtimes.base import ImageRecord, Runtime
+from runtimes.builder import Builder, build_arguments
+from runtimes.command import EngineCommand
+from runtimes.errors import (
+    EngineCommandError,
+    EngineTimeoutError,
+    ImageBuildError,
+    ImageNotFoundError,
+)
+from runtimes.spec import BuildSpec
+
+__all__ = ["NO_IMAGE", "EngineImages", "last_lines", "parse_list"]
+
+#: Seconds that moving an image may take: gigabytes over a slow line, or to a slow disk.
+TRANSFER_TIMEOUT = 3600.0
+
+#: The words with which docker 20-28 and podman 3-5 say that an image is not in their store.
+NO_IMAGE = re.compile(
+    r"no such image|unable to find image|image not known|image not found|"
+    r"short-name .* did not resolve|no such object|reference does not exist",
+    re.IGNORECASE,
+)
+
+# Lines of a build's log that are kept for its error.
+_LOG_LINES = 200
+
+
+class EngineImages(Runtime):
+    """The images of a Docker-compatible command line.
+
+    Args:
+        command: how to call it.
+    """
+
+    def __init__(self, command: EngineCommand) -> None:
+        self.command = command
+        # Of images that were found: the name that the engine has for the name that was asked for.
+        self._names: dict[str, str] = {}
+
+    @abstractmethod
+    def _qualify(self, image: str) -> str:
+        """The full name to pull and look for, where the engine does not complete short ones."""
+
+    def image_exists(self, image: str) -> bool:
+        try:
+            self.inspect_image(image)
+        except ImageNotFoundError:
+            return False
+        return True
+
+    def inspect_image(self, image: str) -> ImageRecord:
+        for name in dict.fromkeys((self._names.get(image, image), image, self._qualify(image))):
+            result = self.command.run("image", "inspect", name, "--format={{json .}}", check=False)
+            if result.exit_code == 0:
+                self._names[image] = name
+                found = json.loads(result.stdout)
+                # podman before 4.4 prints a list, whatever the format says.
+                return _image_record(found[0] if isinstance(found, list) else found)
+            if not NO_IMAGE.search(result.stderr):
+                raise EngineCommandError(
+                    f"{self.name} could not inspect the image {image!r}: "
+                    f"{last_lines(result.stderr)}",
+                    exit_code=result.exit_code,
+                    stderr=result.stderr,
+                )
+        raise self._not_here(image)
+
+    def find_images(self, labels: Mapping[str, str]) -> list[ImageRecord]:
+        filters = [
+            f"--filter=label={key}" + (f"={value}" if value else "")
+            for key, value in labels.items()
+        ]
+        listed = self.command.run("images", "--quiet", "--no-trunc", *filters).stdout
+        ids = list(dict.fromkeys(listed.split()))
+        if not ids:
+            return []
+        # One that is gone by now makes it fail, and say what it knows of the others.
+        found = self.command.run("image", "inspect", *ids, check=False)
+        return [_image_record(raw) for raw in parse_list(found.stdout)]
+
+    def pull(self, image: str, on_line: Callable[[str], None] | None = None) -> None:
+        name = self._qualify(image)
+        log = _Log(on_line)
+        exit_code = self.command.follow("pull", name, on_line=log, timeout=TRANSFER_TIMEOUT)
+        if exit_code != 0:
+            raise ImageNotFoundError(
+                f"The image {image!r} is not in the store of {self.name} "
+                f"and could not be pulled: {last_lines(str(log))}",
+                remedy="Check its name and the network, or name an image that is there: "
+                f"`{self.command} images` lists them.",
+                exit_code=exit_code,
+                stderr=str(log),
+            )
+        self._names[image] = name
+
+    def remove_image(self, image: str) -> None:
+        name = self._names.pop(image, image)
+        result = self.command.run("rmi", name, check=False)
+        if result.exit_code != 0 and not NO_IMAGE.search(result.stderr):
+            raise EngineCommandError(
+                f"{self.name} could not remove the image {image!r}: {last_lines(result.stderr)}",
+                remedy="Remove the containers and images that need it first.",
+                exit_code=result.exit_code,
+                stderr=result.stderr,
+            )
+
+    def save_image(self, image: str, path: Path) -> None:
+        self.inspect_image(image)
+        name = self._names.get(image, image)
+        self._transfer("save", *self._save_args, f"--output={path}", name)
+
+    #: Arguments of ``save`` for a file that every ``docker load`` reads.
+    _save_args: tuple[str, ...] = ()
+
+    def load_image(self, path: Path) -> list[str]:
+        said = self._transfer("load", f"--input={path}")
+        # Docker has a line for each name, podman before 4 all names in one.
+        lines = re.findall(r"^Loaded image(?:\(s\)| ID)?: *(.+)$", said, re.MULTILINE)
+        return [name.strip() for line in lines for name in line.split(",") if name.strip()]
+
+    def _transfer(self, *args: str) -> str:
+        result = self.command.run(*args, timeout=TRANSFER_TIMEOUT, check=False)
+        if result.exit_code != 0:
+            raise EngineCommandError(
+                f"{self.name} could not {args[0]} the image: {last_lines(result.stderr)}",
+                remedy="Is there room on the disk, and can the engine read and write there?",
+                exit_code=result.exit_code,
+                stderr=result.stderr,
+            )
+        return result.stdout
+
+    # Building
+
+    def _build(
+        self, spec: BuildSpec, on_line: Callable[[str], None] | None, builder: Builder
+    ) -> None:
+        log = _Log(on_line)
+        try:
+            exit_code = self.command.follow(
+                *build_arguments(spec, builder, self._names.get(spec.base, spec.base)),
+                on_line=log,
+                environment=builder.environment,
+                directory=spec.directory,
+                timeout=spec.timeout,
+            )
+        except EngineTimeoutError as error:
+            raise self._not_built(spec, error.what, None, str(log)) from None
+        if exit_code != 0:
+            raise self._not_built(spec, last_lines(str(log), 1), exit_code, str(log))
+
+    def _not_built(
+        self, spec: BuildSpec, why: str, exit_code: int | None, log: str
+    ) -> ImageBuildError:
+        return ImageBuildError(
+            f"{self.name} could not build the image {spec.tag}: {why or 'it said nothing'}",
+            exit_code=exit_code,
+            stderr=log,
+        )
+
+    def _not_here(self, image: str) -> ImageNotFoundError:
+        return ImageNotFoundError(
+            f"The image {image!r} is not in the store of {self.name}.",
+            remedy=f"Pull or build it: `{self.command} pull {self._qualify(image)}`.",
+        )
+
+
+class _Log:
+    """The last lines of what a command says, which are passed on as well."""
+
+    def __init__(self, on_line: Callable[[str], None] | None) -> None:
+        self._lines: deque[str] = deque(maxlen=_LOG_LINES)
+        self._on_line = on_line
+
+    def __call__(self, line: str) -> None:
+        self._lines.append(line)
+        if self._on_line is not None:
+            self._on_line(line)
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines)
+
+
+def parse_list(output: str) -> list[dict[str, Any]]:
+    """The objects of a JSON array; none if it is anything else."""
+    try:
+        parsed = json.loads(output)
+    except ValueError:
+        return []
+    return [entry for entry in parsed if isinstance(entry, dict)] if parsed else []
+
+
+def last_lines(text: str, lines: int = 3) -> str:
+    """The last lines of what an engine said: the cause stands at the end, after the progress."""
+    kept = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and "'docker run --help'" not in line
+    ]
+    return " / ".join(kept[-lines:])
+
+
+def _image_record(raw: Mapping[str, Any]) -> ImageRecord:
+    config = raw.get("Config") or {}
+    return ImageRecord(
+        id=str(raw.get("Id", "")),
+        tags=tuple(raw.get("RepoTags") or ()),
+        size=int(raw.get("Size") or 0),
+        architecture=str(raw.get("Architecture", "")),
+        labels=dict(config.get("Labels") or {}),
+        user=str(config.get("User") or ""),
+        content=_content(raw, config),
+    )
+
+
+def _content(raw: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """An image's identity among engines.
+
+    Its own id is of no use: engines write their configuration in their own ways, and Docker with
+    containerd's store names the manifest. What the layers are uncompressed is the same for all.
+    """
+    layers = (raw.get("RootFS") or {}).get("Layers")
+    if not layers:
+        return ""
+    parts = [raw.get("Os"), raw.get("Architecture"), raw.get("Variant") or "", layers]
+    parts += [config.get(key) or [] for key in ("Env", "Entrypoint", "Cmd", "Shell")]
+    parts += [config.get(key) or "" for key in ("User", "WorkingDir")]
+    return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()

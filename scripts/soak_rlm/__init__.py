@@ -1,0 +1,1 @@
+"""Many sandboxes at once that break all the time: see ``scripts/soak``."""

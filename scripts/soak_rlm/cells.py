@@ -1,0 +1,244 @@
+"""What the cells of a soak do, and what must have become of the session's variables then."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rlm_containers import CellResult, Sandbox
+from soak_rlm.engine import Engine
+
+__all__ = ["BEGIN", "FAULTS", "LOOK", "PASSING", "WORK", "Kind", "Model"]
+
+
+class Model:
+    """What a session's variables are, as far as its host was told.
+
+    Attributes:
+        values: what :data:`LOOK` prints after the last acknowledged cell.
+        before: the same before its last change, which a damaged checkpoint may bring back.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {
+            "n": 0, "items": 0, "alias": True, "long": 0, "last": None, "context": 0,
+        }  # fmt: skip
+        self.before = dict(self.values)
+
+    def becomes(self, **changed: Any) -> None:
+        """A cell has changed this. If to what it was, no checkpoint needs to be written."""
+        if changed.items() <= self.values.items():
+            return
+        self.before = dict(self.values)
+        self.values.update(changed)
+
+    def agrees(self, found: dict[str, Any], *, damaged: bool) -> bool:
+        """Whether it may be what was found; the one before too, after a checkpoint was damaged."""
+        if damaged and found == self.before:
+            self.values = dict(self.before)
+        self.before = dict(self.values) if damaged else self.before
+        return found == self.values
+
+
+#: Prints the variables, to be compared with the model's.
+LOOK = """
+import json
+print(json.dumps({
+    "n": n, "items": len(items), "alias": items is alias, "long": len(long),
+    "last": items[-1] if items else None, "context": len(globals().get("context", "")),
+}))
+"""
+
+#: The first cells. Two, so that the checkpoint before the last has all that is needed, too.
+BEGIN = (
+    "n = 0\nitems = []\nalias = items\nlong = ''\ndef step(by): return n + by",
+    "ready = True",
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of cell.
+
+    Attributes:
+        name: what it is called in the figures.
+        run: runs it and brings the model up to date.
+        weight: how often it comes, beside the others.
+        statuses: how the cell may end.
+        ends: whether the sandbox may be lost by it.
+    """
+
+    name: str
+    run: Callable[[Sandbox, Model, random.Random, Engine], CellResult | None]
+    weight: int
+    statuses: tuple[str, ...] = ("ok",)
+    ends: bool = False
+
+
+# Work
+
+
+def _count(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    by = chance.randrange(1, 100)
+    result = box.execute(f"n = step({by})\nitems.append(n)")
+    if result.status == "ok":
+        value = model.values["n"] + by
+        model.becomes(n=value, items=model.values["items"] + 1, last=value)
+    return result
+
+
+def _long(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    length = chance.choice((10, 1000, 300_000, 2_000_000))
+    result = box.execute(f"long = 'x' * {length}")
+    if result.status == "ok":
+        model.becomes(long=length)
+    return result
+
+
+def _ask(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    count = chance.randrange(1, 20)
+    result = box.execute(f"print(llm_query_batched([f'prompt {{i}}' for i in range({count})])[-1])")
+    assert result.stdout == f"PROMPT {count - 1}\n", result.stdout
+    assert len(result.lm_calls) == count
+    return result
+
+
+def _print(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    result = box.execute("import os\nfor i in range(300): print('y' * 5000)\nos.system('echo end')")
+    assert result.stdout.endswith("end\n")
+    return result
+
+
+def _load(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> None:
+    length = chance.choice((0, 100, 1_000_000))
+    box.load("context_0", "c" * length)
+    model.becomes(context=length)
+
+
+def _fail(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    return box.execute(chance.choice(("1 / 0", "def f(:", "raise KeyboardInterrupt", "input()")))
+
+
+def _leave(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    return box.execute("import sys; sys.exit(3)")
+
+
+# Faults
+
+
+def _die(code: str) -> Callable[[Sandbox, Model, random.Random, Engine], CellResult]:
+    def run(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+        return box.execute(f"import os, ctypes, signal\nn = -1\nitems.append(-1)\n{code}")
+
+    return run
+
+
+def _loop(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    result = box.execute("while True: pass")
+    assert "cell_timeout" in result.stderr
+    return result
+
+
+def _damage(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    # The one before comes back, and that is said by name.
+    assert box.unsaved == ()
+    result = box.execute(
+        f"import os\nsize = os.path.getsize('state.dill')\n"
+        f"os.truncate('state.dill', size * {chance.randrange(10)} // 10)\nos._exit(1)"
+    )
+    assert "state.dill could not be used" in result.stderr, result.stderr
+    assert "n" in result.older
+    return result
+
+
+def _kill(whose: str) -> Callable[[Sandbox, Model, random.Random, Engine], CellResult]:
+    def run(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+        return box.execute(f"import os\nos.kill(os.{whose}(), 9)\nimport time; time.sleep(30)")
+
+    return run
+
+
+def _garbage(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    raw = chance.randbytes(chance.randrange(1, 200))
+    return box.execute(
+        f"""
+import os, time
+top = f"/proc/{{os.getppid()}}/fd"
+for name in os.listdir(top):
+    try: os.write(os.open(f"{{top}}/{{name}}", os.O_WRONLY | os.O_NONBLOCK), {raw!r})
+    except OSError: pass
+time.sleep(0.2)
+os.kill(os.getppid(), 9)
+time.sleep(30)
+"""
+    )
+
+
+def _remove(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    engine.call("rm", "--force", box.name)
+    for _ in range(1000):
+        result = box.execute("pass")
+    return result
+
+
+def _kill_client(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    listing = subprocess.run(
+        ("pgrep", "--full", "--parent", str(os.getpid()), f"run .*--name={box.name}"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for pid in listing.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    for _ in range(1000):
+        result = box.execute("pass")
+    return result
+
+
+DIED = ("died",)
+
+#: Variables of single cells, which a damaged checkpoint may be the only one to have.
+PASSING = {
+    "context",
+    "context_0",
+    "ready",
+    "ctypes",
+    "i",
+    "json",
+    "name",
+    "os",
+    "raw",
+    "signal",
+    "size",
+    "sys",
+    "time",
+    "top",
+}
+
+WORK = (
+    Kind("count", _count, 40),
+    Kind("long string", _long, 10),
+    Kind("ask", _ask, 10),
+    Kind("print 1.5 MB", _print, 4),
+    Kind("load a context", _load, 4),
+    Kind("exception", _fail, 6, ("error", "interrupted")),
+    Kind("sys.exit()", _leave, 2, ("exit",)),
+)
+
+FAULTS = (
+    Kind("os._exit()", _die("os._exit(1)"), 5, DIED),
+    Kind("SIGKILL", _die("os.kill(os.getpid(), 9)"), 5, DIED),
+    Kind("SIGSEGV", _die("ctypes.string_at(0)"), 2, DIED),
+    Kind("a child that stays", _die("os.fork() or signal.pause()\nos._exit(1)"), 2, DIED),
+    Kind("endless loop", _loop, 1, ("timeout",)),
+    Kind("damaged state.dill", _damage, 3, DIED),
+    Kind("supervisor killed", _kill("getppid"), 1, ends=True),
+    Kind("garbage in the pipe", _garbage, 1, ends=True),
+    Kind("container removed", _remove, 1, ends=True),
+    Kind("client killed", _kill_client, 1, ends=True),
+)

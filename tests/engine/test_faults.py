@@ -1,0 +1,232 @@
+"""What breaks from outside, and what is left then. See docs/reliability.md for the whole table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import Sandbox
+from rlm_containers.errors import SandboxLostError, WorkspaceError
+from rlm_containers.workspace import workspaces_directory
+from tests.conftest import MakeBox
+from tests.support import Engine, assert_gone, execute, printed, workspace
+
+
+def kill(engine: Engine, box: Sandbox, whose: str) -> None:
+    """SIGKILL the process that a cell calls ``whose``, from outside of the container's programs."""
+    pid = int(printed(box, f"import os\nprint(os.{whose}())"))
+    assert box.unsaved == ()
+    send_signal(engine, box, pid)
+
+
+def send_signal(engine: Engine, box: Sandbox, pid: int, number: int = 9) -> None:
+    code = f"import os; os.kill({pid}, {number})"
+    # Not checked: whoever sends it ends with the container, should that be what ends.
+    engine.run("exec", box.name, "python3", "-c", code, check=False)
+
+
+# The worker
+
+
+def test_a_worker_killed_between_cells(engine: Engine, box: Sandbox) -> None:
+    printed(box, "numbers = [1, 2]\ndef total(): return sum(numbers)")
+    kill(engine, box, "getpid")
+    result = box.execute("print(total(), numbers)")
+    # Nothing was lost, not even this cell, and it is said what happened.
+    assert (result.status, result.stdout, result.lost) == ("ok", "3 [1, 2]\n", ())
+    assert "was killed by SIGKILL" in result.stderr
+
+
+def test_a_worker_killed_during_a_cell(engine: Engine, box: Sandbox) -> None:
+    pid = int(printed(box, "import os, time\nnumbers = [1]\nprint(os.getpid())"))
+    inside = threading.Event()
+    killer = threading.Thread(
+        target=lambda: inside.wait(30) and send_signal(engine, box, pid), daemon=True
+    )
+    killer.start()
+    result = box.execute(
+        "numbers.append(2)\nprint('in', flush=True)\ntime.sleep(60)",
+        on_output=lambda *_: inside.set(),
+    )
+    killer.join()
+    assert (result.status, result.stdout, result.lost) == ("died", "in\n", ())
+    assert printed(box, "print(numbers)") == "[1]\n"
+
+
+def test_a_worker_killed_right_after_a_cell(box: Sandbox) -> None:
+    # At a moment between the answer and a while after the checkpoint; each cell at another one.
+    printed(box, "import os, threading, time\nn = 0\nlong = list(range(20_000))")
+    assert box.unsaved == ()
+    before = 0
+    for step in range(12):
+        value = step + 1
+        result = execute(
+            box,
+            f"""
+            n = {value}
+            long.append(n)
+            def die():
+                time.sleep({step} / 1500)
+                os.kill(os.getpid(), 9)
+            threading.Thread(target=die).start()
+            """,
+        )
+        later = box.execute("print(n, long[-1])")
+        if result.status == "died":  # even before its answer
+            assert later.stdout == f"{before} {before or 19_999}\n"
+            continue
+        # Acknowledged: it is there, or it is said that it is not.
+        told = "had not been saved yet and is lost" in later.stderr
+        found = int(later.stdout.split()[0]) if later.status == "ok" else before
+        if later.status != "ok":  # killed in the cell that looks
+            assert later.status == "died"
+            told = told or "had not been saved yet" in later.stderr
+            found = int(printed(box, "print(n)"))
+        assert found == value or (told and found == before)
+        before = found
+
+
+# The supervisor and the container
+
+
+@pytest.mark.parametrize("number", [9, 15], ids=["SIGKILL", "SIGTERM"])
+def test_a_supervisor_killed_from_outside(engine: Engine, make_box: MakeBox, number: int) -> None:
+    box = make_box(lm=str.upper)
+    pid = int(printed(box, "import os\nprint(os.getppid())"))
+    send_signal(engine, box, pid, number)
+    with pytest.raises(SandboxLostError, match=box.name):
+        for _ in range(1000):
+            box.execute("pass")
+    with pytest.raises(SandboxLostError):
+        box.load("context_0", "text")
+    box.close()
+    assert_gone(engine, box.name)
+
+
+@pytest.mark.parametrize("way", ["kill", "stop --time=0", "rm --force"])
+def test_a_container_ended_by_somebody_else(engine: Engine, make_box: MakeBox, way: str) -> None:
+    box = make_box(lm=str.upper)
+    inside = threading.Event()
+    ender = threading.Thread(
+        target=lambda: inside.wait(30) and engine.run(*way.split(), box.name, check=False)
+    )
+    ender.start()
+    # In the middle of a cell, which is told.
+    with pytest.raises(SandboxLostError) as caught:
+        box.execute(
+            "import time\nprint('in', flush=True)\ntime.sleep(60)",
+            on_output=lambda *_: inside.set(),
+        )
+    ender.join()
+    assert caught.value.container == box.name
+    assert caught.value.remedy
+    box.close()
+    assert_gone(engine, box.name)
+
+
+# The disk
+
+
+@pytest.fixture
+def small_disk(engine: Engine, cache: Path, tmp_path: Path) -> Iterator[Path]:
+    """Meanwhile workspaces are on a file system of 8 MB."""
+    if os.getuid() != 0:
+        pytest.skip("needs root, to mount a small file system; tested on the rootful engines")
+    assert cache
+    place = workspaces_directory()
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "none", place), check=True)
+    try:
+        yield place
+    finally:
+        with contextlib.suppress(OSError):
+            subprocess.run(("umount", "-l", place), check=True)
+
+
+def test_a_full_disk(engine: Engine, small_disk: Path, make_box: MakeBox) -> None:
+    box = make_box()
+    printed(box, "keep = [1]")
+    assert box.unsaved == ()
+    # A cell that fills it is told so by the system.
+    result = execute(
+        box,
+        """
+        keep.append(2)
+        file = open('filler', 'wb')
+        while True: file.write(bytes(100_000)); file.flush()
+        """,
+    )
+    assert result.status == "error"
+    assert "No space left on device" in result.stderr
+    printed(box, "new = [str(n) for n in range(100_000)]")
+    ((name, reason),) = [(variable.name, variable.reason) for variable in box.unsaved]
+    assert name == "*"
+    assert "No space left on device" in reason
+    with pytest.raises(WorkspaceError, match="No space left on device") as caught:
+        box.load("context_0", "c" * 5_000_000)
+    assert "Make room" in caught.value.remedy
+    # What the interpreter has it has; what it loses with its death is said.
+    assert printed(box, "print(keep, len(new))") == "[1, 2] 100000\n"
+    died = box.execute("import os; os._exit(1)")
+    assert died.status == "died"
+    assert "lost" in died.stderr
+    assert printed(box, "print(keep[:1])\nimport os; os.remove('filler')") == "[1]\n"
+    # With room again all is as before.
+    box.load("context_0", "c" * 1_000_000)
+    printed(box, "keep.append(3)")
+    assert box.unsaved == ()
+    assert box.execute("import os; os._exit(1)").lost == ()
+    assert printed(box, "print(keep[-1], len(context))") == "3 1000000\n"
+    box.close()
+    assert list(small_disk.iterdir()) == []
+
+
+# The state file
+
+
+def test_a_state_file_cut_at_every_tenth(box: Sandbox) -> None:
+    for tenth in range(10):
+        printed(box, f"import os\nn = {tenth}\nrows = ['r'] * 1000")
+        printed(box, f"n = 'new {tenth}'\nextra_{tenth} = 1")
+        assert box.unsaved == ()
+        state = workspace(box) / "state.dill"
+        size = state.stat().st_size * tenth // 10
+        result = box.execute(f"os.truncate('state.dill', {size}); os._exit(1)")
+        assert result.status == "died"
+        assert result.lost == (f"extra_{tenth}",)
+        assert "n" in result.older
+        assert printed(box, "print(n, len(rows))") == f"{tenth} 1000\n"
+
+
+def test_the_supervisors_descriptors_in_a_cells_hands(engine: Engine, make_box: MakeBox) -> None:
+    # The cell finds the pipe to the host and speaks in the supervisor's place: whatever it says,
+    # the host is fine, the sandbox ends with one clear error, and nothing is left.
+    said = {
+        "a frame too long": b"\xff\xff\xff\xffm",
+        "a call without an end": b"\0\0\0\x08c\0\0\0\1[[[[",
+        "an answer to another cell": b'\0\0\0\x1cm{"op": "result", "id": 9999}',
+        "half a frame": b"\0\0\1\0m{",
+    }
+    for raw in said.values():
+        box = make_box()
+        with pytest.raises(SandboxLostError, match="container"):
+            execute(
+                box,
+                f"""
+                import os, time
+                top = f'/proc/{{os.getppid()}}/fd'
+                for name in os.listdir(top):
+                    try: os.write(os.open(f'{{top}}/{{name}}', os.O_WRONLY | os.O_NONBLOCK), {raw!r})
+                    except OSError: pass
+                time.sleep(0.5)
+                os.kill(os.getppid(), 9)
+                """,
+            )
+        box.close()
+        assert_gone(engine, box.name)

@@ -1,0 +1,192 @@
+"""The program, and terminals that it runs in: real ones, with a screen that can be read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pexpect
+import pyte
+from click.testing import CliRunner
+
+from rlm_containers.cli.program import program
+from tests.unit.guests import PATIENCE
+
+__all__ = ["Program", "Terminal"]
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+_ENTRY_POINTS = """\
+[rlm_containers.runtimes]
+local = tests.unit.guests:LocalRuntime
+"""
+
+
+class Program:
+    """``python -m rlm_containers`` with homes of its own, and with the runtime ``local``.
+
+    Args:
+        home: where its history, cache and configuration go.
+        environment: further variables; ``None`` for one that is not to be there.
+    """
+
+    def __init__(self, home: Path, **environment: str | None) -> None:
+        self.home = home
+        distribution = home / "path" / "local_runtime-1.dist-info"
+        distribution.mkdir(parents=True, exist_ok=True)
+        (distribution / "METADATA").write_text("Name: local-runtime\nVersion: 1\n")
+        (distribution / "entry_points.txt").write_text(_ENTRY_POINTS)
+        wanted: dict[str, str | None] = {
+            "HOME": str(home),
+            "XDG_STATE_HOME": str(home / "state"),
+            "XDG_CONFIG_HOME": str(home / "config"),
+            "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(home / "path"))),
+            "RLM_CONTAINERS_CONFIG": None,
+            "RLM_CONTAINERS_RUNTIME": None,
+            "NO_COLOR": None,
+            "TERM": "xterm-256color",
+            "COLUMNS": None,
+            **environment,
+        }
+        variables: Mapping[str, str | None] = {**os.environ, **wanted}
+        self.environment = {k: v for k, v in variables.items() if v is not None}
+
+    def __call__(
+        self, *arguments: str, input_: str | bytes = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end in this process, which saves it half a second, with pipes."""
+        environment: dict[str, str | None] = dict.fromkeys(os.environ)
+        environment |= {**self.environment, **more}
+        before = list(sys.path)
+        sys.path.append(str(self.home / "path"))
+        try:
+            done = CliRunner().invoke(
+                program, list(arguments), input_, environment, prog_name="rlm-containers"
+            )
+        finally:
+            sys.path[:] = before
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+    def process(
+        self, *arguments: str, input_: str = "", **more: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end in a process of its own, with pipes for a terminal."""
+        return subprocess.run(
+            (sys.executable, "-m", "rlm_containers", *arguments),
+            env={**self.environment, **more},
+            input=input_,
+            capture_output=True,
+            text=True,
+            timeout=2 * PATIENCE,
+            check=False,
+        )
+
+    def terminal(self, *arguments: str, **more: str) -> Terminal:
+        """Run it in a terminal."""
+        command = (sys.executable, "-m", "rlm_containers", *arguments)
+        return Terminal(command, {**self.environment, **more})
+
+
+class Terminal:
+    """A program in a terminal, and what is to be seen on its screen.
+
+    Args:
+        command: the program and its arguments.
+        environment: its variables.
+        rows, columns: the size of the screen.
+
+    Attributes:
+        raw: everything that came, escape sequences and all.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        rows: int = 40,
+        columns: int = 120,
+    ) -> None:
+        self.raw = ""
+        self._columns = columns
+        self._child: Any = pexpect.spawn(
+            command[0],
+            list(command[1:]),
+            env=dict(environment),
+            dimensions=(rows, columns),
+            timeout=PATIENCE,
+            encoding="utf-8",
+            codec_errors="replace",
+        )
+        self._child.logfile_read = self
+        self._screen = pyte.HistoryScreen(columns, rows, history=1000)
+        self._stream = pyte.Stream(self._screen)
+        # A program may ask where the cursor is, and waits for the answer.
+        self._screen.write_process_input = self._child.send
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._child.close(force=True)
+
+    # What pexpect tells of what it reads
+
+    def write(self, text: str) -> None:
+        self.raw += text
+        self._stream.feed(text)
+
+    def flush(self) -> None: ...
+
+    @property
+    def lines(self) -> list[str]:
+        """What is on the screen, and what has left it at the top."""
+        history = [
+            "".join(line[column].data for column in range(self._columns))
+            for line in self._screen.history.top
+        ]
+        return [line.rstrip() for line in [*history, *self._screen.display]]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines).rstrip("\n")
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        self._child.send(keys)
+
+    def see(self, text: str) -> None:
+        """Wait until it is on the screen."""
+        self._wait(lambda: text in self.text, text)
+
+    def see_line(self, line: str) -> None:
+        """Wait until there is a line that is this and nothing else."""
+        self._wait(lambda: line in self.lines, line)
+
+    def _wait(self, true: Callable[[], bool], wanted: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not true():
+            left = max(0.0, deadline - time.monotonic())
+            found = self._child.expect([r"(?s).+", pexpect.EOF, pexpect.TIMEOUT], timeout=left)
+            if found and not true():
+                raise AssertionError(f"{wanted!r} does not appear:\n{self.text}")
+
+    def end(self) -> int:
+        """Wait for the program to end; its exit status."""
+        if self._child.expect([pexpect.EOF, pexpect.TIMEOUT]):
+            raise AssertionError(f"it does not end:\n{self.text}")
+        self._child.close()
+        assert isinstance(self._child.exitstatus, int), self.text
+        return self._child.exitstatus

@@ -1,0 +1,131 @@
+"""Following a command: its lines as they come, and its end before its time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runtimes.command import EngineCommand
+from runtimes.errors import EngineTimeoutError
+from tests.support import eventually
+from tests.unit.guests import PATIENCE
+
+SH = EngineCommand(("/bin/sh", "-c"))
+
+
+def lines_of(script: str) -> list[str]:
+    lines: list[str] = []
+    assert SH.follow(script, on_line=lines.append, timeout=PATIENCE) == 0
+    return lines
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def test_both_streams_in_their_order() -> None:
+    assert lines_of("echo one; echo two >&2; echo; printf three") == ["one", "two", "three"]
+
+
+def test_how_it_ended() -> None:
+    assert SH.follow("exit 3", on_line=print, timeout=PATIENCE) == 3
+    assert SH.follow("kill -9 $$", on_line=print, timeout=PATIENCE) == -signal.SIGKILL
+
+
+def test_each_line_as_it_comes(tmp_path: Path) -> None:
+    answer = tmp_path / "answer"
+    os.mkfifo(answer)
+    seen: list[str] = []
+
+    def take(line: str) -> None:
+        seen.append(line)
+        if line == "first":  # it waits for this
+            answer.write_text("go on\n")
+
+    assert SH.follow(f"echo first; read -r x <{answer}; echo $x", on_line=take, timeout=30) == 0
+    assert seen == ["first", "go on"]
+
+
+def test_nothing_that_a_terminal_would_obey() -> None:
+    assert lines_of(
+        r"printf '\033[91mred\033[0m \033]0;title\007 \001\377\rbar 1\rbar 2\tx\n'"
+    ) == [
+        "red ]0;title \ufffd",
+        "bar 1",
+        "bar 2\tx",
+    ]
+
+
+def test_a_line_without_an_end() -> None:
+    lines = lines_of("head -c 1000000 /dev/zero | tr '\\0' x")
+    assert len(lines) > 1
+    assert all(0 < len(line) <= 10_000 for line in lines)
+
+
+def test_variables_and_directory(tmp_path: Path) -> None:
+    lines: list[str] = []
+    SH.follow(
+        'echo "$MORE" "$HOME"; pwd',
+        on_line=lines.append,
+        timeout=PATIENCE,
+        environment={"MORE": "of it"},
+        directory=tmp_path,
+    )
+    assert lines == [f"of it {os.environ['HOME']}", str(tmp_path.resolve())]
+
+
+def test_too_long_is_too_long() -> None:
+    lines: list[str] = []
+    with pytest.raises(EngineTimeoutError, match=r"did not end within 0\.5 s"):
+        SH.follow("echo $$; exec sleep 1000", on_line=lines.append, timeout=0.5)
+    assert not alive(int(lines[0]))
+
+
+def test_it_may_put_things_away(tmp_path: Path) -> None:
+    put_away = tmp_path / "put-away"
+    with pytest.raises(EngineTimeoutError):
+        SH.follow(f"trap ': >{put_away}; exit' INT; sleep 1000 & wait", on_line=print, timeout=0.5)
+    assert put_away.exists()
+
+
+def test_a_child_that_keeps_the_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    lines: list[str] = []
+    child = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(1000)"
+    script = f"{sys.executable} -c '{child}' & echo done; sleep 1"
+    try:
+        assert SH.follow(script, on_line=lines.append, timeout=PATIENCE) == 0
+    finally:
+        for line in lines:
+            if line.isdigit():
+                os.kill(int(line), signal.SIGKILL)
+    assert "done" in lines
+
+
+def test_what_a_step_runs_in_a_session_of_its_own_ends_too() -> None:
+    # As podman's do; it sees its step fail, and cleans up.
+    step = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(1000)"
+    seen: list[str] = []
+
+    def interrupt(line: str) -> None:
+        seen.append(line)
+        if line.isdigit():
+            raise KeyboardInterrupt
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        SH.follow(
+            f"({sys.executable} -c '{step}') || echo the step has failed; exit 1",
+            on_line=interrupt,
+            timeout=PATIENCE,
+        )
+    assert time.monotonic() - started < PATIENCE
+    assert eventually(lambda: not alive(int(seen[-1])))
