@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from rlm_containers.errors import ContainersError
 from rlm_containers.owner import LABEL, Owner
 from rlm_containers.sessions.places import passing_snapshots_directory
 from rlm_containers.workspace import record_of, remove_tree, workspaces_directory
-from runtimes import Runtime
+from runtimes import ContainerRecord, Runtime
+from runtimes.base import NetworkRecord
 
 __all__ = ["Pruned", "prune", "prune_once"]
 
@@ -66,20 +67,26 @@ def _prune_for(runtime: Runtime) -> Pruned:
 
 
 def _prune_engine(runtime: Runtime, pruned: Pruned, *, dry_run: bool = False) -> None:
-    for container in runtime.find({LABEL: ""}):
-        if _is_nobodys(Owner.from_labels(container.labels)):
+    containers = runtime.find({LABEL: ""})
+    pruned.containers += _remove_gone(containers, runtime.remove, pruned, dry_run=dry_run)
+    networks = runtime.find_networks({LABEL: ""})
+    pruned.networks += _remove_gone(networks, runtime.remove_network, pruned, dry_run=dry_run)
+
+
+def _remove_gone(
+    found: Iterable[ContainerRecord | NetworkRecord],
+    remove: Callable[[str], None],
+    pruned: Pruned,
+    *,
+    dry_run: bool,
+) -> Iterator[str]:
+    """Remove those whose owners are gone; the names of those that could be."""
+    for record in found:
+        if _is_nobodys(Owner.from_labels(record.labels)):
             try:
                 if not dry_run:
-                    runtime.remove(container.name)
-                pruned.containers.append(container.name)
-            except ContainersError as error:
-                pruned.errors.append(error)
-    for network in runtime.find_networks({LABEL: ""}):
-        if _is_nobodys(Owner.from_labels(network.labels)):
-            try:
-                if not dry_run:
-                    runtime.remove_network(network.name)
-                pruned.networks.append(network.name)
+                    remove(record.name)
+                yield record.name
             except ContainersError as error:
                 pruned.errors.append(error)
 
