@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from itertools import islice
 from typing import Any
 
@@ -54,6 +54,8 @@ class GuestReports:
         locals: the short forms of the variables.
         unsaved: the variables that are not in the last checkpoint; after a start, what was not
             restored.
+        checkpoint_failed: whether the last checkpoint could not be written as a whole, so that the
+            file is that of the one before it.
         on_saved: told what the guest says of a checkpoint, which may be anything.
     """
 
@@ -63,6 +65,8 @@ class GuestReports:
         self.damage = ""
         self.locals: dict[str, str] = {}
         self.unsaved: tuple[UnsavedVariable, ...] = ()
+        self.checkpoint_failed = False
+        self._words: Set[str] | None = None
         self.on_saved: Callable[[dict[str, Any]], None] = lambda report: None
 
     def note_result(self, content: dict[str, Any], outcome: Outcome) -> None:
@@ -81,23 +85,45 @@ class GuestReports:
         """Take note of a checkpoint."""
         self.unsaved = _variables(content.get("unsaved"))
         self.on_saved(content)
-        if content.get("error"):
+        self.checkpoint_failed = bool(content.get("error"))
+        if self.checkpoint_failed:
             error = printable(content["error"], _REPORT_TEXT)
             logger.warning("%s: the checkpoint failed: %s", self._container, error)
             self.unsaved = (UnsavedVariable("*", "", error),)
 
+    def note_unsaved(self, words: Set[str], outcome: Outcome) -> None:
+        """Take note that the worker died with changes that no checkpoint has.
+
+        Args:
+            words: the names in the code of the cells that made them.
+            outcome: where it is said.
+        """
+        self._words = words
+        if self.checkpoint_failed:
+            outcome.notices.append(
+                "What the cells since the last checkpoint changed could not be saved "
+                f"({self.unsaved[0].reason}) and is lost: their variables are as they were then."
+            )
+        else:
+            outcome.notices.append(
+                "What that cell changed had not been saved yet and is lost: its variables are "
+                "as they were before it."
+            )
+
     def note_restored(self, content: dict[str, Any], outcome: Outcome, *, has_proxy: bool) -> None:
         """Take note of a worker that has taken the place of another; say what became of what."""
-        before = self.locals
+        before, words = self.locals, self._words
         self.note_ready(content, has_proxy=has_proxy)
         outcome.older = tuple(_names(content.get("older")))
         damage = printable(content.get("damage") or "", _REPORT_TEXT)
         everything = any(variable.name == "*" for variable in self.unsaved)
-        if damage or everything:
-            # Of a file that cannot be read only the last answer still knows what was in it.
+        if damage or everything or words is not None:
+            # Of what was in no file, or in one that cannot be read, only the last answer still
+            # knows.
             told = {variable.name for variable in self.unsaved}
+            reason = "it was in no other file" if damage or everything else "it was not saved yet"
             self.unsaved += tuple(
-                UnsavedVariable(name, "", "it was in no other file")
+                UnsavedVariable(name, "", reason)
                 for name in before
                 if name not in told and name not in self.locals
             )
@@ -107,6 +133,16 @@ class GuestReports:
                 f"The checkpoint state.dill could not be used: {damage}. The variables are those "
                 f"of the one before it. These may be older than they were: {older}."
             )
+        if words is not None:
+            known = set(outcome.older)
+            older_too = [
+                name
+                for name, form in self.locals.items()
+                if name not in known and (name in words or before.get(name) != form)
+            ]
+            outcome.older += tuple(older_too)
+            if older_too:
+                outcome.notices.append(f"These may be older than they were: {listed(older_too)}.")
         if self.unsaved:
             lost = listed([str(variable) for variable in self.unsaved], "; ")
             outcome.notices.append(f"These variables are lost: {lost}.")
@@ -128,6 +164,8 @@ class GuestReports:
             )
         self.locals = _strings(content.get("locals"))
         self.unsaved = _variables(content.get("lost"))
+        self.checkpoint_failed = False  # that was another worker's
+        self._words = None
 
 
 def death(content: dict[str, Any]) -> str:

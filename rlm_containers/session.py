@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rlm_containers.acknowledged import Acknowledged
 from rlm_containers.cell import OutputCallback, OutputCollector
 from rlm_containers.channel import KILLED, Channel, Closed, Event, Item, Message, Output
 from rlm_containers.errors import OptionError, SandboxLostError, SandboxStartError
@@ -71,7 +72,7 @@ class Session:
         self._patience = patience
         self._abandon = abandon
         self._number = 0
-        self._acknowledged = 0
+        self._acknowledged = Acknowledged()
         self._cells = 0
         self._exchange: Exchange | None = None
         patience.clock.wake = channel.wake
@@ -242,7 +243,7 @@ class Session:
         try:
             between()
         finally:
-            self._acknowledged = self._number if restores else 0
+            self._acknowledged.restart(self._number if restores else 0)
             self._await_ready(time.monotonic() + self._patience.start_timeout)
             self._patience.ready()
         return self.reports.unsaved
@@ -319,7 +320,11 @@ class Session:
         if content.get("skipped") is True:
             outcome.notices.append("It was interrupted before it began.")
         else:
-            self._acknowledged = exchange.number
+            self._acknowledged.add(
+                exchange.number,
+                exchange.message.get("code"),
+                saved=not self.reports.checkpoint_failed,
+            )
         if stop is not None or exchange.interrupted:
             self.channel.send(wire.SWEEP)
         if stop is not None and stop.cause == "limit" and stop.backlog < 0:
@@ -410,13 +415,10 @@ class Session:
             f"The Python process of this session {how}. A new one goes on with the variables "
             "as they were after the last cell that ended."
         )
-        saved = item.content.get("saved")
-        if isinstance(saved, int) and saved < self._acknowledged:
-            # Killed from outside, in the moment between a cell's answer and its checkpoint.
-            outcome.notices.append(
-                "What that cell changed had not been saved yet and is lost: its variables are "
-                "as they were before it."
-            )
+        words = self._acknowledged.lost(item.content.get("saved"))
+        if words is not None:
+            self.reports.note_unsaved(words, outcome)
+            self._acknowledged.restart(item.content["saved"])
 
     def _count(self, deaths: int) -> None:
         if deaths > _DEATHS:
@@ -433,7 +435,7 @@ class Session:
         self.channel.send_message(**exchange.message)
 
     def _send_start(self) -> None:
-        self.channel.send_message(op="start", expected=self._acknowledged > 0, **self._told)
+        self.channel.send_message(op="start", expected=self._acknowledged.number > 0, **self._told)
 
     def _outcome(self, on_output: OutputCallback | None) -> Outcome:
         return Outcome(

@@ -70,6 +70,7 @@ def test_a_worker_killed_right_after_a_cell(box: Sandbox) -> None:
             box,
             f"""
             n = {value}
+            new_{value} = 1
             long.append(n)
             def die():
                 time.sleep({step} / 1500)
@@ -77,19 +78,23 @@ def test_a_worker_killed_right_after_a_cell(box: Sandbox) -> None:
             threading.Thread(target=die).start()
             """,
         )
-        later = box.execute("print(n, long[-1])")
+        later = box.execute(f"print(n, long[-1], 'new_{value}' in globals())")
         if result.status == "died":  # even before its answer
-            assert later.stdout == f"{before} {before or 19_999}\n"
+            assert later.stdout == f"{before} {before or 19_999} False\n"
             continue
-        # Acknowledged: it is there, or it is said that it is not.
-        told = "had not been saved yet and is lost" in later.stderr
-        found = int(later.stdout.split()[0]) if later.status == "ok" else before
+        # Acknowledged: it is there, or it is said by name that it is not.
+        found = later.stdout
         if later.status != "ok":  # killed in the cell that looks
             assert later.status == "died"
-            told = told or "had not been saved yet" in later.stderr
-            found = int(printed(box, "print(n)"))
-        assert found == value or (told and found == before)
-        before = found
+            found = printed(box, f"print(n, long[-1], 'new_{value}' in globals())")
+        if found == f"{value} {value} True\n":
+            assert (later.lost, later.older) == ((), ())
+            before = value
+            continue
+        assert found == f"{before} {before or 19_999} False\n"
+        assert "had not been saved yet and is lost" in later.stderr
+        assert f"new_{value}" in later.lost
+        assert {"n", "long"} <= set(later.older)
 
 
 # The supervisor and the container
@@ -175,7 +180,9 @@ def test_a_full_disk(engine: Engine, small_disk: Path, make_box: MakeBox) -> Non
     assert printed(box, "print(keep, len(new))") == "[1, 2] 100000\n"
     died = box.execute("import os; os._exit(1)")
     assert died.status == "died"
-    assert "lost" in died.stderr
+    assert "could not be saved ([Errno 28] No space left on device) and is lost" in died.stderr
+    assert set(died.lost) == {"file", "new"}
+    assert died.older == ("keep",)
     assert printed(box, "print(keep[:1])\nimport os; os.remove('filler')") == "[1]\n"
     # With room again all is as before.
     box.load("context_0", "c" * 1_000_000)

@@ -189,6 +189,7 @@ def test_a_checkpoint_that_takes_too_much_memory(limited: Sandbox) -> None:
     assert (result.status, result.stdout) == ("ok", "kept False\n")
     assert "killed for its memory" in result.stderr
     assert "had not been saved yet" in result.stderr
+    assert set(result.lost) == {"Greedy", "greedy"}
 
 
 def test_whom_the_kernel_takes_first(limited: Sandbox) -> None:

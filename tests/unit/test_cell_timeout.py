@@ -377,6 +377,8 @@ def test_a_checkpoint_that_takes_no_notice_is_killed_and_it_is_said(box: Sandbox
     assert (result.status, result.stdout) == ("ok", "kept False\n")
     assert result.stderr.startswith("The checkpoint before this cell reached its limit of 0.5 s")
     assert "What that cell changed had not been saved yet and is lost" in result.stderr
+    assert {"Stuck", "stuck"} <= set(result.lost)
+    assert result.older == ("kept",)
     assert run(box, "print(kept)").stdout == "kept\n"
 
 

@@ -1,0 +1,74 @@
+"""What has been answered for, and what of it is in no checkpoint yet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+
+__all__ = ["Acknowledged"]
+
+#: A name, as far as code has one there: a word in a string or a comment counts, too.
+_WORD = re.compile(r"[^\W\d]\w*")
+
+#: Names that are remembered of cells whose checkpoints fail, one after the other.
+_WORDS = 100_000
+
+
+class Acknowledged:
+    """The requests that were answered, and the code of those that no checkpoint is known to have.
+
+    A checkpoint comes after the answer. A worker that is killed between the two loses what the
+    cell has changed, and one whose disk is full what all have changed since then. What that is
+    nobody can ask it any more, so it is told from the code.
+
+    Attributes:
+        number: of the last request that was answered; 0 where there is none to go on from.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._code = ""  # of the last one. Looked through only where it is needed.
+        self._words: set[str] = set()  # of those before it
+
+    def add(self, number: int, code: object, *, saved: bool) -> None:
+        """A request was answered.
+
+        Args:
+            number: its number.
+            code: the cell's, where it is one.
+            saved: whether all requests before it are in the last checkpoint.
+        """
+        if saved:
+            self._words.clear()
+        else:
+            self._keep_words()
+        self.number = number
+        self._code = code if isinstance(code, str) else ""
+
+    def lost(self, saved: object) -> Set[str] | None:
+        """What a death costs.
+
+        Args:
+            saved: the last request whose checkpoint is written, as the guest told it.
+
+        Returns:
+            Names, among them those of all variables that the lost cells named; ``None`` if the
+            checkpoint has all.
+        """
+        if not isinstance(saved, int) or saved >= self.number:
+            return None
+        self._keep_words()
+        return frozenset(self._words)
+
+    def restart(self, number: int) -> None:
+        """All up to this request is in the checkpoint, or has been told to be lost."""
+        self.number = number
+        self._code = ""
+        self._words.clear()
+
+    def _keep_words(self) -> None:
+        for word in _WORD.finditer(self._code):
+            if len(self._words) >= _WORDS:
+                break
+            self._words.add(word[0])
+        self._code = ""
