@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import random
@@ -27,6 +26,14 @@ _CELL_TIMEOUT = 8.0
 
 #: Seconds in which all that ends by itself must have ended.
 _END = 30.0
+
+#: Cells of each of the first sandboxes, after which is looked for the first time.
+_FIRST = 50
+
+#: How much more the host's process may have at the end: MiB, a small part of which is bookkeeping
+#: of this soak, and Python objects.
+_MEMORY = 10
+_OBJECTS = 1000
 
 
 def main() -> None:
@@ -60,37 +67,46 @@ class Soak:
         self.seed = seed
         self.engine = Engine(options.engine)
         self.figures = Figures()
+        self.barrier = threading.Barrier(options.at_once)
         each, more = divmod(options.cells, options.sandboxes)
         self.shares = [each + (number < more) for number in range(options.sandboxes)]
 
     def run(self) -> int:
         """Everything; the exit status."""
-        # What is imported and made with the first sandbox is no growth; nor are the threads.
-        self.live(-1, 5)
         with ThreadPoolExecutor(self.options.at_once) as pool:
-            # Each thread has its stack and its share of the allocator from here on.
-            barrier = threading.Barrier(self.options.at_once)
-            list(pool.map(lambda _: barrier.wait(), range(self.options.at_once)))
-            gc.collect()
-            before = Usage()
+            # What is imported and made for as many sandboxes as there will be at once is no
+            # growth; nor are the threads, each with its share of the allocator.
+            threads = self.options.at_once + threading.active_count()
+            list(pool.map(self.first, range(self.options.at_once)))
+            self.await_threads(threads)
+            before = Usage(trim=True)
             list(pool.map(self.live, range(self.options.sandboxes), self.shares))
             left = self.left()
-            deadline = time.monotonic() + _END
-            while threading.active_count() > before.threads and time.monotonic() < deadline:
-                time.sleep(0.1)  # what served the last calls is on its way out
-            gc.collect()
-            after = Usage()
+            self.await_threads(threads)
+            after = Usage(trim=True)
         print(self.figures.report(before, after, left), flush=True)
-        grown = after.memory - before.memory
         flat = (
             after.descriptors <= before.descriptors
             and after.threads <= before.threads
-            and grown < 50 + 0.01 * self.options.cells
+            and after.objects <= before.objects + _OBJECTS
+            and after.used <= before.used + _MEMORY
         )
         if not flat:
             names = sorted(thread.name for thread in threading.enumerate())
             print(f"FAILED: the host's process has grown; its threads: {', '.join(names)}")
         return 0 if flat and not left and not self.figures.failures else 1
+
+    def first(self, number: int) -> None:
+        """The life of one of the first sandboxes, which are at work at the same time."""
+        self.barrier.wait()
+        self.live(-1 - number, _FIRST)
+        self.barrier.wait()
+
+    def await_threads(self, count: int) -> None:
+        """Wait until there are no more than these."""
+        deadline = time.monotonic() + _END
+        while threading.active_count() > count and time.monotonic() < deadline:
+            time.sleep(0.1)  # what served the last calls is on its way out
 
     def live(self, number: int, cells: int) -> None:
         """The life of one sandbox, and of those that take its place when it is lost."""
@@ -156,7 +172,7 @@ class Soak:
         count = self.figures.note(kind, outcome, time.perf_counter() - start)
         if count % 250 == 0:
             seconds = time.monotonic() - self.figures.start
-            print(f"{count} cells, {seconds:.0f} s: {Usage()}", flush=True)
+            print(f"{count} cells, {seconds:.0f} s: {Usage().resident:.0f} MB", flush=True)
 
     def left(self) -> list[str]:
         """What is left behind once all has had time to end."""

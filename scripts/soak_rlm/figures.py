@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import ctypes
+import gc
 import os
 import resource
 import statistics
@@ -14,16 +16,48 @@ __all__ = ["Figures", "Usage"]
 
 
 class Usage:
-    """What this process uses, at one moment."""
+    """What this process uses, at one moment.
 
-    def __init__(self) -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        self.memory = pages * resource.getpagesize() / 2**20
+    Args:
+        trim: whether the C library's allocator gives back first the pages that nothing is in, so
+            that what a leak would keep is all there is to see. It holds on to some otherwise.
+
+    Attributes:
+        resident: MiB that are in memory, before that.
+        used: and after it; the same without it.
+        objects: the number that Python's garbage collector knows.
+        descriptors: that are open.
+        threads: Python's.
+    """
+
+    def __init__(self, *, trim: bool = False) -> None:
+        self.resident = _resident()
+        if trim:
+            gc.collect()
+            _give_back()
+        self.used = _resident()
+        self.objects = len(gc.get_objects())
         self.descriptors = len(os.listdir("/proc/self/fd"))
         self.threads = threading.active_count()
 
     def __str__(self) -> str:
-        return f"{self.memory:.0f} MB, {self.descriptors} descriptors, {self.threads} threads"
+        return (
+            f"{self.resident:.0f} MB, {self.used:.0f} MB of them in use, {self.objects} objects, "
+            f"{self.descriptors} descriptors, {self.threads} threads"
+        )
+
+
+def _resident() -> float:
+    """MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def _give_back() -> None:
+    """``malloc_trim(3)``."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; musl holds on to little
+    if trim is not None:
+        trim(0)
 
 
 class Figures:
@@ -59,7 +93,7 @@ class Figures:
             f"{self.cells.total()} cells in {self.sandboxes} sandboxes, {seconds:.0f} s; "
             + ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common()),
             f"sandboxes lost by a fault that ends them, and said so: {self.lost_sandboxes}",
-            f"the host's process, with one sandbox gone: {before}",
+            f"the host's process before, with its first sandboxes gone: {before}",
             f"after the last: {after}",
             f"left behind: {', '.join(left) if left else 'nothing'}",
             f"failures: {len(self.failures)}",
