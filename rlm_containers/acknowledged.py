@@ -45,8 +45,8 @@ class Acknowledged:
         self.number = number
         self._code = code if isinstance(code, str) else ""
 
-    def lost(self, saved: object) -> Set[str] | None:
-        """What a death costs.
+    def die(self, saved: object) -> Set[str] | None:
+        """The worker that had answered them died. What that costs, which is not told again.
 
         Args:
             saved: the last request whose checkpoint is written, as the guest told it.
@@ -58,10 +58,12 @@ class Acknowledged:
         if not isinstance(saved, int) or saved >= self.number:
             return None
         self._keep_words()
-        return frozenset(self._words)
+        words = frozenset(self._words)
+        self.restart(saved)
+        return words
 
     def restart(self, number: int) -> None:
-        """All up to this request is in the checkpoint, or has been told to be lost."""
+        """The next worker goes on from the checkpoint of this request; 0 for none."""
         self.number = number
         self._code = ""
         self._words.clear()

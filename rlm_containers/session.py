@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlm_containers.acknowledged import Acknowledged
 from rlm_containers.cell import OutputCallback, OutputCollector
-from rlm_containers.channel import KILLED, Channel, Closed, Event, Item, Message, Output
-from rlm_containers.errors import OptionError, SandboxLostError, SandboxStartError
+from rlm_containers.channel import Channel, Closed, Event, Item, Message, Output
+from rlm_containers.errors import OptionError, SandboxLostError
 from rlm_containers.exchange import Exchange
 from rlm_containers.guest import wire
-from rlm_containers.guest_reports import GuestReports, death, listed
+from rlm_containers.guest_reports import GuestReports, listed
 from rlm_containers.limits import memory_death
 from rlm_containers.outcome import Outcome, UnsavedVariable
 from rlm_containers.patience import Patience
+from rlm_containers.workers import Workers
 
 __all__ = ["Session"]
 
@@ -28,9 +28,6 @@ _NOTICES = 10
 #: Seconds between two interrupts of one request. A flood of signals interrupts its own handler,
 #: until that is nested too deep.
 _INTERVAL = 0.05
-
-#: Workers that may die one after the other without any of them becoming ready.
-_DEATHS = 5
 
 
 class Session:
@@ -48,9 +45,6 @@ class Session:
         patience: how long to wait for what.
         abandon: called when the guest does not even answer to being killed; removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
-
-    Attributes:
-        reports: what the guest has told of its worker.
     """
 
     def __init__(
@@ -64,18 +58,19 @@ class Session:
         memory_loss: Callable[[float], str | None] = lambda since: None,
     ) -> None:
         self.channel = channel
-        self._memory_loss = memory_loss
-        self._answered = time.time()
-        self.reports = GuestReports(channel.process.name)
-        self._told = told
+        self._workers = Workers(channel, told, patience, abandon=abandon, memory_loss=memory_loss)
         self._max_output = max_output
         self._patience = patience
         self._abandon = abandon
         self._number = 0
-        self._acknowledged = Acknowledged()
         self._cells = 0
         self._exchange: Exchange | None = None
         patience.clock.wake = channel.wake
+
+    @property
+    def reports(self) -> GuestReports:
+        """What the guest has told of its worker."""
+        return self._workers.reports
 
     @property
     def _container(self) -> str:
@@ -88,38 +83,8 @@ class Session:
             SandboxStartError: it was not in time.
         """
         # It counts from when the container was started.
-        self._await_ready(self.channel.opened + self._patience.start_timeout)
-
-    def _await_ready(self, deadline: float) -> None:
-        outcome = self._outcome(None)
-        self._send_start()
-        deaths = 0
-        while True:
-            item = self._receive_by(deadline)
-            if isinstance(item, Message) and item.content.get("op") == "ready":
-                self._patience.ready()
-                self.reports.note_ready(item.content, has_proxy=bool(self._told["proxy"]))
-                return
-            if isinstance(item, Event) and item.content.get("event") != "killed":
-                self._count(deaths := deaths + 1)
-                self._died(item, outcome)
-                self._send_start()
-
-    def _receive_by(self, deadline: float) -> Item:
-        """The next item while there is no worker that is ready."""
-        try:
-            item = self.channel.receive(max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            self._abandon()
-            raise SandboxStartError(
-                "The container is up, but its interpreter was not ready within "
-                f"{self._patience.start_timeout:g} s.",
-                remedy="Raise start_timeout, or see what the container is busy with.",
-                container=self._container,
-            ) from None
-        if isinstance(item, Closed):
-            raise self._lost(item)
-        return item
+        deadline = self.channel.opened + self._patience.start_timeout
+        self._workers.await_first(deadline, self._outcome(None))
 
     def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Outcome:
         """Send one request and wait for its answer.
@@ -176,7 +141,7 @@ class Session:
                 logger.warning("%s: %s", self._container, notices)
             raise
         self._exchange = None
-        self._answered = time.time()
+        self._workers.answered_at = time.time()
 
     def interrupt(self) -> None:
         """Interrupt the request that is under way, in whatever thread. See :class:`Stop`."""
@@ -234,18 +199,8 @@ class Session:
             SandboxLostError: the container went away.
         """
         self._finish_earlier()
-        self.channel.send(wire.RESTART)
-        deadline = time.monotonic() + self._patience.start_timeout
-        while True:
-            item = self._receive_by(deadline)
-            if isinstance(item, Event) and item.content.get("event") == "died":
-                break
-        try:
-            between()
-        finally:
-            self._acknowledged.restart(self._number if restores else 0)
-            self._await_ready(time.monotonic() + self._patience.start_timeout)
-            self._patience.ready()
+        number = self._number if restores else 0
+        self._workers.replace(between, number, self._outcome(None))
         return self.reports.unsaved
 
     # Answers
@@ -255,12 +210,14 @@ class Session:
         while not exchange.done:
             item = self._receive(exchange)
             if isinstance(item, Event):
-                self._bury(item, exchange)
+                self._workers.bury(item, exchange)
             elif isinstance(item, Message):
                 op, number = item.content.get("op"), item.content.get("id")
                 if self._patience.ready_by is not None:
                     if op == "ready":
-                        self._revive(item.content, exchange)
+                        self._workers.revive(item.content, exchange)
+                        if not exchange.done:
+                            self._send(exchange)
                 elif op == "begun" and number == exchange.number:
                     self._begin(exchange)
                 elif op == "result" and number == exchange.number:
@@ -291,7 +248,7 @@ class Session:
                 stream = outcome.stdout if item.stream == wire.STDOUT else outcome.collected_stderr
                 stream.feed(item.data)
             elif isinstance(item, Closed):
-                raise self._lost(item)
+                raise self._workers.gone(item)
             elif isinstance(item, Event) and item.content.get("event") == "killed":
                 how = memory_death(item.content.get("memory"))
                 notice = f"A process that a cell started {how}."
@@ -320,7 +277,7 @@ class Session:
         if content.get("skipped") is True:
             outcome.notices.append("It was interrupted before it began.")
         else:
-            self._acknowledged.add(
+            self._workers.acknowledged.add(
                 exchange.number,
                 exchange.message.get("code"),
                 saved=not self.reports.checkpoint_failed,
@@ -331,40 +288,6 @@ class Session:
             self._patience.explain(exchange)
             outcome.status = "timeout"
         exchange.done = True
-
-    def _bury(self, item: Event, exchange: Exchange) -> None:
-        """A worker died. Another one is there: start it."""
-        exchange.deaths += 1
-        self._count(exchange.deaths)
-        if self._patience.ready_by is None and (
-            item.content.get("begun") == exchange.number or exchange.begun
-        ):
-            exchange.died = True
-            exchange.outcome.note_death(item.content)
-            exchange.killed = exchange.stop is not None and exchange.stop.killed
-        self._patience.explain(exchange)
-        exchange.stop = None
-        self._died(item, exchange.outcome)
-        self._send_start()
-        self._patience.restart()
-
-    def _revive(self, content: dict[str, Any], exchange: Exchange) -> None:
-        """The next worker is ready, with what was saved."""
-        self._patience.explain(exchange)
-        exchange.stop = None
-        outcome = exchange.outcome
-        self._patience.ready()
-        self.reports.note_restored(content, outcome, has_proxy=bool(self._told["proxy"]))
-        outcome.locals = dict(self.reports.locals)
-        exchange.done = exchange.died or exchange.interrupted
-        if exchange.died:
-            outcome.status = "killed" if exchange.killed else "died"
-        elif exchange.interrupted:
-            outcome.status = "interrupted"
-            outcome.notices.append("It was interrupted before it began.")
-        else:
-            # The worker died before this request came to it, so nothing of it was done.
-            self._send(exchange)
 
     # Time
 
@@ -406,55 +329,14 @@ class Session:
                 exchange.stop.hurry()
         self._exchange = None
 
-    def _died(self, item: Event, outcome: Outcome) -> None:
-        how = death(item.content)
-        if item.content.get("event") != "died":
-            return
-        logger.info("%s: the worker %s", self._container, how)
-        outcome.notices.append(
-            f"The Python process of this session {how}. A new one goes on with the variables "
-            "as they were after the last cell that ended."
-        )
-        words = self._acknowledged.lost(item.content.get("saved"))
-        if words is not None:
-            self.reports.note_unsaved(words, outcome)
-            self._acknowledged.restart(item.content["saved"])
-
-    def _count(self, deaths: int) -> None:
-        if deaths > _DEATHS:
-            raise SandboxLostError(
-                f"The Python process of this session died {deaths} times before it was ready.",
-                remedy="Make a new Sandbox.",
-                container=self._container,
-            )
-
     # The rest
 
     def _send(self, exchange: Exchange) -> None:
         self._patience.send(exchange)
         self.channel.send_message(**exchange.message)
 
-    def _send_start(self) -> None:
-        self.channel.send_message(op="start", expected=self._acknowledged.number > 0, **self._told)
-
     def _outcome(self, on_output: OutputCallback | None) -> Outcome:
         return Outcome(
             OutputCollector("stdout", self._max_output, on_output),
             OutputCollector("stderr", self._max_output, on_output),
-        )
-
-    def _lost(self, closed: Closed) -> SandboxLostError:
-        why = closed.reason or f"its program ended with status {closed.exit_code}"
-        remedy = "Make a new Sandbox. Was it removed by someone, or its engine stopped?"
-        if closed.exit_code == KILLED and not closed.reason:
-            loss = self._memory_loss(self._answered)
-            if loss:
-                why, remedy = loss, "Make a new Sandbox."
-            elif loss is None:
-                why += ", perhaps killed for its memory"
-        said = closed.stderr.strip()
-        return SandboxLostError(
-            f"The container is gone: {why}." + (f" It said: {said}" if said else ""),
-            remedy=remedy,
-            container=self._container,
         )

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -95,6 +96,26 @@ def test_a_worker_killed_right_after_a_cell(box: Sandbox) -> None:
         assert "had not been saved yet and is lost" in later.stderr
         assert f"new_{value}" in later.lost
         assert {"n", "long"} <= set(later.older)
+
+
+@pytest.mark.parametrize("network", ["bridge", "none"])
+def test_a_worker_killed_during_a_question(
+    engine: Engine, make_box: MakeBox, network: Literal["bridge", "none"]
+) -> None:
+    pids: list[int] = []
+
+    def answer(prompt: str) -> str:
+        if prompt == "die":
+            send_signal(engine, box, pids[-1], 9)
+        return prompt.upper()
+
+    box = make_box(lm=answer, network=network)
+    pids.append(int(printed(box, "import os\nnumbers = [1]\nprint(os.getpid())")))
+    result = execute(box, "numbers.append(2)\nprint(llm_query('die'))\nimport time; time.sleep(60)")
+    assert result.status == "died"
+    assert "killed by SIGKILL" in result.stderr
+    assert (result.lost, result.older) == ((), ())
+    assert printed(box, "print(numbers, llm_query('on'))") == "[1] ON\n"
 
 
 # The supervisor and the container
