@@ -127,22 +127,21 @@ class GuestReports:
                 for name in before
                 if name not in told and name not in self.locals
             )
-        if damage and not everything:
-            older = listed(outcome.older) if outcome.older else "none"
-            outcome.notices.append(
-                f"The checkpoint state.dill could not be used: {damage}. The variables are those "
-                f"of the one before it. These may be older than they were: {older}."
-            )
         if words is not None:
             known = set(outcome.older)
-            older_too = [
+            outcome.older += tuple(
                 name
                 for name, form in self.locals.items()
                 if name not in known and (name in words or before.get(name) != form)
-            ]
-            outcome.older += tuple(older_too)
-            if older_too:
-                outcome.notices.append(f"These may be older than they were: {listed(older_too)}.")
+            )
+        if damage and not everything:
+            outcome.notices.append(
+                f"The checkpoint state.dill could not be used: {damage}. The variables are those "
+                "of the one before it."
+            )
+        if (damage and not everything) or outcome.older:
+            older = listed(outcome.older) if outcome.older else "none"
+            outcome.notices.append(f"These may be older than they were: {older}.")
         if self.unsaved:
             lost = listed([str(variable) for variable in self.unsaved], "; ")
             outcome.notices.append(f"These variables are lost: {lost}.")

@@ -220,7 +220,7 @@ def route(
     """How the guest reaches the host."""
     if request.param == "http":
         local.route = HostRoute(bind="127.0.0.1", address=None)
-        monkeypatch.setattr("rlm_containers.sandbox.HOST_ALIAS", "127.0.0.1")
+        monkeypatch.setattr("rlm_containers.sandbox_life.HOST_ALIAS", "127.0.0.1")
     return str(request.param)
 
 
