@@ -60,7 +60,7 @@ def main() -> None:
             callers(options.connections, number)
         print(f"outside of the workspaces: {len(done)} accesses")
         left = list((base / "rlm-containers" / "workspaces").iterdir())
-        print(f"left behind: {len(left)} workspaces")
+        print(f"left behind: {', '.join(path.name for path in left) or 'nothing'}")
         for line in done[:20]:
             print("  ", line)
     if done or left:
