@@ -13,13 +13,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rlm_containers.configfile import CONFIG_VARIABLE, ConfigFile, read_config
+from rlm_containers.configvalues import accepted, readings, resolved
 from rlm_containers.errors import ConfigError, OptionError
 from rlm_containers.options import DEFAULT_IMAGE, SandboxOptions, unknown_option
 
@@ -44,9 +43,6 @@ _UNSET: dict[str, object] = {
     "runtime": None,
     "setup_code": None,
 }
-
-# The names of files, which are relative to the configuration file there.
-_PATHS = ("requirements", "dockerfile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +190,7 @@ def _from_variables() -> Iterator[tuple[str, _Found]]:
     for name in _NAMES:
         variable = PREFIX + name.upper()
         if text := os.environ.get(variable):
-            yield name, _Found(_accepted(name, _readings(text), variable), variable)
+            yield name, _Found(accepted(name, readings(text), variable), variable)
 
 
 def _from_file(file: ConfigFile) -> Iterator[tuple[str, _Found]]:
@@ -237,65 +233,9 @@ def _from_table(
 ) -> Iterator[tuple[str, _Found]]:
     for name, value in table.items():
         place = _Place(file, (*above, name))
-        readings = [value, None] if value == "none" else [value]
-        accepted = _accepted(name, readings, place)
-        yield name, _Found(_resolved(name, accepted, file), place)
-
-
-def _resolved(name: str, value: object, file: ConfigFile) -> object:
-    """Paths as the file means them: relative to itself."""
-    folder = file.path.parent
-    if name in _PATHS and isinstance(value, str) and "\n" not in value:
-        return str(folder / Path(value).expanduser())
-    if name == "packages" and isinstance(value, (list, tuple)):
-        return [
-            str(folder / Path(word).expanduser()) if _is_relative_path(word) else word
-            for word in value
-        ]
-    return value
-
-
-def _is_relative_path(requirement: str) -> bool:
-    return requirement.startswith(("./", "../", "~/"))
-
-
-def _readings(text: str) -> Iterator[object]:
-    """What the text of a variable may mean, for the option to take the first that it can."""
-    yield text
-    if text == "none":
-        yield None
-    import tomllib  # noqa: PLC0415  # for lists, numbers and the like only
-
-    try:
-        yield tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        pass
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        return
-    if all("=" in word for word in words):
-        yield dict(word.split("=", 1) for word in words)
-    yield words
-
-
-def _accepted(name: str, readings: Iterable[object], origin: object) -> object:
-    """The first reading that the option takes.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    refusal: OptionError | None = None
-    for value in readings:
-        arguments: dict[str, Any] = {name: value}
-        try:
-            SandboxOptions(**arguments)
-        except OptionError as error:
-            refusal = refusal or error
-        else:
-            return value
-    assert refusal is not None
-    raise ConfigError(f"{origin}: {refusal.what}", remedy=refusal.remedy) from None
+        meanings = [value, None] if value == "none" else [value]
+        taken = accepted(name, meanings, place)
+        yield name, _Found(resolved(name, taken, file), place)
 
 
 def _unknown(file: ConfigFile, key: str, *above: str) -> ConfigError:

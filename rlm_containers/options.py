@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any, Literal, Self, TypedDict
 
 from rlm_containers.conflicts import check_conflicts
 from rlm_containers.errors import OptionError
 from rlm_containers.mounts import user_mounts
+from rlm_containers.option_values import (
+    gpu_request,
+    is_count,
+    is_cpus,
+    is_disk,
+    is_environment,
+    is_memory,
+    is_pids,
+    is_positive,
+    is_text,
+    is_text_or_none,
+    is_user,
+    path_text,
+    sequence,
+    with_group,
+    wrong_value,
+)
 from rlm_containers.sessions.places import is_session_name
 from rlm_containers.sizes import AUTO, parse_size
 from runtimes import GpuRequest, Mount, Runtime
@@ -32,11 +47,6 @@ DEFAULT_IMAGE: str = _Default("python:3.11-slim")
 
 #: What a container can reach.
 Network = Literal["bridge", "none", "internal"]
-
-#: Less does not hold an interpreter; nor are there so few processes in a container.
-_LEAST_MEMORY = 32 * 1024**2
-_LEAST_PIDS = 16
-_LEAST_DISK = 1024**2
 
 _LISTS = ("packages", "system_packages", "run_args")
 
@@ -164,24 +174,24 @@ class SandboxOptions:
 
     def __post_init__(self) -> None:
         for name, value in (
-            *((name, _sequence(name, "a list of strings", getattr(self, name))) for name in _LISTS),
-            *((name, _path(getattr(self, name))) for name in ("requirements", "dockerfile")),
-            ("mounts", user_mounts(_sequence("mounts", "a list of mounts", self.mounts))),
+            *((name, sequence(name, "a list of strings", getattr(self, name))) for name in _LISTS),
+            *((name, path_text(getattr(self, name))) for name in ("requirements", "dockerfile")),
+            ("mounts", user_mounts(sequence("mounts", "a list of mounts", self.mounts))),
             ("memory", parse_size(self.memory)),
             ("disk", parse_size(self.disk)),
-            ("user", _with_group(self.user)),
-            ("gpus", _gpu_request(self.gpus)),
+            ("user", with_group(self.user)),
+            ("gpus", gpu_request(self.gpus)),
         ):
             object.__setattr__(self, name, value)
         if isinstance(self.env, Mapping):
             object.__setattr__(self, "env", dict(self.env))  # the caller's may change
         for name, expected, good in (
-            ("profile", "the name of a profile or None", _is_text_or_none(self.profile)),
-            ("image", "the name of an image", _is_text(self.image)),
-            ("packages", "a list of requirements", all(map(_is_text, self.packages))),
-            ("requirements", "a path or None", _is_text_or_none(self.requirements)),
-            ("system_packages", "a list of names", all(map(_is_text, self.system_packages))),
-            ("dockerfile", "a path, a text or None", _is_text_or_none(self.dockerfile)),
+            ("profile", "the name of a profile or None", is_text_or_none(self.profile)),
+            ("image", "the name of an image", is_text(self.image)),
+            ("packages", "a list of requirements", all(map(is_text, self.packages))),
+            ("requirements", "a path or None", is_text_or_none(self.requirements)),
+            ("system_packages", "a list of names", all(map(is_text, self.system_packages))),
+            ("dockerfile", "a path, a text or None", is_text_or_none(self.dockerfile)),
             ("setup_code", "a string or None", isinstance(self.setup_code, str | None)),
             (
                 "runtime",
@@ -194,59 +204,51 @@ class SandboxOptions:
                 '"bridge", "none", "internal" or None',
                 self.network in ("bridge", "none", "internal", None),
             ),
-            ("env", "a mapping of strings to strings", _is_environment(self.env)),
-            ("user", '"UID" or "UID:GID", in numbers, or None', _is_user(self.user)),
+            ("env", "a mapping of strings to strings", is_environment(self.env)),
+            ("user", '"UID" or "UID:GID", in numbers, or None', is_user(self.user)),
             (
                 "memory",
                 'a number of bytes, at least 32 MiB, a string such as "2g", "auto" or None',
-                self.memory == AUTO or _is_count(self.memory, _LEAST_MEMORY),
+                is_memory(self.memory),
             ),
-            (
-                "cpus",
-                "a number of processors, at least 0.01, or None",
-                self.cpus is None or (_is_positive(self.cpus) and self.cpus >= 0.01),
-            ),
-            (
-                "pids",
-                'a number of processes, at least 16, "auto" or None',
-                self.pids == AUTO or _is_count(self.pids, _LEAST_PIDS),
-            ),
+            ("cpus", "a number of processors, at least 0.01, or None", is_cpus(self.cpus)),
+            ("pids", 'a number of processes, at least 16, "auto" or None', is_pids(self.pids)),
             (
                 "disk",
                 'a number of bytes, at least 1 MiB, a string such as "2g" or None',
-                _is_count(self.disk, _LEAST_DISK),
+                is_disk(self.disk),
             ),
             (
                 "gpus",
                 '"all", a number, a list of indices or UUIDs, or None',
                 self.gpus is None or isinstance(self.gpus, GpuRequest),
             ),
-            ("run_args", "a list of strings", all(map(_is_text, self.run_args))),
+            ("run_args", "a list of strings", all(map(is_text, self.run_args))),
             (
                 "session",
                 "up to 64 letters, digits, '.', '_' and '-', or None",
                 self.session is None or is_session_name(self.session),
             ),
-            ("start_timeout", "a number of seconds", _is_positive(self.start_timeout)),
+            ("start_timeout", "a number of seconds", is_positive(self.start_timeout)),
             (
                 "cell_timeout",
                 "a number of seconds or None",
-                self.cell_timeout is None or _is_positive(self.cell_timeout),
+                self.cell_timeout is None or is_positive(self.cell_timeout),
             ),
-            ("lm_timeout", "a number of seconds", _is_positive(self.lm_timeout)),
-            ("max_lm_calls", "a number or None", _is_count(self.max_lm_calls)),
-            ("max_session_lm_calls", "a number or None", _is_count(self.max_session_lm_calls)),
+            ("lm_timeout", "a number of seconds", is_positive(self.lm_timeout)),
+            ("max_lm_calls", "a number or None", is_count(self.max_lm_calls)),
+            ("max_session_lm_calls", "a number or None", is_count(self.max_session_lm_calls)),
             (
                 "max_output",
                 "a number of characters, at least 100",
-                _is_count(self.max_output) and (self.max_output or 0) >= 100,
+                is_count(self.max_output) and (self.max_output or 0) >= 100,
             ),
         ):
             if not good:
-                raise _wrong(name, expected, getattr(self, name))
+                raise wrong_value(name, expected, getattr(self, name))
         if self.image.startswith("-"):
             # It would be read as an option of `run`.
-            raise _wrong("image", "the name of an image", self.image)
+            raise wrong_value("image", "the name of an image", self.image)
         check_conflicts(vars(self))
 
     @property
@@ -289,92 +291,3 @@ def unknown_option(name: str, known: Iterable[str]) -> OptionError:
     )
     remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
     return OptionError(f"There is no argument {name!r}.", remedy=remedy)
-
-
-def _wrong(name: str, expected: str, value: object) -> OptionError:
-    shown = repr(value)
-    if len(shown) > 80 or name == "env":  # the environment may hold secrets
-        shown = f"a {type(value).__name__}"
-    return OptionError(f"{name} must be {expected}, not {shown}.")
-
-
-def _sequence(name: str, expected: str, value: object) -> tuple[Any, ...]:
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise _wrong(name, expected, value)
-    return tuple(value)
-
-
-def _path(value: object) -> object:
-    return fspath(value) if isinstance(value, PathLike) else value
-
-
-def _with_group(user: object) -> object:
-    return f"{user}:{user}" if isinstance(user, str) and user.isdigit() else user
-
-
-def _gpu_request(value: object) -> object:
-    """What a value that is right asks for; any other as it is."""
-    if value == "all":
-        return GpuRequest()
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return GpuRequest(count=value)
-    if isinstance(value, (list, tuple)) and value:
-        ids = [str(item) if type(item) is int and item >= 0 else item for item in value]
-        if all(isinstance(item, str) and _GPU.fullmatch(item) for item in ids):
-            return GpuRequest(ids=tuple(ids))
-    return value
-
-
-#: An index, a UUID of a GPU or of a part of one (``MIG-…``), or an index of a part: ``0:1``.
-_GPU = re.compile(r"[0-9A-Za-z][0-9A-Za-z:-]*")
-
-
-def _is_user(value: object) -> bool:
-    if value is None:
-        return True
-    match = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,10})", value) if isinstance(value, str) else None
-    # The highest number means "no change" to the kernel.
-    return match is not None and max(int(match[1]), int(match[2])) < 2**32 - 1
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value) and "\0" not in value and _is_utf8(value)
-
-
-def _is_text_or_none(value: object) -> bool:
-    return value is None or _is_text(value)
-
-
-def _is_environment(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str)
-        and isinstance(text, str)
-        and name
-        and "=" not in name
-        and "\0" not in name + text
-        and _is_utf8(name + text)
-        for name, text in value.items()
-    )
-
-
-def _is_count(value: object, least: int = 1) -> bool:
-    return value is None or (
-        isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
-    )
-
-
-def _is_positive(value: object) -> bool:
-    # The upper bound is what locks and sockets of this platform can count.
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and 0 < value < min(threading.TIMEOUT_MAX, 1e9)
-    )
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-    return True

@@ -7,7 +7,6 @@ local user, and what is in a file may be committed.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,27 +16,18 @@ from typing import Any, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 from rlm import RLM
-from rlm.core.types import ClientBackend, RLMChatCompletion, RLMIteration, UsageSummary
-from rlm.logger import RLMLogger
+from rlm.core.types import ClientBackend, RLMChatCompletion
 from rlm.utils.exceptions import CancellationError
 
 from rlm_containers.config import configured_options
 from rlm_containers.context import Context
 from rlm_containers.errors import CompletionError, ContainersError, OptionError
-from rlm_containers.integrations.rlms import ContainerResult, register
+from rlm_containers.integrations.recorder import Recorder, usage_of
+from rlm_containers.integrations.rlms import register
 from rlm_containers.options import SandboxOptions
-from rlm_containers.trajectory import (
-    Figure,
-    ModelUsage,
-    Trajectory,
-    TrajectoryCall,
-    TrajectoryCell,
-    Turn,
-)
+from rlm_containers.trajectory import Trajectory, Turn
 
 __all__ = ["BACKENDS", "Completion", "Model"]
-
-logger = logging.getLogger("rlm_containers")
 
 #: The backends of rlms.
 BACKENDS: tuple[str, ...] = get_args(ClientBackend)
@@ -52,9 +42,6 @@ _KEYS = {
     "vercel": "AI_GATEWAY_API_KEY",
     "vllm": "VLLM_API_KEY",
 }
-
-#: Bytes of one figure that are kept for the report.
-_LARGEST_FIGURE = 10 * 1024**2
 
 # What vLLM's own documentation has clients say to a server that asks for no key.
 _NO_KEY = "EMPTY"
@@ -149,7 +136,7 @@ class Completion:
         self._context = context
         self._model = model
         self._sub_model = sub_model
-        self._recorder = _Recorder(on_turn)
+        self._recorder = Recorder(on_turn)
         self._start: float | None = None
         self._so_far = Trajectory(
             model=model.name,
@@ -212,7 +199,7 @@ class Completion:
             ) from None
         finally:
             self._rlm.close()
-        self._end(answer=done.response, usage=_usage(done.usage_summary))
+        self._end(answer=done.response, usage=usage_of(done.usage_summary))
         return self.trajectory
 
     def _complete(self) -> RLMChatCompletion:
@@ -226,96 +213,6 @@ class Completion:
         assert self._start is not None
         took = time.perf_counter() - self._start
         self._so_far = replace(self._so_far, seconds=took, **outcome)
-
-
-class _Recorder(RLMLogger):
-    """Takes down the turns of the root model, as rlms's logger."""
-
-    def __init__(self, on_turn: Callable[[Turn], None] | None) -> None:
-        super().__init__()
-        self.turns: list[Turn] = []
-        self._on_turn = on_turn
-
-    def log(self, iteration: RLMIteration) -> None:
-        super().log(iteration)
-        figures = [_figures(block.result) for block in iteration.code_blocks]
-        raw: dict[str, Any] = iteration.to_dict()  # type: ignore[no-untyped-call]
-        turn = _turn(raw, figures)
-        self.turns.append(turn)
-        if self._on_turn is not None:
-            self._on_turn(turn)
-
-
-def _figures(result: object) -> tuple[Figure, ...]:
-    """The pictures of a result, while their files are still there."""
-    if not isinstance(result, ContainerResult):
-        return ()
-    found = []
-    for artifact in result.artifacts:
-        try:
-            data = result.sandbox.get_file(artifact.path, max_size=_LARGEST_FIGURE)
-        except ContainersError as error:
-            logger.warning("%s is not in the report: %s", artifact.path, error)
-            continue
-        found.append(Figure(name=artifact.path, mime_type=artifact.mime_type, data=data))
-    return tuple(found)
-
-
-def _turn(raw: Mapping[str, Any], figures: list[tuple[Figure, ...]] | None = None) -> Turn:
-    blocks = raw.get("code_blocks") or []
-    return Turn(
-        response=str(raw.get("response") or ""),
-        seconds=float(raw.get("iteration_time") or 0.0),
-        cells=tuple(
-            _cell(block, figures[number] if figures else ()) for number, block in enumerate(blocks)
-        ),
-    )
-
-
-def _cell(block: Mapping[str, Any], figures: tuple[Figure, ...]) -> TrajectoryCell:
-    result = block.get("result") or {}
-    return TrajectoryCell(
-        code=str(block.get("code") or ""),
-        stdout=str(result.get("stdout") or ""),
-        stderr=str(result.get("stderr") or ""),
-        seconds=float(result.get("execution_time") or 0.0),
-        variables={str(name): str(form) for name, form in (result.get("locals") or {}).items()},
-        calls=tuple(_call(call) for call in result.get("rlm_calls") or ()),
-        figures=figures,
-    )
-
-
-def _call(raw: Mapping[str, Any]) -> TrajectoryCall:
-    prompt, metadata = raw.get("prompt"), raw.get("metadata")
-    model = str(raw.get("root_model") or "unknown")
-    inner = None
-    if isinstance(metadata, dict) and metadata.get("iterations"):
-        inner = Trajectory(
-            model=model,
-            turns=tuple(_turn(iteration) for iteration in metadata["iterations"]),
-            answer=str(raw.get("response") or ""),
-            seconds=float(raw.get("execution_time") or 0.0),
-        )
-    return TrajectoryCall(
-        model=model,
-        prompt=prompt if isinstance(prompt, str) else json.dumps(prompt, indent=2),
-        response=str(raw.get("response") or ""),
-        seconds=float(raw.get("execution_time") or 0.0),
-        trajectory=inner,
-    )
-
-
-def _usage(summary: UsageSummary) -> tuple[ModelUsage, ...]:
-    return tuple(
-        ModelUsage(
-            model=model,
-            calls=used.total_calls,
-            input_tokens=used.total_input_tokens,
-            output_tokens=used.total_output_tokens,
-            cost=used.total_cost,
-        )
-        for model, used in summary.model_usage_summaries.items()
-    )
 
 
 def _describe_context(context: Context | None) -> tuple[tuple[str, int], ...]:

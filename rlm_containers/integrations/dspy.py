@@ -1,15 +1,14 @@
 """Containers for DSPy: ``dspy.configure(interpreter_factory=ContainerInterpreter)``.
 
 ``dspy.RLM``, ``CodeAct``, ``ProgramOfThought`` and ``Flex`` run the code of their models in this
-project's containers from there on. Written against dspy 3.4. Nothing else here imports dspy.
+project's containers from there on. Written against dspy 3.4. Only this module and
+``dspy_values.py`` import dspy.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import functools
-import inspect
 import json
 import keyword
 import threading
@@ -19,22 +18,17 @@ from typing import Any, NoReturn, Self, TypeVar, Unpack
 
 from dspy.primitives.code_interpreter import CodeExecutionError, CodeInterpreterError, FinalOutput
 from dspy.utils.callback import BaseCallback, with_callbacks
-from pydantic_core import to_jsonable_python
 
 from rlm_containers.cell import CellResult
 from rlm_containers.errors import ContainersError, OptionError
+from rlm_containers.integrations.dspy_cell import REPORT, cell_source
+from rlm_containers.integrations.dspy_values import LargeVariables, call_tool, plain
 from rlm_containers.options import DEFAULT_IMAGE, OptionArguments
 from rlm_containers.sandbox import Sandbox
 
 __all__ = ["ContainerInterpreter"]
 
-#: From this many characters on a variable is loaded once, and not sent with every cell.
-_LARGE = 4096
-
-#: The tool by which a cell tells the host what came of it.
-_REPORT = "__rlm_report__"
-
-_RESERVED = frozenset({"SUBMIT", "__builtins__", _REPORT})
+_RESERVED = frozenset({"SUBMIT", "__builtins__", REPORT})
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _traced: Callable[[_F], _F] = with_callbacks  # dspy has no types
@@ -87,7 +81,7 @@ class ContainerInterpreter:
         self._busy = threading.Lock()
         self._ended = False
         self._bound: frozenset[str] | None = None  # the names of the tools that the guest has
-        self._loaded: dict[str, tuple[type, int]] = {}  # large variables: kind and hash
+        self._large = LargeVariables(self._sandbox)
         # Of the cell that is running: what tools see of dspy.settings, and what came of it.
         self._context = contextvars.copy_context()
         self._reported: object = None
@@ -190,15 +184,19 @@ class ContainerInterpreter:
             raise CodeInterpreterError("This interpreter is executing another cell.")
         try:
             self._check_names(variables or {})
-            values = {name: _plain(name, value) for name, value in (variables or {}).items()}
+            values = {name: plain(name, value) for name, value in (variables or {}).items()}
             self.start()
             self._context = contextvars.copy_context()
             self._reported = self._escaped = None
             try:
                 self._bind_tools()
-                told = {"code": code, "small": self._load(values), "large": list(self._loaded)}
-                told["fields"] = [field["name"] for field in self.output_fields or ()]
-                result = self._sandbox.execute(_cell(told))
+                told = {
+                    "code": code,
+                    "small": self._large.load(values),
+                    "large": self._large.names,
+                    "fields": [field["name"] for field in self.output_fields or ()],
+                }
+                result = self._sandbox.execute(cell_source(told))
             except ContainersError as error:
                 self._fail(error)
             if self._escaped is not None:
@@ -209,26 +207,13 @@ class ContainerInterpreter:
 
     __call__ = execute
 
-    def _load(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Load what is large and not there yet; give back what goes with the cell."""
-        small = {}
-        for name, value in values.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            if len(text) < _LARGE or not isinstance(value, str | dict | list):
-                small[name] = value
-                self._loaded.pop(name, None)
-            elif self._loaded.get(name) != (mark := (type(value), hash(text))):
-                self._sandbox.load(name, value)
-                self._loaded[name] = mark
-        return small
-
     def _outcome(self, result: CellResult) -> Any:
         """What a cell reported, which may be anything, as dspy wants it."""
         report = self._reported if isinstance(self._reported, dict) else {}
         changed = report.get("changed")
         if result.status != "ok" or not isinstance(changed, list):
-            changed = list(self._loaded)
-        self._loaded = {n: mark for n, mark in self._loaded.items() if n not in changed}
+            changed = self._large.names
+        self._large.forget(changed)
         printed = result.stdout + result.stderr
         if result.status != "ok" or not report:
             raise CodeExecutionError(printed or f"The cell ended without a result: {result.status}")
@@ -249,7 +234,7 @@ class ContainerInterpreter:
         names = frozenset(self.tools)
         if names != self._bound:
             stubs: dict[str, Any] = {name: functools.partial(self._call, name) for name in names}
-            self._sandbox.set_tools({**stubs, _REPORT: self._take_report})
+            self._sandbox.set_tools({**stubs, REPORT: self._take_report})
             self._bound = names
 
     def _take_report(self, text: str) -> None:
@@ -276,12 +261,7 @@ class ContainerInterpreter:
         tool = self.tools.get(tool_name)
         if tool is None:
             raise CodeInterpreterError(f"There is no tool {tool_name!r}.")
-        if args:
-            args, kwargs = _by_name(tool, args, kwargs)
-        result = tool(*args, **kwargs)
-        if inspect.isawaitable(result):
-            result = asyncio.run(_wait_for(result))
-        return _plain(f"The result of {tool_name}", result)
+        return plain(f"The result of {tool_name}", call_tool(tool, args, kwargs))
 
     def _check_names(self, variables: Mapping[str, Any] | None = None) -> None:
         for kind, names, taken in (
@@ -293,132 +273,3 @@ class ContainerInterpreter:
                 good = isinstance(name, str) and name.isidentifier() and not keyword.iskeyword(name)
                 if not good or name in taken:
                     raise CodeInterpreterError(f"{name!r} cannot be the name of a {kind}.")
-
-
-async def _wait_for(result: Any) -> Any:
-    return await result
-
-
-def _plain(what: str, value: Any) -> Any:
-    """A value as JSON has it."""
-    try:
-        return to_jsonable_python(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CodeInterpreterError(f"{what} cannot be expressed as JSON: {error}") from error
-
-
-def _by_name(
-    tool: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Name the positional arguments of a call: dspy's wrappers of tools take keywords only.
-
-    Raises:
-        TypeError: they do not fit.
-    """
-    try:
-        signature = inspect.signature(getattr(tool, "func", tool))  # of what a dspy.Tool wraps
-    except ValueError:  # some functions in C do not tell
-        return args, kwargs
-    bound = signature.bind(*args, **kwargs)
-    kinds = {parameter.kind for parameter in signature.parameters.values()}
-    if kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}:
-        return (), dict(bound.arguments)
-    return args, kwargs
-
-
-# The guest's side. What follows runs in the container, on Python 3.9 and up.
-
-
-def _run(scope: dict[str, Any], told: dict[str, Any]) -> None:
-    import ast
-    import json
-    import linecache
-    import marshal
-    import os
-    import sys
-    import traceback
-    import zlib
-    from inspect import Parameter, Signature
-
-    code, names, pid = told["code"], told["fields"] or ["output"], os.getpid()
-    report = scope["__rlm_report__"]
-
-    class Submission(BaseException):
-        pass
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, (set, frozenset)):
-            return list(value)
-        if hasattr(value, "tolist"):  # numpy's
-            return value.tolist()
-        raise TypeError(f"{type(value).__name__} is not JSON serializable")
-
-    def submit(*args: Any, **kwargs: Any) -> None:
-        parameters = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-        try:
-            fields = Signature(parameters).bind(*args, **kwargs).arguments
-            raise Submission(json.loads(json.dumps(dict(fields), default=plain)))
-        except (TypeError, ValueError, RecursionError) as error:
-            message = f"SUBMIT({', '.join(names)}): {error}"
-        raise TypeError(message)
-
-    def digest(value: Any) -> Any:
-        try:
-            return zlib.crc32(marshal.dumps(value, 2)) if not isinstance(value, str) else None
-        except (ValueError, TypeError):
-            return object()  # it has something in it that the host has not sent
-
-    def attempt() -> dict[str, Any]:
-        try:
-            tree = ast.parse(code, filename)
-            last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-            body = compile(tree, filename, "exec", dont_inherit=True)
-            if last:
-                tail = compile(ast.Expression(last.value), filename, "eval", dont_inherit=True)
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            return {"syntax": "".join(traceback.format_exception_only(type(error), error)).rstrip()}
-        try:
-            exec(body, scope)  # noqa: S102  # here no harm is done
-            value = eval(tail, scope) if last else None  # noqa: S307
-            try:
-                json.dumps(value)
-            except (TypeError, ValueError, RecursionError):
-                value = repr(value)
-            return {"value": value}
-        except Submission as submission:
-            return {"final": submission.args[0]}
-        except BaseException as error:
-            inner = error.__traceback__ and error.__traceback__.tb_next  # without this function
-            return {
-                "error": "".join(traceback.format_exception(type(error), error, inner)).rstrip()
-            }
-
-    scope.update(told["small"], SUBMIT=submit)
-    large = {name: (scope.get(name), digest(scope.get(name))) for name in told["large"]}
-    # Tracebacks and inspect.getsource() look for the cell that the host sees run.
-    filename = sys._getframe(2).f_code.co_filename
-    linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
-    outcome = attempt()
-    if os.getpid() != pid:
-        return  # a child that the cell has forked; there is one report only
-    scope.pop("SUBMIT", None)
-    outcome["changed"] = [
-        name
-        for name, (value, before) in large.items()
-        if scope.get(name) is not value or digest(value) != before
-    ]
-    try:
-        report(json.dumps(outcome))
-    except Exception as error:
-        kind = next(iter(outcome))
-        outcome = {"error": f"The {kind} cannot be sent: {error}", "changed": large}
-        report(json.dumps(outcome))
-
-
-_SOURCE = f"from __future__ import annotations\n{inspect.getsource(_run)}\n_run(scope, told)\n"
-
-
-def _cell(told: dict[str, Any]) -> str:
-    """A cell that runs :func:`_run` and leaves no names of its own."""
-    text = json.dumps(told)
-    return f"exec({_SOURCE!r}, {{'scope': globals(), 'told': __import__('json').loads({text!r})}})"

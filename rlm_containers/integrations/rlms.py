@@ -1,6 +1,6 @@
 """The drop-in for rlms: ``RLM(environment="docker")`` runs in this project's containers.
 
-Written against rlms 0.1.3. Nothing else of this project imports rlms.
+Written against rlms 0.1.3. Nothing outside this package imports rlms.
 """
 
 from __future__ import annotations

@@ -6,14 +6,17 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from rlm_containers.errors import (
-    OptionError,
-    SessionError,
-    SessionNotFoundError,
-    WorkspaceError,
+from rlm_containers.errors import SessionError, SessionNotFoundError, WorkspaceError
+from rlm_containers.sessions.directory import (
+    check_name,
+    copy_workspace,
+    kept_workspace,
+    manifest_of,
+    opened,
+    write_manifest,
 )
 from rlm_containers.sessions.home import KeptWorkspace
 from rlm_containers.sessions.lock import SessionLock, owner_of
@@ -21,18 +24,10 @@ from rlm_containers.sessions.manifest import Manifest, now
 from rlm_containers.sessions.places import is_session_name, sessions_directory
 from rlm_containers.sessions.snapshot_store import SnapshotStore
 from rlm_containers.sessions.snapshots import Snapshot
-from rlm_containers.tree import DIRECTORY, walk
-from rlm_containers.tree_writer import copy_tree
-from rlm_containers.workspace import Workspace, remove_tree
+from rlm_containers.tree import walk
+from rlm_containers.workspace import remove_tree
 
-__all__ = [
-    "SessionInfo",
-    "SessionStore",
-    "check_name",
-    "manifest_of",
-    "opened",
-    "write_manifest",
-]
+__all__ = ["SessionInfo", "SessionStore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +151,7 @@ class SessionStore:
         with self.locked(name) as path:
             store = SnapshotStore(path)
             found = store.get(snapshot)
-            workspace = _workspace(path)
+            workspace = kept_workspace(path)
             with contextlib.closing(workspace), store.staged(found, workspace) as staged:
                 staged.swap()
             write_manifest(path, found.manifest, manifest_of(path).created)
@@ -181,7 +176,7 @@ class SessionStore:
         with self.locked(name) as path, self.made(new) as made:
             store = SnapshotStore(path)
             found = store.get(snapshot) if snapshot is not None else None
-            with contextlib.closing(_workspace(path)) as source:
+            with contextlib.closing(kept_workspace(path)) as source:
                 target = KeptWorkspace(made / "workspace", source.owner)
                 with (
                     contextlib.closing(target),
@@ -191,7 +186,7 @@ class SessionStore:
                     if found is not None:
                         store.lay_out(found, top, target.owner)
                     else:
-                        _copy(below, top, target)
+                        copy_workspace(below, top, target)
             write_manifest(made, found.manifest if found is not None else manifest_of(path), now())
 
     # The rest
@@ -216,7 +211,7 @@ class SessionStore:
         """
         path = self._path(name)
         with contextlib.closing(SessionLock(path, name)):
-            with contextlib.closing(_workspace(path)) as workspace:
+            with contextlib.closing(kept_workspace(path)) as workspace:
                 SnapshotStore(path).finish(workspace)
             yield path
 
@@ -251,61 +246,3 @@ class SessionStore:
                 if owner_of(path) is None:
                     with contextlib.suppress(WorkspaceError):
                         remove_tree(path)
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A descriptor of a workspace.
-
-    Raises:
-        WorkspaceError: it cannot be opened.
-    """
-    try:
-        descriptor = os.open(path, DIRECTORY)
-    except OSError as error:
-        raise WorkspaceError(f"The workspace {path} cannot be opened: {error.strerror}.") from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _workspace(path: Path) -> KeptWorkspace:
-    found = (path / "workspace").stat(follow_symlinks=False)
-    return KeptWorkspace(path / "workspace", (found.st_uid, found.st_gid))
-
-
-def _copy(source: int, top: int, target: Workspace) -> None:
-    try:
-        copy_tree(source, top, target.owner)
-    except OSError as error:
-        raise SessionError(
-            f"The workspace could not be copied to {target.path}: {error.strerror}.",
-            remedy="Make room on the disk.",
-        ) from error
-
-
-def manifest_of(path: Path) -> Manifest:
-    """The manifest of the session in a directory; an empty one if it is lost."""
-    try:
-        return Manifest.read(path / "manifest.json")
-    except ValueError:
-        return Manifest.new()
-
-
-def write_manifest(path: Path, manifest: Manifest, created: str) -> None:
-    """Write that of a session whose state has just been put there."""
-    replace(manifest, created=created, used=now()).write(path / "manifest.json")
-
-
-def check_name(name: str) -> None:
-    """Check that a session can have this name.
-
-    Raises:
-        OptionError: it cannot.
-    """
-    if not is_session_name(name):
-        raise OptionError(
-            f"{str(name)[:80]!r} is not the name of a session.",
-            remedy="It has up to 64 letters, digits, '.', '_' and '-', a letter or digit first.",
-        )

@@ -9,15 +9,10 @@ from pathlib import Path
 
 from rlm_containers.errors import ArchiveError
 from rlm_containers.sessions.archive import Archive, portable, read_archive, write_archive
+from rlm_containers.sessions.directory import check_name, manifest_of, opened, write_manifest
 from rlm_containers.sessions.lock import SessionLock
 from rlm_containers.sessions.snapshot_store import SnapshotStore
-from rlm_containers.sessions.store import (
-    SessionStore,
-    check_name,
-    manifest_of,
-    opened,
-    write_manifest,
-)
+from rlm_containers.sessions.store import SessionStore
 from rlm_containers.workspace import remove_tree
 
 __all__ = ["MAX_IMPORT", "export_session", "import_session"]
