@@ -97,7 +97,7 @@ def _run(scope: dict[str, Any], told: dict[str, Any]) -> None:
         report(json.dumps(outcome))
     except Exception as error:
         kind = next(iter(outcome))
-        outcome = {"error": f"The {kind} cannot be sent: {error}", "changed": large}
+        outcome = {"error": f"The {kind} cannot be sent: {error}", "changed": list(large)}
         report(json.dumps(outcome))
 
 

@@ -416,6 +416,15 @@ def test_what_is_too_large_is_said_to_be(box: ContainerInterpreter) -> None:
     assert box.execute("1") == 1
 
 
+def test_what_is_too_large_is_said_to_be_beside_large_variables(box: ContainerInterpreter) -> None:
+    # Changed in the cell to what could not be sent either.
+    code = "text.append({1, 2})\nSUBMIT('x' * 70_000_000)"
+    variables = {"text": ["t" * 5_000_000]}
+    with pytest.raises(CodeExecutionError, match="The final cannot be sent"):
+        box.execute(code, variables)
+    assert box.execute("len(text)", variables) == 1  # which is sent again
+
+
 # Tools
 
 
