@@ -52,7 +52,7 @@ def main() -> None:
     number = options.seed if options.seed is not None else random.randrange(2**32)
     print(f"seed {number}", flush=True)
     with tempfile.TemporaryDirectory(prefix="rlm-fuzz-") as directory:
-        os.environ["XDG_CACHE_HOME"] = directory
+        os.environ["XDG_CACHE_HOME"] = os.environ["XDG_CONFIG_HOME"] = directory
         base = Path(directory)
         converse([Act("hear"), Act("ready")])  # imports what is imported late
         with outside(base), watched(base) as done:

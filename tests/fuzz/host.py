@@ -94,7 +94,7 @@ class GuestThread(ContainerProcess):
         elif act.kind == "hear":
             self._hear()
         elif act.kind == "plant":
-            plant(self._workspace / act.name, act.what)
+            plant(self._workspace, act.name, act.what)
         else:
             if act.kind == "result":
                 said = {"op": "result", "id": self._last.get("id"), "status": "ok", "locals": {}}
@@ -143,9 +143,15 @@ class GuestRuntime(LocalRuntime):
             guest.kill()
 
 
-def plant(path: Path, what: str) -> None:
-    """Put something into the workspace, as the code in a cell could."""
-    victim = path.parents[3] / "outside"
+def plant(workspace: Path, name: str, what: str) -> None:
+    """Put something into the workspace, as the code in a cell could.
+
+    A container has nothing above it, nor where its links lead to. So this must not go there, either.
+    """
+    path = workspace / name
+    victim = workspace.parents[2] / "outside"
+    if path.is_symlink() or not path.resolve().is_relative_to(workspace.resolve()):
+        return
     with contextlib.suppress(OSError):
         if what == "outside":
             path.symlink_to(victim / "file")
