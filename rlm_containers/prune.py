@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from rlm_containers.errors import ContainersError
 from rlm_containers.owner import LABEL, Owner
 from rlm_containers.sessions.places import passing_snapshots_directory
-from rlm_containers.workspace import record_of, remove_tree, workspaces_directory
+from rlm_containers.workspace import record_of, recorded_by, remove_tree, workspaces_directory
 from runtimes import ContainerRecord, Runtime
 from runtimes.base import NetworkRecord
 
@@ -120,15 +120,14 @@ def _records_of_the_gone() -> Iterator[tuple[str, str]]:
     except OSError:
         return
     for path in paths:
-        name = path.name[1:].removesuffix(".owner")
-        if path != record_of(path.with_name(name)):
+        if (workspace := recorded_by(path)) is None:
             continue
         try:
             text = path.read_text()
         except (OSError, ValueError):
             continue
         if _is_nobodys(Owner.from_json(text)):
-            yield name, str(json.loads(text).get("runtime"))
+            yield workspace.name, str(json.loads(text).get("runtime"))
 
 
 _looked: set[str] = set()

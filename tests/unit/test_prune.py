@@ -81,9 +81,16 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
     }
     for name, record in others.items():
         Workspace(name, ME, record)
+    strays = [
+        workspaces_directory() / name for name in (".owner", "..owner", "....owner", "x.owner")
+    ]
+    for stray in strays:
+        stray.write_text(GONE.json())
     assert prune() == Pruned(workspaces=["rlm-left"])
     assert not left.path.exists()
     assert not record_of(left.path).exists()
+    for stray in strays:
+        stray.unlink()
     for name in others:
         path = workspaces_directory() / name
         assert path.is_dir()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlm_containers.reaper import Reaper
+from rlm_containers.workspace import record_of
 from tests.support import eventually
 from tests.unit.guests import PATIENCE
 
@@ -97,10 +98,12 @@ def test_an_owner_that_is_killed(tmp_path: Path, workspace: Path, number: int) -
 
 
 def test_an_owner_that_ends_without_a_word(workspace: Path) -> None:
+    record_of(workspace).write_text("whose it is")
     process, reaper = owner(workspace, "true")
     process.communicate(timeout=PATIENCE)
     assert await_end(reaper)
     assert not workspace.exists()
+    assert not record_of(workspace).exists()
 
 
 def test_a_command_that_fails_or_is_not_there(workspace: Path) -> None:
