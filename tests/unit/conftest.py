@@ -10,6 +10,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.bundle import Bundle, guest_bundle
+from runtimes import HostRoute
 from tests.unit.guests import Guest, LocalRuntime
 from tests.unit.sessions import Boxes
 from tests.unit.terminal import Program
@@ -58,6 +59,35 @@ def boxes(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Boxes]:
     yield boxes
     for box in boxes.made:
         box.close()
+
+
+@pytest.fixture
+def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other sessions than this test's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those that do not even answer to being killed."""
+    monkeypatch.setattr("rlm_containers.exchange.PATIENCE", 0.5)
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what takes no notice of an interrupt, however much time it has."""
+    monkeypatch.setattr("rlm_containers.exchange.GRACE", 0.4)
+
+
+@pytest.fixture(params=["pipe", "http"])
+def route(
+    request: pytest.FixtureRequest, local: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """How the guest reaches the host."""
+    if request.param == "http":
+        local.route = HostRoute(bind="127.0.0.1", address=None)
+        monkeypatch.setattr("rlm_containers.sandbox.HOST_ALIAS", "127.0.0.1")
+    return str(request.param)
 
 
 @pytest.fixture

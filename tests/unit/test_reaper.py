@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 from rlm_containers.reaper import Reaper
 from rlm_containers.workspace import record_of
 from tests.support import eventually
-from tests.unit.guests import PATIENCE
+from tests.unit.guests import PATIENCE, await_end
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -30,18 +29,6 @@ if sys.argv[1] != "0":
 print(reaper.pid, flush=True)
 sys.stdin.read()
 """
-
-
-def await_end(pid: int) -> bool:
-    """Whether a process that is not ours to wait for ends in time."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select((descriptor,), (), (), PATIENCE)[0])
-    finally:
-        os.close(descriptor)
 
 
 def owner(

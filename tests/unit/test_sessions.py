@@ -40,6 +40,8 @@ from tests.support import eventually, warnings_of
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import Boxes, run
 
+pytestmark = pytest.mark.usefixtures("own_sessions")
+
 REPOSITORY = Path(__file__).parent.parent.parent
 
 #: A variable whose saving takes longer than anything that could hide that it was not waited for.
@@ -63,11 +65,6 @@ for code in sys.argv[2:]:
 print("done", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture(autouse=True)
-def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 def session_path(name: str = "one") -> Path:
