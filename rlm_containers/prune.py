@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from rlm_containers.errors import ContainersError
 from rlm_containers.owner import LABEL, Owner
 from rlm_containers.sessions.places import passing_snapshots_directory
-from rlm_containers.workspace import record_of, remove_tree, workspaces_directory
+from rlm_containers.workspace import record_of, recorded_by, remove_tree, workspaces_directory
 from runtimes import ContainerRecord, Runtime
 from runtimes.base import NetworkRecord
 
@@ -34,39 +34,37 @@ class Pruned:
     errors: list[ContainersError] = field(default_factory=list)
 
 
-def prune(runtimes: Iterable[Runtime] = (), *, dry_run: bool = False) -> Pruned:
+def prune(
+    runtimes: Iterable[Runtime] = (), *, dry_run: bool = False, everywhere: bool = True
+) -> Pruned:
     """Remove the containers, networks and workspaces whose owners are gone.
 
     Args:
         runtimes: the engines to look on.
         dry_run: only say what would be removed.
+        everywhere: whether workspaces go whose containers were on another engine, or on one that
+            does not answer. They are no use to anybody; but the records beside them, which go as
+            well, are what has the next start on that engine look for the containers.
 
     Returns:
         What was removed. An engine that does not answer, or a directory that cannot be removed, is
         an error in it and keeps nothing else from being removed.
     """
     pruned = Pruned()
+    answered = set()
     for runtime in runtimes:
         try:
             _prune_engine(runtime, pruned, dry_run=dry_run)
+            answered.add(repr(runtime))
         except ContainersError as error:
             pruned.errors.append(error)
-    for name, _ in _records_of_the_gone():
-        _prune_workspace(name, pruned, dry_run=dry_run)
+    for name, engine in _records_of_the_gone():
+        if everywhere or engine in answered:
+            _prune_workspace(name, pruned, dry_run=dry_run)
     return pruned
 
 
-def _prune_for(runtime: Runtime) -> Pruned:
-    """The same for one engine, and the workspaces of its containers only."""
-    pruned = Pruned()
-    _prune_engine(runtime, pruned)
-    for name, told in _records_of_the_gone():
-        if told == repr(runtime):
-            _prune_workspace(name, pruned)
-    return pruned
-
-
-def _prune_engine(runtime: Runtime, pruned: Pruned, *, dry_run: bool = False) -> None:
+def _prune_engine(runtime: Runtime, pruned: Pruned, *, dry_run: bool) -> None:
     containers = runtime.find({LABEL: ""})
     pruned.containers += _remove_gone(containers, runtime.remove, pruned, dry_run=dry_run)
     networks = runtime.find_networks({LABEL: ""})
@@ -91,7 +89,7 @@ def _remove_gone(
                 pruned.errors.append(error)
 
 
-def _prune_workspace(name: str, pruned: Pruned, *, dry_run: bool = False) -> None:
+def _prune_workspace(name: str, pruned: Pruned, *, dry_run: bool) -> None:
     path = workspaces_directory() / name
     try:
         if not dry_run:
@@ -120,15 +118,14 @@ def _records_of_the_gone() -> Iterator[tuple[str, str]]:
     except OSError:
         return
     for path in paths:
-        name = path.name[1:].removesuffix(".owner")
-        if path != record_of(path.with_name(name)):
+        if (workspace := recorded_by(path)) is None:
             continue
         try:
             text = path.read_text()
         except (OSError, ValueError):
             continue
         if _is_nobodys(Owner.from_json(text)):
-            yield name, str(json.loads(text).get("runtime"))
+            yield workspace.name, str(json.loads(text).get("runtime"))
 
 
 _looked: set[str] = set()
@@ -136,7 +133,7 @@ _looked_lock = threading.Lock()
 
 
 def prune_once(runtime: Runtime) -> None:
-    """The same in the background, once in the life of this process for each engine.
+    """The same for one engine in the background, once in the life of this process for each.
 
     The engine is asked only if there is a record of somebody who is gone, so that mostly this costs
     a look into one directory.
@@ -151,13 +148,17 @@ def prune_once(runtime: Runtime) -> None:
 def _look(runtime: Runtime) -> None:
     try:
         if any(told == repr(runtime) for _, told in _records_of_the_gone()):
-            pruned = _prune_for(runtime)
+            pruned = prune([runtime], everywhere=False)
             logger.info(
                 "removed what dead processes have left: %d containers, %d networks, %d workspaces",
                 *(len(names) for names in (pruned.containers, pruned.networks, pruned.workspaces)),
             )
             for error in pruned.errors:
-                logger.warning("%s", error)
+                _warn(error)
     except Exception as error:
         # Nobody waits for this, and what could not be removed stays for the next time.
-        logger.warning("what dead processes have left could not be removed: %s", error)
+        _warn(error)
+
+
+def _warn(error: Exception) -> None:
+    logger.warning("what dead processes have left could not all be removed: %s", error)

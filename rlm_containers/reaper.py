@@ -11,17 +11,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlm_containers.workspace import record_of
 from runtimes.command import EngineCommand
 
 __all__ = ["Reaper"]
 
-# Arguments: tenths of a second to wait for the client; two directories to remove, or none in their
-# places; and the command line that removes the container. In a session of its
-# own already; a terminal that closes must not end it before its work is done. An engine that is
-# still making the container must finish that first, else it is removed before it exists: the client
-# ends soon after, for its input is closed as well. A guest that a cell has stopped does not end by
-# itself, so it is removed after three seconds; an engine under load may take longer than that, so
-# the container is removed again when the client has ended.
+# Arguments: tenths of a second to wait for the client; the workspace to remove, its record, and
+# another directory to remove, or nothing in their places; and the command line that removes the
+# container. In a session of its own already; a terminal that closes must not end it before its work
+# is done. An engine that is still making the container must finish that first, else it is removed
+# before it exists: the client ends soon after, for its input is closed as well. A guest that a cell
+# has stopped does not end by itself, so it is removed after three seconds; an engine under load may
+# take longer than that, so the container is removed again when the client has ended.
 _SCRIPT = """\
 trap '' HUP INT TERM
 client=
@@ -33,8 +34,9 @@ while read -r word value; do
 done
 patience=$1
 workspace=$2
-also=$3
-shift 3
+record=$3
+also=$4
+shift 4
 there() { [ -n "$client" ] && kill -0 "$client" 2>/dev/null; }
 await_client() {
     tries=$1
@@ -59,7 +61,7 @@ for directory in "$workspace" "$also"; do
     }
 done
 # What says whose it was: as long as there is anything of it.
-[ -z "$workspace" ] || [ -e "$workspace" ] || rm -f -- "${workspace%/*}/.${workspace##*/}.owner"
+[ -z "$workspace" ] || [ -e "$workspace" ] || rm -f -- "$record"
 """
 
 #: Tenths of a second for a container to end by itself; more where it saves its state first.
@@ -92,6 +94,7 @@ class Reaper:
             name,
             str(_PATIENCE if workspace else _PATIENCE_TO_SAVE),
             str(workspace or ""),
+            str(record_of(workspace) if workspace else ""),
             str(also or ""),
             *remove_container,
             keep_open=() if lock is None else (lock,),

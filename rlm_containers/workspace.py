@@ -20,7 +20,14 @@ from rlm_containers.errors import WorkspaceError
 from rlm_containers.files import FileOwner, create_file, give_to
 from runtimes.command import EngineCommand
 
-__all__ = ["TARGET", "Workspace", "record_of", "remove_tree", "workspaces_directory"]
+__all__ = [
+    "TARGET",
+    "Workspace",
+    "record_of",
+    "recorded_by",
+    "remove_tree",
+    "workspaces_directory",
+]
 
 #: Where the container sees it.
 TARGET = "/workspace"
@@ -34,6 +41,15 @@ def workspaces_directory() -> Path:
 def record_of(path: Path) -> Path:
     """The file beside a workspace, out of its container's reach, that says whose it is."""
     return path.with_name(f".{path.name}.owner")
+
+
+def recorded_by(path: Path) -> Path | None:
+    """The workspace that a file is the record of; ``None`` if it is no record."""
+    name = path.name.removeprefix(".").removesuffix(".owner")
+    if name in ("", ".", ".."):
+        return None
+    workspace = path.with_name(name)
+    return workspace if record_of(workspace) == path else None
 
 
 class Workspace:

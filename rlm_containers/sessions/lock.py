@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from rlm_containers.errors import SessionInUseError, SessionNotFoundError
+from rlm_containers.owner import Owner
 
 __all__ = ["SessionLock", "owner_of"]
 
@@ -48,15 +49,15 @@ class SessionLock:
         self._name = name
         begun = time.monotonic()
         while not self._take(create):
-            owner = _read(self.descriptor)
+            owner, machine = _read(self.descriptor)
             os.close(self.descriptor)
-            dead = _is_dead(owner)
+            dead = owner is not None and owner.is_gone()
             if time.monotonic() - begun > (_PATIENCE if dead else _LOOK):
-                raise self._in_use(owner, dead=dead)
+                raise self._in_use(owner, machine, dead=dead)
             time.sleep(0.02)
-        told = {"pid": os.getpid(), "host": socket.gethostname()}
+        told = Owner.current().json(machine=socket.gethostname())
         os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, json.dumps(told).encode(), 0)
+        os.pwrite(self.descriptor, told.encode(), 0)
 
     def _take(self, create: bool) -> bool:
         """Open the file, and lock it if nobody else has."""
@@ -90,14 +91,13 @@ class SessionLock:
             )
         return False
 
-    def _in_use(self, owner: dict[str, object], *, dead: bool) -> SessionInUseError:
-        pid = owner.get("pid")
-        pid = pid if isinstance(pid, int) else None
+    def _in_use(self, owner: Owner | None, machine: str, *, dead: bool) -> SessionInUseError:
+        pid = owner.pid if owner is not None else None
         who = f"process {pid}" if pid else "another process"
         if pid == os.getpid():
             who = f"another sandbox of this process ({pid})"
-        if owner.get("host") not in (None, socket.gethostname()):
-            who += f" on {str(owner['host'])[:80]}"
+        if machine not in ("", socket.gethostname()):
+            who += f" on {machine[:80]}"
         if dead:
             who += ", which has died, but what it started goes on"
         return SessionInUseError(
@@ -123,30 +123,20 @@ def owner_of(directory: Path) -> int | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = _read(descriptor).get("pid")
-        return pid if isinstance(pid, int) else 0
+        owner, _ = _read(descriptor)
+        return owner.pid if owner is not None else 0
     finally:
         os.close(descriptor)
     return None
 
 
-def _read(descriptor: int) -> dict[str, object]:
-    try:
-        told = json.loads(os.pread(descriptor, _TEXT, 0))
-    except ValueError:
-        return {}
-    return told if isinstance(told, dict) else {}
+def _read(descriptor: int) -> tuple[Owner | None, str]:
+    """Who has the lock, as far as the file says, and the name of the machine that is on.
 
-
-def _is_dead(owner: dict[str, object]) -> bool:
-    """Whether a lock's owner is known to have died."""
-    pid = owner.get("pid")
-    if owner.get("host") != socket.gethostname() or not isinstance(pid, int):
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass  # somebody else's
-    return False
+    Before there was an :class:`Owner` in it, the file had a process id, and for the host what is
+    the machine's name here. That makes an owner whom nobody can judge, and who is waited for no
+    longer than a living one.
+    """
+    text = os.pread(descriptor, _TEXT, 0).decode(errors="replace")
+    owner = Owner.from_json(text)
+    return owner, str(json.loads(text).get("machine", "")) if owner is not None else ""

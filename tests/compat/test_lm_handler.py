@@ -16,11 +16,6 @@ from rlm_containers.lm.broker import LMBroker, LMCall
 from rlm_containers.lm.handler import CallableBackend, HandlerBackend
 from tests.compat.scripted import EchoLM
 
-# rlms's LM Handler never closes the socket that it listened on.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-)
-
 
 def answer(prompt: str) -> str:
     if "fail" in prompt:

@@ -17,11 +17,6 @@ from rlm.logger import RLMLogger
 from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import EchoLM, ScriptedLM, repl
 
-# rlms's LM Handler never closes the socket that it listened on.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-)
-
 DONE = "answer['content'] = text\nanswer['ready'] = True"
 
 #: Fields that say when, how long, and where.

@@ -15,11 +15,6 @@ from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import EchoLM, ScriptedLM, repl
 from tests.support import Engine
 
-# rlms's LM Handler never closes the socket that it listened on.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-)
-
 DONE = "answer['content'] = text\nanswer['ready'] = True"
 
 

@@ -31,11 +31,6 @@ from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import EchoLM, Prompt, ScriptedLM, _CountingLM, repl
 from tests.support import Engine, eventually
 
-# rlms's LM Handler never closes the socket that it listened on.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"
-)
-
 DONE = "answer['content'] = text\nanswer['ready'] = True"
 
 

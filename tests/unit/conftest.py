@@ -10,6 +10,9 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.bundle import Bundle, guest_bundle
+from runtimes import HostRoute
+from runtimes.engine import ContainerEngine
+from tests.unit.engines import FakeCli, docker, fake_docker, fake_podman, podman
 from tests.unit.guests import Guest, LocalRuntime
 from tests.unit.sessions import Boxes
 from tests.unit.terminal import Program
@@ -61,7 +64,53 @@ def boxes(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Boxes]:
 
 
 @pytest.fixture
-def bin_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other sessions than this test's."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For those that do not even answer to being killed."""
+    monkeypatch.setattr("rlm_containers.exchange.PATIENCE", 0.5)
+
+
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what takes no notice of an interrupt, however much time it has."""
+    monkeypatch.setattr("rlm_containers.exchange.GRACE", 0.4)
+
+
+@pytest.fixture(params=["pipe", "http"])
+def route(
+    request: pytest.FixtureRequest, local: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """How the guest reaches the host."""
+    if request.param == "http":
+        local.route = HostRoute(bind="127.0.0.1", address=None)
+        monkeypatch.setattr("rlm_containers.sandbox_life.HOST_ALIAS", "127.0.0.1")
+    return str(request.param)
+
+
+@pytest.fixture
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of this machine's own engines."""
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(params=["docker", "podman"])
+def fake(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ContainerEngine, FakeCli]:
+    """An engine of each kind, and the program behind it."""
+    if request.param == "docker":
+        cli = fake_docker(tmp_path)
+        return docker(cli), cli
+    cli = fake_podman(tmp_path)
+    return podman(cli), cli
+
+
+@pytest.fixture
+def bin_(tmp_path: Path, no_settings: None, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only directory on PATH with engines in it; nothing else names one."""
     directory = tmp_path / "bin"
     directory.mkdir()
@@ -69,8 +118,7 @@ def bin_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert sleep is not None
     (directory / "sleep").symlink_to(sleep)
     monkeypatch.setenv("PATH", str(directory))
-    for name in ("RLM_CONTAINERS_RUNTIME", "DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("RLM_CONTAINERS_RUNTIME", raising=False)
     return directory
 
 

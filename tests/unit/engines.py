@@ -12,7 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FakeCli", "docker_info", "fake_docker", "fake_podman", "podman_info"]
+from runtimes.command import EngineCommand
+from runtimes.docker import DockerRuntime
+from runtimes.podman import PodmanRuntime
+
+__all__ = [
+    "FakeCli",
+    "docker",
+    "docker_info",
+    "fake_docker",
+    "fake_podman",
+    "podman",
+    "podman_info",
+    "rootless",
+]
 
 _SCRIPT = """\
 #!/bin/sh
@@ -112,6 +125,16 @@ def podman_info(version: str = "4.3.1", **host: Any) -> dict[str, Any]:
         },
         "version": {"APIVersion": version, "Version": version, "OsArch": "linux/amd64"},
     }
+
+
+def docker(cli: FakeCli) -> DockerRuntime:
+    """The engine behind a program."""
+    return DockerRuntime(EngineCommand((str(cli.path),)))
+
+
+def podman(cli: FakeCli) -> PodmanRuntime:
+    """The engine behind a program."""
+    return PodmanRuntime(EngineCommand((str(cli.path),)))
 
 
 def rootless(**host: Any) -> dict[str, Any]:

@@ -32,7 +32,15 @@ from runtimes import (
 from runtimes.command import EngineCommand
 from runtimes.errors import ContainerStartError
 
-__all__ = ["PATIENCE", "Guest", "LocalRuntime", "boot_program", "guest_path", "run_python"]
+__all__ = [
+    "PATIENCE",
+    "Guest",
+    "LocalRuntime",
+    "await_end",
+    "boot_program",
+    "guest_path",
+    "run_python",
+]
 
 #: Seconds after which a test gives up waiting for something that should come at once.
 PATIENCE = 30.0
@@ -68,6 +76,18 @@ def run_python(
         timeout=PATIENCE,
         check=False,
     )
+
+
+def await_end(pid: int) -> bool:
+    """Whether a process that is not ours to wait for ends in time."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select((descriptor,), (), (), PATIENCE)[0])
+    finally:
+        os.close(descriptor)
 
 
 class Guest:

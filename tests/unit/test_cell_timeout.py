@@ -14,7 +14,6 @@ import pytest
 from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxLostError, SetupCodeError
 from rlm_containers.lm.broker import LMBroker
-from runtimes import HostRoute
 from tests.support import execute
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import DIE, Boxes, run
@@ -31,18 +30,6 @@ while True:
     except BaseException:
         pass
 """
-
-
-@pytest.fixture
-def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For those that do not even answer to being killed."""
-    monkeypatch.setattr("rlm_containers.exchange.PATIENCE", 0.5)
-
-
-@pytest.fixture
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For cells that take no notice of an interrupt, however much time they have."""
-    monkeypatch.setattr("rlm_containers.exchange.GRACE", 0.4)
 
 
 @pytest.fixture
@@ -211,17 +198,6 @@ def test_a_limit_holds_for_the_setup_code_too(boxes: Boxes) -> None:
 
 
 # Waiting for the host
-
-
-@pytest.fixture(params=["pipe", "http"])
-def route(
-    request: pytest.FixtureRequest, local: LocalRuntime, monkeypatch: pytest.MonkeyPatch
-) -> str:
-    """How the guest reaches the host."""
-    if request.param == "http":
-        local.route = HostRoute(bind="127.0.0.1", address=None)
-        monkeypatch.setattr("rlm_containers.sandbox_life.HOST_ALIAS", "127.0.0.1")
-    return str(request.param)
 
 
 def slow(prompt: str) -> str:

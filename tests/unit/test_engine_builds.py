@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from runtimes import BuildSpec, EngineInfo, HostRoute, Runtime
-from runtimes.command import EngineCommand
-from runtimes.docker import DockerRuntime
 from runtimes.engine import ContainerEngine
 from runtimes.errors import (
     EngineCommandError,
@@ -19,8 +17,7 @@ from runtimes.errors import (
     ImageNotFoundError,
     UnsupportedByEngineError,
 )
-from runtimes.podman import PodmanRuntime
-from tests.unit.engines import FakeCli, fake_docker, fake_podman, podman_info
+from tests.unit.engines import FakeCli, docker, fake_docker, fake_podman, podman, podman_info
 from tests.unit.guests import LocalRuntime
 
 SECRET = "s3cret-index"
@@ -31,14 +28,6 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name == "DOCKER_HOST":
             monkeypatch.delenv(name)
-
-
-@pytest.fixture(params=["docker", "podman"])
-def fake(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ContainerEngine, FakeCli]:
-    """An engine of each kind, and the program behind it."""
-    cli = (fake_docker if request.param == "docker" else fake_podman)(tmp_path)
-    kind = DockerRuntime if request.param == "docker" else PodmanRuntime
-    return kind(EngineCommand((str(cli.path),))), cli
 
 
 @pytest.fixture
@@ -118,7 +107,7 @@ def test_docker_with_buildkit(
     monkeypatch.setenv("no_proxy", "localhost")
     cli.script("build", 'echo "$DOCKER_BUILDKIT $BUILDX_BUILDER"; exit 0')
     log: list[str] = []
-    runtime = DockerRuntime(EngineCommand((str(cli.path),)))
+    runtime = docker(cli)
     runtime.build(spec, log.append)
     assert log == ["1 default"]
     (call,) = cli.called("build")
@@ -141,7 +130,7 @@ def test_whether_docker_has_buildkit(
     log: list[str] = []
     # Without a script no container is needed beside it.
     dockerfile = BuildSpec(**{**vars(spec), "script": ""})
-    DockerRuntime(EngineCommand((str(cli.path),))).build(dockerfile, log.append)
+    docker(cli).build(dockerfile, log.append)
     assert log == ["1" if buildkit else "0"]
     (call,) = cli.called("build")
     assert bool([word for word in call if "secret" in word]) == buildkit
@@ -164,7 +153,7 @@ def test_the_classic_builder_gets_its_files_from_a_container(
     cli.answer("build")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(tmp_path))
-        DockerRuntime(EngineCommand((str(cli.path),))).build(spec)
+        docker(cli).build(spec)
     (run,), (build,) = cli.called("run"), cli.called("build")
     assert "--label=owner=7" in run
     assert "--cap-drop=ALL" in run
@@ -183,7 +172,7 @@ def test_a_container_beside_a_build_that_does_not_come_up(tmp_path: Path, spec: 
     cli.answer("version", "28.2.2\n")
     cli.answer("run", stderr="this image has no Python\n", exit_code=1)
     with pytest.raises(ImageBuildError, match="did not come up: this image has no Python"):
-        DockerRuntime(EngineCommand((str(cli.path),))).build(spec)
+        docker(cli).build(spec)
     assert not cli.called("build")
 
 
@@ -193,7 +182,7 @@ def test_podman_cleans_up_after_a_build_that_fails(tmp_path: Path, spec: BuildSp
     cli.answer("build", "STEP 1\nSTEP 2\n", stderr="Error: exit status 3\n", exit_code=3)
     cli.answer("ps", "0123\n")
     with pytest.raises(ImageBuildError, match=r"derived:1: Error: exit status 3") as caught:
-        PodmanRuntime(EngineCommand((str(cli.path),))).build(spec)
+        podman(cli).build(spec)
     assert caught.value.exit_code == 3
     assert caught.value.stderr.splitlines()[:2] == ["STEP 1", "STEP 2"]
     ((_, base, name),) = cli.called("tag")
@@ -208,7 +197,7 @@ def test_podman_with_selinux_labels_what_the_step_reads(tmp_path: Path, spec: Bu
     cli = fake_podman(tmp_path, podman_info(security={"selinuxEnabled": True}))
     answers(cli)
     log: list[str] = []
-    PodmanRuntime(EngineCommand((str(cli.path),))).build(spec, log.append)
+    podman(cli).build(spec, log.append)
     assert f"--volume={spec.context}:/run/rlm-build:ro,z" in cli.called("build")[0]
     assert "type=bind" not in "".join(log)
     assert "type=secret" in "".join(log)
@@ -334,11 +323,11 @@ def test_which_store_it_is(tmp_path: Path) -> None:
     cli = fake_docker(
         tmp_path, {**json.loads(json.dumps({"ServerVersion": "28.0"})), "ID": "AB:CD"}
     )
-    assert DockerRuntime(EngineCommand((str(cli.path),))).info().store == "AB:CD"
+    assert docker(cli).info().store == "AB:CD"
     info = podman_info()
     info["store"]["graphRoot"] = "/var/lib/containers/storage"
     cli = fake_podman(tmp_path, info)
-    store = PodmanRuntime(EngineCommand((str(cli.path),))).info().store
+    store = podman(cli).info().store
     assert store == "/var/lib/containers/storage"
 
 

@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 
 from runtimes import ContainerRecord, ContainerSpec
-from runtimes.command import EngineCommand
-from runtimes.docker import DockerRuntime
 from runtimes.engine import ContainerEngine
 from runtimes.errors import (
     ContainerStartError,
@@ -18,8 +16,7 @@ from runtimes.errors import (
     EngineUnavailableError,
     ImageNotFoundError,
 )
-from runtimes.podman import PodmanRuntime
-from tests.unit.engines import FakeCli, fake_docker, fake_podman
+from tests.unit.engines import FakeCli, docker, fake_docker, fake_podman, podman
 
 SPEC = ContainerSpec(image="python:3.11-slim", command=("python3", "-c", "1"), name="rlm-test")
 
@@ -32,22 +29,6 @@ NO_IMAGE = [
     'Error: short-name "python:3.11-slim" did not resolve to an alias and no '
     'unqualified-search registries are defined in "/etc/containers/registries.conf"\n',
 ]
-
-
-@pytest.fixture(params=["docker", "podman"])
-def fake(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ContainerEngine, FakeCli]:
-    """An engine of each kind, and the program behind it."""
-    cli = (fake_docker if request.param == "docker" else fake_podman)(tmp_path)
-    kind = DockerRuntime if request.param == "docker" else PodmanRuntime
-    return kind(EngineCommand((str(cli.path),))), cli
-
-
-def docker(cli: FakeCli) -> DockerRuntime:
-    return DockerRuntime(EngineCommand((str(cli.path),)))
-
-
-def podman(cli: FakeCli) -> PodmanRuntime:
-    return PodmanRuntime(EngineCommand((str(cli.path),)))
 
 
 def test_docker_lists_containers(tmp_path: Path) -> None:

@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 
 from runtimes import ContainerSpec, ImageRecord
-from runtimes.command import EngineCommand
-from runtimes.docker import DockerRuntime
 from runtimes.engine import ContainerEngine
 from runtimes.errors import EngineCommandError, ImageNotFoundError
-from runtimes.podman import PodmanRuntime
-from tests.unit.engines import FakeCli, fake_docker, fake_podman
+from tests.unit.engines import FakeCli, docker, fake_docker, fake_podman, podman
 
 SPEC = ContainerSpec(image="python:3.11-slim", command=("python3", "-c", "1"), name="rlm-test")
 
@@ -22,22 +19,6 @@ INSPECT_NO_IMAGE = [
     "Error: inspecting object: python:3.11-slim: image not known\n",
     "Error: No such object: python:3.11-slim\n",
 ]
-
-
-@pytest.fixture(params=["docker", "podman"])
-def fake(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ContainerEngine, FakeCli]:
-    """An engine of each kind, and the program behind it."""
-    cli = (fake_docker if request.param == "docker" else fake_podman)(tmp_path)
-    kind = DockerRuntime if request.param == "docker" else PodmanRuntime
-    return kind(EngineCommand((str(cli.path),))), cli
-
-
-def docker(cli: FakeCli) -> DockerRuntime:
-    return DockerRuntime(EngineCommand((str(cli.path),)))
-
-
-def podman(cli: FakeCli) -> PodmanRuntime:
-    return PodmanRuntime(EngineCommand((str(cli.path),)))
 
 
 def test_an_image_is_described(fake: tuple[ContainerEngine, FakeCli]) -> None:

@@ -9,33 +9,18 @@ from typing import Any
 import pytest
 
 from runtimes import EngineInfo, HostRoute
-from runtimes.command import EngineCommand
-from runtimes.docker import DockerRuntime
 from runtimes.errors import UnsupportedByEngineError
-from runtimes.podman import PodmanRuntime
 from tests.unit.engines import (
-    FakeCli,
+    docker,
     docker_info,
     fake_docker,
     fake_podman,
+    podman,
     podman_info,
     rootless,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of this machine's own engines."""
-    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def docker(cli: FakeCli) -> DockerRuntime:
-    return DockerRuntime(EngineCommand((str(cli.path),)))
-
-
-def podman(cli: FakeCli) -> PodmanRuntime:
-    return PodmanRuntime(EngineCommand((str(cli.path),)))
+pytestmark = pytest.mark.usefixtures("no_settings")
 
 
 def test_an_ordinary_docker(tmp_path: Path) -> None:

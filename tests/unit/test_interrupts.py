@@ -37,18 +37,6 @@ class Slow:
 
 
 @pytest.fixture
-def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For those that do not even answer to being killed."""
-    monkeypatch.setattr("rlm_containers.exchange.PATIENCE", 0.5)
-
-
-@pytest.fixture
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what takes no notice of an interrupt, however much time it has."""
-    monkeypatch.setattr("rlm_containers.exchange.GRACE", 0.4)
-
-
-@pytest.fixture
 def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Has the main thread interrupted, as by the terminal."""
     monkeypatch.setattr("rlm_containers.exchange.GRACE", 20.0)

@@ -28,16 +28,11 @@ from tests.unit.engines import (
 )
 from tests.unit.guests import LocalRuntime
 
+pytestmark = pytest.mark.usefixtures("no_settings")
+
 Make = Callable[..., tuple[ContainerEngine, FakeCli]]
 
 LABELS = {"io.github.rlm-containers.owner": "123"}
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of this machine's own engines."""
-    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def with_networks(cli: FakeCli) -> FakeCli:

@@ -81,9 +81,16 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
     }
     for name, record in others.items():
         Workspace(name, ME, record)
+    strays = [
+        workspaces_directory() / name for name in (".owner", "..owner", "....owner", "x.owner")
+    ]
+    for stray in strays:
+        stray.write_text(GONE.json())
     assert prune() == Pruned(workspaces=["rlm-left"])
     assert not left.path.exists()
     assert not record_of(left.path).exists()
+    for stray in strays:
+        stray.unlink()
     for name in others:
         path = workspaces_directory() / name
         assert path.is_dir()
@@ -108,16 +115,37 @@ def test_links_of_the_dead_are_not_followed(left: Workspace, tmp_path: Path) -> 
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
-def test_an_engine_that_does_not_answer_keeps_nothing_else(left: Workspace) -> None:
-    class Broken(Engine):
-        def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
-            raise EngineUnavailableError("it has stopped")
+class Broken(Engine):
+    """An engine that does not answer."""
 
+    def __repr__(self) -> str:
+        return "<the broken engine>"
+
+    def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
+        raise EngineUnavailableError("it has stopped")
+
+
+def test_an_engine_that_does_not_answer_keeps_nothing_else(left: Workspace) -> None:
     good = Engine(GONE)
     pruned = prune([Broken(), good])
     assert good.removed == ["c0"]
     assert pruned.workspaces == ["rlm-left"]
     assert [str(error) for error in pruned.errors] == ["it has stopped"]
+
+
+def test_what_may_still_have_a_container_elsewhere_is_kept_for_the_next_start(
+    left: Workspace,
+) -> None:
+    answering = Engine()
+    broken = Workspace("rlm-broken", ME, GONE.json(runtime=repr(Broken())))
+    here = Workspace("rlm-here", ME, GONE.json(runtime=repr(answering)))
+    pruned = prune([Broken(), answering], everywhere=False)
+    assert pruned.workspaces == ["rlm-here"]
+    assert not here.path.exists()
+    for kept in (left, broken):
+        assert kept.path.is_dir()
+        assert record_of(kept.path).exists()
+    assert sorted(prune().workspaces) == ["rlm-broken", "rlm-left"]
 
 
 def test_one_that_cannot_be_removed_keeps_nothing_else() -> None:
@@ -187,7 +215,7 @@ def test_a_start_asks_no_engine_where_nobody_has_left_anything(
 ) -> None:
     looked: list[object] = []
     monkeypatch.setattr("rlm_containers.prune._looked", set())
-    monkeypatch.setattr("rlm_containers.prune._prune_for", looked.append)
+    monkeypatch.setattr("rlm_containers.prune.prune", looked.append)
     boxes.local = Engine()
     box = boxes()
     record = record_of(workspace_of(box))

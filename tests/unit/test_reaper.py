@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -13,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from rlm_containers.reaper import Reaper
+from rlm_containers.workspace import record_of
 from tests.support import eventually
-from tests.unit.guests import PATIENCE
+from tests.unit.guests import PATIENCE, await_end
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -29,18 +29,6 @@ if sys.argv[1] != "0":
 print(reaper.pid, flush=True)
 sys.stdin.read()
 """
-
-
-def await_end(pid: int) -> bool:
-    """Whether a process that is not ours to wait for ends in time."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select((descriptor,), (), (), PATIENCE)[0])
-    finally:
-        os.close(descriptor)
 
 
 def owner(
@@ -97,10 +85,12 @@ def test_an_owner_that_is_killed(tmp_path: Path, workspace: Path, number: int) -
 
 
 def test_an_owner_that_ends_without_a_word(workspace: Path) -> None:
+    record_of(workspace).write_text("whose it is")
     process, reaper = owner(workspace, "true")
     process.communicate(timeout=PATIENCE)
     assert await_end(reaper)
     assert not workspace.exists()
+    assert not record_of(workspace).exists()
 
 
 def test_a_command_that_fails_or_is_not_there(workspace: Path) -> None:

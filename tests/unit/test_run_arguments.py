@@ -24,16 +24,11 @@ from tests.unit.engines import (
     rootless,
 )
 
+pytestmark = pytest.mark.usefixtures("no_settings")
+
 Make = Callable[..., tuple[ContainerEngine, FakeCli]]
 
 NOBODY = "65534:65534" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}"
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of this machine's own engines."""
-    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def docker(directory: Path, **info: Any) -> tuple[ContainerEngine, FakeCli]:

@@ -20,17 +20,6 @@ from tests.unit.sessions import Boxes, revive, run
 MAX_FRAME = 64 * 1024 * 1024
 
 
-@pytest.fixture(params=["pipe", "http"])
-def route(
-    request: pytest.FixtureRequest, local: LocalRuntime, monkeypatch: pytest.MonkeyPatch
-) -> str:
-    """How the guest reaches the host."""
-    if request.param == "http":
-        local.route = HostRoute(bind="127.0.0.1", address=None)
-        monkeypatch.setattr("rlm_containers.sandbox_life.HOST_ALIAS", "127.0.0.1")
-    return str(request.param)
-
-
 def test_a_cell_asks(boxes: Boxes, route: str) -> None:
     box = boxes(lm=lambda prompt: f"re: {prompt}")
     result = run(box, "print(llm_query('a'), llm_query_batched(['b', 'c']), rlm_query('d'))")

@@ -30,10 +30,7 @@ from rlm_containers.sessions.transfer import export_session, import_session
 from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import Boxes, run
 
-
-@pytest.fixture(autouse=True)
-def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+pytestmark = pytest.mark.usefixtures("own_sessions")
 
 
 @pytest.fixture

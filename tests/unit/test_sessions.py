@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ from rlm_containers.errors import (
     SetupCodeError,
     WorkspaceError,
 )
+from rlm_containers.owner import Owner
 from rlm_containers.sessions.home import KeptWorkspace
 from rlm_containers.sessions.lock import SessionLock, owner_of
 from rlm_containers.sessions.manifest import Manifest
@@ -34,6 +39,8 @@ from rlm_containers.sessions.store import SessionStore
 from tests.support import eventually, warnings_of
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import Boxes, run
+
+pytestmark = pytest.mark.usefixtures("own_sessions")
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -58,11 +65,6 @@ for code in sys.argv[2:]:
 print("done", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture(autouse=True)
-def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
 def session_path(name: str = "one") -> Path:
@@ -222,6 +224,57 @@ def test_a_lock_outlives_its_owner_as_long_as_something_of_it_does(tmp_path: Pat
     with_lock.close()
     with_lock.close()
     assert owner_of(directory) is None
+
+
+@contextlib.contextmanager
+def held(directory: Path, text: str) -> Iterator[None]:
+    """A lock that somebody has, in whose file this stands."""
+    directory.mkdir()
+    (directory / "lock").write_text(text)
+    with (directory / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_lock_whose_dead_owners_number_somebody_else_has_now_is_waited_for(
+    tmp_path: Path,
+) -> None:
+    with contextlib.ExitStack() as reaper:
+        reaper.enter_context(held(tmp_path / "s", replace(Owner.current(), started="1").json()))
+        threading.Timer(1.0, reaper.close).start()
+        SessionLock(tmp_path / "s", "s").close()
+
+
+def test_a_lock_that_a_version_without_owners_has_left(tmp_path: Path) -> None:
+    directory = tmp_path / "s"
+    with held(directory, json.dumps({"pid": 4711, "host": socket.gethostname()})):
+        assert owner_of(directory) == 4711
+        with pytest.raises(SessionInUseError, match="in use by process 4711\\.") as caught:
+            SessionLock(directory, "s")
+        assert caught.value.pid == 4711
+    assert owner_of(directory) is None
+    lock = SessionLock(directory, "s")  # once nobody has it, it does not matter who had
+    assert owner_of(directory) == os.getpid()
+    lock.close()
+
+
+def test_a_lock_of_another_machine_says_which(tmp_path: Path) -> None:
+    elsewhere = replace(Owner.current(), pid=4711, host="another").json(machine="far.example")
+    with (
+        held(tmp_path / "s", elsewhere),
+        pytest.raises(SessionInUseError, match="in use by process 4711 on far.example\\."),
+    ):
+        SessionLock(tmp_path / "s", "s")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x", "host": 5}', "\0" * 5000, "\xff"])
+def test_a_lock_that_does_not_say_whose_it_is(tmp_path: Path, text: str) -> None:
+    with held(tmp_path / "s", text):
+        assert owner_of(tmp_path / "s") == 0
+        with pytest.raises(SessionInUseError, match="in use by another process") as caught:
+            SessionLock(tmp_path / "s", "s")
+        assert caught.value.pid is None
+    SessionLock(tmp_path / "s", "s").close()
 
 
 def test_a_lock_is_not_got_of_a_session_that_is_being_removed(tmp_path: Path) -> None:

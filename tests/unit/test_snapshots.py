@@ -29,14 +29,10 @@ from rlm_containers.sessions.places import passing_snapshots_directory, sessions
 from rlm_containers.sessions.snapshot_store import SnapshotStore
 from rlm_containers.sessions.snapshots import Snapshot
 from rlm_containers.sessions.store import SessionStore
-from tests.unit.guests import LocalRuntime
+from tests.unit.guests import LocalRuntime, await_end
 from tests.unit.sessions import DIE, Boxes, run, settle, workspace_of
-from tests.unit.test_reaper import await_end
 
-
-@pytest.fixture(autouse=True)
-def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+pytestmark = pytest.mark.usefixtures("own_sessions")
 
 
 @pytest.fixture(params=[None, "one"], ids=["unnamed", "named"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from rlm_containers.bundle import Bundle
 from rlm_containers.guest import wire
-from tests.unit.guests import PATIENCE, Guest, boot_program
+from tests.unit.guests import PATIENCE, Guest, await_end, boot_program
 
 
 @pytest.fixture
@@ -23,18 +22,6 @@ def ready(guest: Guest) -> Guest:
     guest.event("hello")
     guest.start()
     return guest
-
-
-def await_end(pid: int) -> bool:
-    """Whether a process that is not ours to wait for ends in time."""
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select((descriptor,), (), (), PATIENCE)[0])
-    finally:
-        os.close(descriptor)
 
 
 def test_it_greets_before_it_is_asked(guest: Guest) -> None:
