@@ -79,7 +79,7 @@ def test_rlm_with_sub_queries(factory: Factory, made: list[ContainerInterpreter]
         asked.append(prompt)
         return [prompt.upper()]
 
-    rlm = dspy.RLM("context, question -> answer", sub_lm=sub_lm)
+    rlm = dspy.RLM("context, question -> answer", sub_lm=sub_lm)  # type: ignore[arg-type]  # any callable
     with dspy.context(lm=lm):
         done = rlm(context=context, question="What is it?")
     assert done.answer == "LINE 7 of 50000"
@@ -199,10 +199,7 @@ def test_rlm_twice_at_once(factory: Factory, made: list[ContainerInterpreter]) -
             return answer
 
     results: dict[int, int] = {}
-    threads = [
-        threading.Thread(target=lambda n=n: results.update({n: run(n)}))  # type: ignore[misc]
-        for n in range(2)
-    ]
+    threads = [threading.Thread(target=lambda n=n: results.update({n: run(n)})) for n in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -212,7 +209,7 @@ def test_rlm_twice_at_once(factory: Factory, made: list[ContainerInterpreter]) -
 
 
 def test_values_that_serialize_themselves(factory: Factory) -> None:
-    class Table(dspy.SandboxSerializable):  # type: ignore[misc]
+    class Table(dspy.SandboxSerializable):
         def sandbox_setup(self) -> str:
             return "import csv, io"
 

@@ -73,7 +73,7 @@ def test_it_is_an_interpreter_and_a_factory_of_them(engine: Engine) -> None:
     with dspy.context(interpreter_factory=ContainerInterpreter):
         assert dspy.resolve_interpreter_factory() is ContainerInterpreter
     make = ContainerInterpreter.factory(runtime=engine.runtime, image=engine.image())
-    assert "container" in make.execution_instructions  # type: ignore[attr-defined]
+    assert "container" in make.execution_instructions
     assert isinstance(make(), ContainerInterpreter)
     assert make() is not make()
 
@@ -81,7 +81,9 @@ def test_it_is_an_interpreter_and_a_factory_of_them(engine: Engine) -> None:
 def test_the_model_is_told_where_its_code_runs() -> None:
     with dspy.context(interpreter_factory=ContainerInterpreter.factory()):
         rlm = dspy.RLM("question -> answer")
-    assert ContainerInterpreter.execution_instructions in rlm.generate_action.signature.instructions
+    signature = rlm.generate_action.signature
+    assert signature is not None
+    assert ContainerInterpreter.execution_instructions in signature.instructions
 
 
 @pytest.mark.parametrize(
@@ -552,7 +554,7 @@ def test_an_interpreter_in_a_tool(make: Make) -> None:
 def test_callbacks(make: Make) -> None:
     seen: list[tuple[str, object]] = []
 
-    class Watch(BaseCallback):  # type: ignore[misc]
+    class Watch(BaseCallback):
         def on_interpreter_startup_start(self, call_id: str, instance: Any, inputs: Any) -> None:
             seen.append(("start", inputs))
 

@@ -104,7 +104,7 @@ def test_calls_are_those_of_the_cell(env: ContainerEnvironment) -> None:
     with handler("one") as one:
         env.update_handler_address(one.address)
         result = env.execute_code("llm_query('a'); llm_query_batched(['b', 'c'])")
-        assert sorted(call.prompt for call in result.rlm_calls) == ["a", "b", "c"]
+        assert sorted(str(call.prompt) for call in result.rlm_calls) == ["a", "b", "c"]
         assert {call.root_model for call in result.rlm_calls} == {"one"}
         assert env.execute_code("x = 1").rlm_calls == []
 

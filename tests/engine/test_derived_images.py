@@ -211,7 +211,10 @@ def test_a_dockerfile_with_a_wheel_on_top(engine: Engine, builds: Builds, tmp_pa
     (tmp_path / "Dockerfile").write_text(
         f"FROM ${{BASE_IMAGE}}\nCOPY greeting /srv/greeting\nENV MARK={mark}\nUSER 1234\n"
     )
-    options = {"dockerfile": str(tmp_path / "Dockerfile"), "packages": [str(wheel(tmp_path))]}
+    options: dict[str, Any] = {
+        "dockerfile": str(tmp_path / "Dockerfile"),
+        "packages": [str(wheel(tmp_path))],
+    }
     name, _ = builds.derive(**options)
     with Sandbox(engine.image(), runtime=engine.runtime, **options) as box:
         shown = printed(box, "import os, tiny_thing; print(os.environ['MARK'], tiny_thing.value)")

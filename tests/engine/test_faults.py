@@ -178,7 +178,7 @@ def small_disk(engine: Engine, cache: Path, tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(engine: Engine, small_disk: Path, make_box: MakeBox) -> None:
     box = make_box()
     printed(box, "keep = [1]")
-    assert box.unsaved == ()
+    assert not box.unsaved
     # A cell that fills it is told so by the system.
     result = execute(
         box,
@@ -191,9 +191,9 @@ def test_a_full_disk(engine: Engine, small_disk: Path, make_box: MakeBox) -> Non
     assert result.status == "error"
     assert "No space left on device" in result.stderr
     printed(box, "new = [str(n) for n in range(100_000)]")
-    ((name, reason),) = [(variable.name, variable.reason) for variable in box.unsaved]
-    assert name == "*"
-    assert "No space left on device" in reason
+    unsaved = {variable.name: variable.reason for variable in box.unsaved}
+    assert list(unsaved) == ["*"]
+    assert "No space left on device" in unsaved["*"]
     with pytest.raises(WorkspaceError, match="No space left on device") as caught:
         box.load("context_0", "c" * 5_000_000)
     assert "Make room" in caught.value.remedy

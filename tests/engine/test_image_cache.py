@@ -7,6 +7,7 @@ import secrets
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,19 +105,19 @@ def test_the_file_is_an_oci_layout(runtime: Runtime, images: ImageCache, built: 
     path = images.export_image(runtime, built)
     with tarfile.open(path) as archive:
 
-        def document(name: str) -> dict[str, object]:
+        def document(name: str) -> dict[str, Any]:
             file = archive.extractfile(name)
             assert file is not None
-            loaded: dict[str, object] = json.load(file)
+            loaded: dict[str, Any] = json.load(file)
             return loaded
 
         assert document("oci-layout") == {"imageLayoutVersion": "1.0.0"}
-        (described,) = document("index.json")["manifests"]  # type: ignore[misc, union-attr, call-overload]
+        (described,) = document("index.json")["manifests"]
         assert described["annotations"]["org.opencontainers.image.ref.name"] == built
         manifest = document("blobs/" + described["digest"].replace(":", "/"))
         sizes = {member.name: member.size for member in archive}
-    for blob in (manifest["config"], *manifest["layers"]):  # type: ignore[misc]
-        assert sizes["blobs/" + blob["digest"].replace(":", "/")] == blob["size"]  # type: ignore[index]
+    for blob in (manifest["config"], *manifest["layers"]):
+        assert sizes["blobs/" + blob["digest"].replace(":", "/")] == blob["size"]
     first = path.read_bytes()
     assert images.export_image(runtime, built).read_bytes() == first
     found = read_archive(path, verify=True)

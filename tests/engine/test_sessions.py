@@ -196,7 +196,10 @@ def test_files(clean: Sandbox, tmp_path: Path) -> None:
 
 def test_figures(make_box: MakeBox, engine: Engine) -> None:
     # The real matplotlib, that of this environment: for the same Python it runs there, too.
-    place = Path(importlib.util.find_spec("matplotlib").origin).parent.parent
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None
+    assert found.origin is not None
+    place = Path(found.origin).parent.parent
     python = "{}.{}".format(*sys.version_info)
     box = make_box(engine.image(python), mounts=[f"{place}:/opt/packages"], network="none")
     result = execute(

@@ -97,7 +97,12 @@ class GuestThread(ContainerProcess):
             plant(self._workspace, act.name, act.what)
         else:
             if act.kind == "result":
-                said = {"op": "result", "id": self._last.get("id"), "status": "ok", "locals": {}}
+                said: dict[str, Any] = {
+                    "op": "result",
+                    "id": self._last.get("id"),
+                    "status": "ok",
+                    "locals": {},
+                }
             else:
                 said = {"op": "ready", "locals": {}, "route": "pipe", "reason": "", "lost": []}
             content = json.dumps({**said, **act.more}).encode("ascii")
@@ -340,7 +345,7 @@ def outside(base: Path) -> Iterator[None]:
 
 def stamps(directory: Path) -> dict[str, tuple[int, ...]]:
     """What would show that a file was read, written, removed or made."""
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path in (directory, *sorted(directory.iterdir())):
         stat = path.lstat()
         found[path.name] = (

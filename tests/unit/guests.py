@@ -12,7 +12,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -277,7 +277,7 @@ class LocalRuntime(Runtime):
     def inspect_image(self, image: str) -> ImageRecord:
         return ImageRecord(id=image, tags=(image,), size=0, architecture="any", labels={})
 
-    def pull(self, image: str) -> None:
+    def pull(self, image: str, on_line: Callable[[str], None] | None = None) -> None:
         self.pulled.append(image)
 
     def host_route(self) -> HostRoute | None:

@@ -129,7 +129,7 @@ class Terminal:
         self._screen = pyte.HistoryScreen(columns, rows, history=1000)
         self._stream = pyte.Stream(self._screen)
         # A program may ask where the cursor is, and waits for the answer.
-        self._screen.write_process_input = self._child.send
+        self._screen.write_process_input = self._child.send  # type: ignore[method-assign]
 
     def __enter__(self) -> Self:
         return self

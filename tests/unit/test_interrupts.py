@@ -325,7 +325,11 @@ def test_what_came_in_time_counts_however_late_it_is_read(boxes: Boxes) -> None:
     # The callback takes longer than the limit; the cell has long ended.
     box = boxes(cell_timeout=0.5)
     late = threading.Event()
-    result = box.execute("print('x')", on_output=lambda *_: late.wait(1.0) and None)
+
+    def dawdle(stream: str, text: str) -> None:
+        late.wait(1.0)
+
+    result = box.execute("print('x')", on_output=dawdle)
     assert (result.status, result.stderr) == ("ok", "")
 
 
@@ -340,5 +344,9 @@ def test_an_answer_that_waits_behind_much_output_came_in_time(boxes: Boxes) -> N
     )
     box = boxes(cell_timeout=0.3)
     slow = threading.Event()
-    found = box.execute("x = 1", on_output=lambda *_: slow.wait(0.001) and None)
+
+    def dawdle(stream: str, text: str) -> None:
+        slow.wait(0.001)
+
+    found = box.execute("x = 1", on_output=dawdle)
     assert (found.status, found.stdout, found.stderr) == ("ok", "x" * 1000, "")

@@ -42,7 +42,8 @@ def test_what_is_json_arrives_as_it_is(boxes: Boxes) -> None:
         return args[0]
 
     box = boxes(tools={"echo": echo})
-    for value in (None, True, 7, 10**40, -1.5, "", "ü\ud800\0", [], {}, {"a": [{"b": None}]}):
+    values: list[Any] = [None, True, 7, 10**40, -1.5, "", "ü\ud800\0", [], {}, {"a": [{"b": None}]}]
+    for value in values:
         assert run(box, f"print(echo({value!r}, k={value!r}) == {value!r})").stdout == "True\n"
         assert seen[-1] == ((value,), {"k": value})
     run(box, "assert len(echo('x' * 5_000_000)) == 5_000_000")
