@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Set
 
 __all__ = ["Acknowledged"]
 
-#: A name, as far as code has one there: a word in a string or a comment counts, too.
-_WORD = re.compile(r"[^\W\d]\w*")
+#: A name, as far as code has one there: a word in a string or a comment counts, too. What is not
+#: ASCII may be part of it, as the marks of some scripts are, which ``\w`` leaves out.
+_WORD = re.compile(r"(?:[A-Za-z_]|[^\x00-\x7f])(?:[A-Za-z0-9_]|[^\x00-\x7f])*")
 
-#: Names that are remembered of cells whose checkpoints fail, one after the other.
+#: Names that are remembered of cells whose checkpoints fail, one after the other, and characters
+#: of one: guests tell of no longer ones.
 _WORDS = 100_000
+_WORD_LENGTH = 200
 
 
 class Acknowledged:
@@ -35,7 +39,7 @@ class Acknowledged:
 
         Args:
             number: its number.
-            code: the cell's, where it is one.
+            code: the cell's, where it is one, or the names that it has bound.
             saved: whether all requests before it are in the last checkpoint.
         """
         if saved:
@@ -69,8 +73,10 @@ class Acknowledged:
         self._words.clear()
 
     def _keep_words(self) -> None:
-        for word in _WORD.finditer(self._code):
+        # As Python reads names, see "Identifiers and keywords" in its reference.
+        for word in _WORD.finditer(unicodedata.normalize("NFKC", self._code)):
             if len(self._words) >= _WORDS:
                 break
-            self._words.add(word[0])
+            if len(word[0]) <= _WORD_LENGTH:
+                self._words.add(word[0])
         self._code = ""

@@ -57,7 +57,7 @@ class CellResult:
         lost: names of variables that were there before the cell and could not be restored after
             its worker died; with ``"*"`` among them where nothing could be.
         older: names of variables that were restored with what may be an older value, because the
-            last state file was damaged, or did not have yet what the last cell had changed.
+            last state file was damaged, or did not have what the last cells had changed.
         exit_code: what ``python`` would have ended with, had the cell been a program, 0 to 255:
             1 after an exception, what ``sys.exit()`` was given, 130 after an interrupt, and
             after the worker's death its own exit code, or 128 and the number of the signal.

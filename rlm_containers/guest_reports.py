@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 from collections.abc import Callable, Sequence, Set
 from itertools import islice
@@ -28,6 +29,12 @@ _STATUSES: dict[object, CellStatus] = {
 #: Variables, and characters of a name or reason, that are believed of a guest's report.
 _REPORT_COUNT = 10_000
 _REPORT_TEXT = 2_000
+
+#: Short forms that a guest tells at most.
+_FORMS = 500
+
+#: What differs in the short forms of two objects that are the same but for their place.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 #: Files that one cell has made, and characters of the path of one.
 _ARTIFACTS = 500
@@ -113,6 +120,8 @@ class GuestReports:
     def note_restored(self, content: dict[str, Any], outcome: Outcome, *, has_proxy: bool) -> None:
         """Take note of a worker that has taken the place of another; say what became of what."""
         before, words = self.locals, self._words
+        names = _names(content.get("names"))
+        there = set(names)
         self.note_ready(content, has_proxy=has_proxy)
         outcome.older = tuple(_names(content.get("older")))
         damage = printable(content.get("damage") or "", _REPORT_TEXT)
@@ -125,14 +134,14 @@ class GuestReports:
             self.unsaved += tuple(
                 UnsavedVariable(name, "", reason)
                 for name in before
-                if name not in told and name not in self.locals
+                if name not in told and name not in there
             )
         if words is not None:
             known = set(outcome.older)
             outcome.older += tuple(
                 name
-                for name, form in self.locals.items()
-                if name not in known and (name in words or before.get(name) != form)
+                for name in names
+                if name not in known and (name in words or self._differs(name, before))
             )
         if damage and not everything:
             outcome.notices.append(
@@ -146,6 +155,14 @@ class GuestReports:
             lost = listed([str(variable) for variable in self.unsaved], "; ")
             outcome.notices.append(f"These variables are lost: {lost}.")
         outcome.lost = tuple(variable.name for variable in self.unsaved)
+
+    def _differs(self, name: str, before: dict[str, str]) -> bool:
+        """Whether a variable looks another way now. There are forms of the first 500 only."""
+        if name not in before:
+            return name in self.locals and len(before) < _FORMS
+        return name in self.locals and (
+            _ADDRESS.sub("", before[name]) != _ADDRESS.sub("", self.locals[name])
+        )
 
     def note_ready(self, content: dict[str, Any], *, has_proxy: bool) -> None:
         """Take note of a worker that is ready."""

@@ -279,7 +279,7 @@ class Session:
         else:
             self._workers.acknowledged.add(
                 exchange.number,
-                exchange.message.get("code"),
+                exchange.message.get("code") or _bound(exchange.message),
                 saved=not self.reports.checkpoint_failed,
             )
         if stop is not None or exchange.interrupted:
@@ -340,3 +340,9 @@ class Session:
             OutputCollector("stdout", self._max_output, on_output),
             OutputCollector("stderr", self._max_output, on_output),
         )
+
+
+def _bound(message: dict[str, Any]) -> str:
+    """The names that a request binds which is no cell: ``context_0`` is ``context`` as well."""
+    name = str(message.get("name", ""))
+    return f"{name} {name.rpartition('_')[0]}"

@@ -103,6 +103,9 @@ class Workers:
             item = self._receive_by(deadline)
             if isinstance(item, Event) and item.content.get("event") == "died":
                 break
+        # What is not in a checkpoint is not in what is gone on from, and is not lost by that.
+        saved = item.content.get("saved")
+        number = min(number, saved) if isinstance(saved, int) else number
         try:
             between()
         finally:

@@ -55,7 +55,7 @@ class Worker:
         self.kept = False
         self.checkpoint: Any = None
         self.figures: Any = None
-        self.reported: dict[str, Any] = {"unsaved": [], "error": None}
+        self.reported: dict[str, Any] = {}  # what the first checkpoint has to say is news
         self.namespace = Namespace()
         self.streams = StandardStreams()
         self.interrupts.install()
@@ -148,6 +148,7 @@ class Worker:
         self.namespace.keep(request.get("kept_names", []))
         self.namespace.restore_scaffold()
         forms = self.namespace.short_forms(self.interrupts)
+        report["names"] = [name for name, _ in self.namespace.variables()]
         self.send({"op": "ready", "locals": forms, **route, **_bounded(report)})
         # With nothing to do until the first cell: what the first checkpoint and the first
         # query need, which takes a while where the image has no compiled byte code.
@@ -188,7 +189,6 @@ class Worker:
             report: dict[str, Any] = checkpoint.load(
                 self.namespace.values, self.interrupts, last=self.mode == "restore"
             )
-        self.reported = {}  # what the next checkpoint has to say is news in any case
         return report
 
     # Cells
@@ -306,8 +306,9 @@ def _bounded(report: dict[str, Any]) -> dict[str, Any]:
     for key in ("unsaved", "lost", "variables"):
         if key in report:
             bounded[key] = [[entry[0][:_NAME], *entry[1:]] for entry in report[key][:_REPORTED]]
-    if "older" in report:
-        bounded["older"] = [name[:_NAME] for name in report["older"][:_REPORTED]]
+    for key in ("older", "names"):
+        if key in report:
+            bounded[key] = [name[:_NAME] for name in report[key][:_REPORTED]]
     return bounded
 
 

@@ -120,6 +120,7 @@ _message = st.fixed_dictionaries(
         "unsaved": _reports,
         "lost": _reports,
         "older": _reports,
+        "names": st.one_of(st.lists(_texts, max_size=5), _values),
         "damage": _values,
         "error": _values,
         "route": _values,
