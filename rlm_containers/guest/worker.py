@@ -55,7 +55,9 @@ class Worker:
         self.kept = False
         self.checkpoint: Any = None
         self.figures: Any = None
-        self.reported: dict[str, Any] = {}  # what the first checkpoint has to say is news
+        # What the host takes for granted; of what another worker has left behind, nothing.
+        is_first = not int.from_bytes(progress[8:16], "big")
+        self.reported: dict[str, Any] = {"unsaved": [], "error": None} if is_first else {}
         self.namespace = Namespace()
         self.streams = StandardStreams()
         self.interrupts.install()
@@ -189,6 +191,7 @@ class Worker:
             report: dict[str, Any] = checkpoint.load(
                 self.namespace.values, self.interrupts, last=self.mode == "restore"
             )
+        self.reported = {}  # what the next checkpoint has to say is news in any case
         return report
 
     # Cells
