@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,9 @@ def installed(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory))
     subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
     (wheel,) = directory.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.partition("/")[0] for name in archive.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"rlm_containers", "runtimes"}
     venv.create(directory / "venv", with_pip=True)
     programs = directory / "venv" / "bin"
     done = subprocess.run(
