@@ -215,7 +215,7 @@ def test_a_start_asks_no_engine_where_nobody_has_left_anything(
 ) -> None:
     looked: list[object] = []
     monkeypatch.setattr("rlm_containers.prune._looked", set())
-    monkeypatch.setattr("rlm_containers.prune.prune", looked.append)
+    monkeypatch.setattr("rlm_containers.prune.prune", lambda *where, **how: looked.append(where))
     boxes.local = Engine()
     box = boxes()
     record = record_of(workspace_of(box))
