@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlm_containers.configfile import CONFIG_VARIABLE, ConfigFile, read_config
-from rlm_containers.configvalues import accepted, readings, resolved
+from rlm_containers.configvalues import readings, resolved, taken
 from rlm_containers.errors import ConfigError, OptionError
 from rlm_containers.options import DEFAULT_IMAGE, SandboxOptions, unknown_option
 
@@ -190,7 +190,7 @@ def _from_variables() -> Iterator[tuple[str, _Found]]:
     for name in _NAMES:
         variable = PREFIX + name.upper()
         if text := os.environ.get(variable):
-            yield name, _Found(accepted(name, readings(text), variable), variable)
+            yield name, _Found(taken(name, readings(text), variable), variable)
 
 
 def _from_file(file: ConfigFile) -> Iterator[tuple[str, _Found]]:
@@ -234,8 +234,8 @@ def _from_table(
     for name, value in table.items():
         place = _Place(file, (*above, name))
         meanings = [value, None] if value == "none" else [value]
-        taken = accepted(name, meanings, place)
-        yield name, _Found(resolved(name, taken, file), place)
+        found = taken(name, meanings, place)
+        yield name, _Found(resolved(name, found, file), place)
 
 
 def _unknown(file: ConfigFile, key: str, *above: str) -> ConfigError:

@@ -14,7 +14,7 @@ from rlm_containers.configfile import ConfigFile
 from rlm_containers.errors import ConfigError, OptionError
 from rlm_containers.options import SandboxOptions
 
-__all__ = ["accepted", "readings", "resolved"]
+__all__ = ["accepted", "readings", "resolved", "taken"]
 
 # The names of files, which are relative to the configuration file there.
 _PATHS = ("requirements", "dockerfile")
@@ -40,16 +40,15 @@ def readings(text: str) -> Iterator[object]:
     yield words
 
 
-def accepted(name: str, meanings: Iterable[object], origin: object) -> object:
+def accepted(name: str, meanings: Iterable[object]) -> object:
     """The first meaning that an option takes.
 
     Args:
         name: the option.
         meanings: what its value may mean, the likeliest first.
-        origin: where that is from, to be named in the error.
 
     Raises:
-        ConfigError: there is none.
+        OptionError: there is none. It says why the first is not taken.
     """
     refusal: OptionError | None = None
     for value in meanings:
@@ -61,7 +60,24 @@ def accepted(name: str, meanings: Iterable[object], origin: object) -> object:
         else:
             return value
     assert refusal is not None
-    raise ConfigError(f"{origin}: {refusal.what}", remedy=refusal.remedy) from None
+    raise refusal
+
+
+def taken(name: str, meanings: Iterable[object], origin: object) -> object:
+    """The same of a variable or a file.
+
+    Args:
+        name: the option.
+        meanings: what its value may mean, the likeliest first.
+        origin: where that is from, to be named in the error.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return accepted(name, meanings)
+    except OptionError as error:
+        raise ConfigError(f"{origin}: {error.what}", remedy=error.remedy) from None
 
 
 def resolved(name: str, value: object, file: ConfigFile) -> object:

@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import click
 
+from rlm_containers.configvalues import accepted
+from rlm_containers.errors import OptionError
 from rlm_containers.options import OptionArguments, SandboxOptions
 
 __all__ = ["given_options", "sandbox_options"]
@@ -115,17 +117,10 @@ def _collect(ctx: click.Context, option: click.Parameter, value: Any) -> None:
         readings = _readings(value)
     else:
         readings = (value,)
-    refusal: Exception | None = None
-    for reading in readings:
-        arguments: dict[str, Any] = {name: reading}
-        try:
-            SandboxOptions(**arguments)
-        except ValueError as error:
-            refusal = refusal or error
-        else:
-            ctx.meta.setdefault(_META, {})[name] = reading
-            return
-    raise click.BadParameter(str(refusal), ctx=ctx, param=option)
+    try:
+        ctx.meta.setdefault(_META, {})[name] = accepted(name, readings)
+    except OptionError as error:
+        raise click.BadParameter(str(error), ctx=ctx, param=option) from None
 
 
 def _readings(text: str) -> Iterator[object]:
