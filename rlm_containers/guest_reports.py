@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from rlm_containers.cell import CellStatus
+from rlm_containers.guest import wire
 from rlm_containers.limits import memory_death
 from rlm_containers.outcome import Outcome, UnsavedVariable
 from rlm_containers.untrusted import printable
@@ -29,9 +30,6 @@ _STATUSES: dict[object, CellStatus] = {
 #: Variables, and characters of a name or reason, that are believed of a guest's report.
 _REPORT_COUNT = 10_000
 _REPORT_TEXT = 2_000
-
-#: Short forms that a guest tells at most.
-_FORMS = 500
 
 #: What differs in the short forms of two objects that are the same but for their place.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -126,11 +124,13 @@ class GuestReports:
         outcome.older = tuple(_names(content.get("older")))
         damage = printable(content.get("damage") or "", _REPORT_TEXT)
         everything = any(variable.name == "*" for variable in self.unsaved)
-        if damage or everything or words is not None:
+        unreadable = bool(damage) or everything
+        fell_back = bool(damage) and not everything
+        if unreadable or words is not None:
             # Of what was in no file, or in one that cannot be read, only the last answer still
             # knows.
             told = {variable.name for variable in self.unsaved}
-            reason = "it was in no other file" if damage or everything else "it was not saved yet"
+            reason = "it was in no other file" if unreadable else "it was not saved yet"
             self.unsaved += tuple(
                 UnsavedVariable(name, "", reason)
                 for name in before
@@ -143,12 +143,12 @@ class GuestReports:
                 for name in names
                 if name not in known and (name in words or self._differs(name, before))
             )
-        if damage and not everything:
+        if fell_back:
             outcome.notices.append(
                 f"The checkpoint state.dill could not be used: {damage}. The variables are those "
                 "of the one before it."
             )
-        if (damage and not everything) or outcome.older:
+        if fell_back or outcome.older:
             older = listed(outcome.older) if outcome.older else "none"
             outcome.notices.append(f"These may be older than they were: {older}.")
         if self.unsaved:
@@ -157,12 +157,13 @@ class GuestReports:
         outcome.lost = tuple(variable.name for variable in self.unsaved)
 
     def _differs(self, name: str, before: dict[str, str]) -> bool:
-        """Whether a variable looks another way now. There are forms of the first 500 only."""
+        """Whether a variable looks another way now. Not all have short forms."""
+        form = self.locals.get(name)
+        if form is None:
+            return False
         if name not in before:
-            return name in self.locals and len(before) < _FORMS
-        return name in self.locals and (
-            _ADDRESS.sub("", before[name]) != _ADDRESS.sub("", self.locals[name])
-        )
+            return len(before) < wire.MAX_FORMS
+        return _ADDRESS.sub("", before[name]) != _ADDRESS.sub("", form)
 
     def note_ready(self, content: dict[str, Any], *, has_proxy: bool) -> None:
         """Take note of a worker that is ready."""

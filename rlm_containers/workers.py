@@ -111,7 +111,6 @@ class Workers:
         finally:
             self.acknowledged.restart(number)
             self.await_first(time.monotonic() + self._patience.start_timeout, outcome)
-            self._patience.ready()
 
     def _receive_by(self, deadline: float) -> Item:
         """The next item while there is no worker that is ready."""

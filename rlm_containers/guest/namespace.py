@@ -8,7 +8,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from . import lm
+from . import lm, wire
 from .interrupts import Interrupts
 from .shortforms import short_form, type_name
 
@@ -16,8 +16,7 @@ __all__ = ["Namespace"]
 
 #: Characters of all short forms together.
 _FORMS_BUDGET = 32_768
-#: Variables that are listed at all, and characters of a name.
-_FORMS_COUNT = 500
+#: Characters of the name of a variable that is listed at all.
 _FORMS_NAME = 120
 
 #: Characters of a final answer: what fits into one frame, however they are escaped.
@@ -152,7 +151,7 @@ class Namespace:
         for name, value in self.shown_variables():
             if len(name) > _FORMS_NAME:
                 continue
-            if len(forms) >= _FORMS_COUNT:
+            if len(forms) >= wire.MAX_FORMS:
                 break
             bare = "<{}>".format(type_name(value))
             if interrupts.received > received:

@@ -33,6 +33,7 @@ __all__ = [
     "CALL",
     "EVENT",
     "INTERRUPT",
+    "MAX_FORMS",
     "MAX_FRAME",
     "MESSAGE",
     "RESTART",
@@ -57,6 +58,8 @@ _KINDS = frozenset((MESSAGE, EVENT, STDOUT, STDERR, CALL, INTERRUPT, RESTART, SW
 
 #: Bytes that a frame's payload may have. A prompt of this size is past any model's context.
 MAX_FRAME = 64 * 1024 * 1024
+#: Variables whose short forms are in a message.
+MAX_FORMS = 500
 
 _HEADER = 5
 
