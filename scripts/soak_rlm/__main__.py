@@ -19,7 +19,7 @@ from rlm_containers.errors import SandboxLostError
 from rlm_containers.workspace import workspaces_directory
 from soak_rlm.cells import BEGIN, FAULTS, LOOK, PASSING, WORK, Kind, Model
 from soak_rlm.engine import Engine
-from soak_rlm.figures import Figures, Usage
+from soak_rlm.figures import Figures, Usage, resident
 
 #: Seconds for a cell. The endless ones take that long.
 _CELL_TIMEOUT = 8.0
@@ -79,11 +79,11 @@ class Soak:
             threads = self.options.at_once + threading.active_count()
             list(pool.map(self.first, range(self.options.at_once)))
             self.await_threads(threads)
-            before = Usage(trim=True)
+            before = Usage()
             list(pool.map(self.live, range(self.options.sandboxes), self.shares))
             left = self.left()
             self.await_threads(threads)
-            after = Usage(trim=True)
+            after = Usage()
         print(self.figures.report(before, after, left), flush=True)
         flat = (
             after.descriptors <= before.descriptors
@@ -172,7 +172,7 @@ class Soak:
         count = self.figures.note(kind, outcome, time.perf_counter() - start)
         if count % 250 == 0:
             seconds = time.monotonic() - self.figures.start
-            print(f"{count} cells, {seconds:.0f} s: {Usage().resident:.0f} MB", flush=True)
+            print(f"{count} cells, {seconds:.0f} s: {resident():.0f} MB", flush=True)
 
     def left(self) -> list[str]:
         """What is left behind once all has had time to end."""

@@ -12,30 +12,26 @@ import threading
 import time
 from pathlib import Path
 
-__all__ = ["Figures", "Usage"]
+__all__ = ["Figures", "Usage", "resident"]
 
 
 class Usage:
     """What this process uses, at one moment.
 
-    Args:
-        trim: whether the C library's allocator gives back first the pages that nothing is in, so
-            that what a leak would keep is all there is to see. It holds on to some otherwise.
-
     Attributes:
-        resident: MiB that are in memory, before that.
-        used: and after it; the same without it.
+        resident: MiB that are in memory.
+        used: those that are once the C library's allocator has given back the pages that nothing is
+            in, of which it holds on to some: what a leak would keep is all there is to see.
         objects: the number that Python's garbage collector knows.
         descriptors: that are open.
         threads: Python's.
     """
 
-    def __init__(self, *, trim: bool = False) -> None:
-        self.resident = _resident()
-        if trim:
-            gc.collect()
-            _give_back()
-        self.used = _resident()
+    def __init__(self) -> None:
+        self.resident = resident()
+        gc.collect()
+        _give_back()
+        self.used = resident()
         self.objects = len(gc.get_objects())
         self.descriptors = len(os.listdir("/proc/self/fd"))
         self.threads = threading.active_count()
@@ -47,8 +43,8 @@ class Usage:
         )
 
 
-def _resident() -> float:
-    """MiB."""
+def resident() -> float:
+    """MiB of this process that are in memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
