@@ -26,13 +26,8 @@ runtime, image = sys.argv[1:]
 boxes = [Sandbox(image, runtime=runtime).start() for _ in range(2)]
 for box in boxes:
     box.execute("import os; os.mkdir('d'); open('d/file', 'w').write('x'); os.chmod('d', 0)")
-stop = "import os, signal; print('in', flush=True); os.kill(os.getppid(), signal.SIGSTOP)"
-inside = threading.Event()
-threading.Thread(
-    target=boxes[1].execute, args=(stop,), kwargs={"on_output": lambda *_: inside.set()},
-    daemon=True,
-).start()
-inside.wait(30)
+stop = "import os, signal; os.kill(os.getppid(), signal.SIGSTOP); open('stopped', 'w').close()"
+threading.Thread(target=boxes[1].execute, args=(stop,), daemon=True).start()
 print(*(box.name for box in boxes), flush=True)
 sys.stdin.read()
 """
@@ -78,6 +73,8 @@ def left(engine: Engine, start: Start) -> Iterator[list[str]]:
     assert host.stdout is not None
     names = host.stdout.readline().split()
     assert len(names) == 2
+    # Whoever is not stopped yet sees the end of its pipe, and ends its container.
+    assert eventually((workspaces_directory() / names[1] / "stopped").exists, 30)
     # As when the power fails: nobody has the time to see anybody else die.
     reapers = [
         pid
