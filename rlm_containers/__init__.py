@@ -1,11 +1,11 @@
 """Container sandboxes for recursive language models, on docker and podman."""
 
-from rlm_containers.artifacts import Artifact
-from rlm_containers.cell import CellResult
 from rlm_containers.errors import ContainersError
+from rlm_containers.interpreter.results import CellResult
 from rlm_containers.lm.broker import LMCall
-from rlm_containers.options import SandboxOptions
-from rlm_containers.sandbox import Sandbox
+from rlm_containers.options.options import SandboxOptions
+from rlm_containers.sandbox.artifacts import Artifact
+from rlm_containers.sandbox.sandbox import Sandbox
 from runtimes import Mount
 
 __all__ = [
@@ -28,6 +28,6 @@ def register() -> None:
     Raises:
         ImportError: rlms is not installed.
     """
-    from rlm_containers.integrations import rlms
+    from rlm_containers.integrations.rlms.environment import register as register_rlms
 
-    rlms.register()
+    register_rlms()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlm_containers.errors import OptionError
-from rlm_containers.tools import ToolFunction, check_names
+from rlm_containers.sandbox.tools import ToolFunction, check_names
 
 __all__ = ["CustomTools"]
 

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 
-from rlm_containers.config import check_config, configured_options, unknown_variables
-from rlm_containers.configfile import config_path
 from rlm_containers.diagnosis import Check, CheckStatus, Diagnosis, EngineReport
 from rlm_containers.doctor_trial import Trial
 from rlm_containers.errors import (
@@ -22,8 +20,10 @@ from rlm_containers.errors import (
     UnknownRuntimeError,
     UnsupportedByEngineError,
 )
-from rlm_containers.options import DEFAULT_IMAGE
-from rlm_containers.workspace import workspaces_directory
+from rlm_containers.options.file import config_path
+from rlm_containers.options.options import DEFAULT_IMAGE
+from rlm_containers.options.sources import check_config, configured_options, unknown_variables
+from rlm_containers.state.workspace import workspaces_directory
 from runtimes import EngineInfo, get_runtime
 from runtimes.detect import runtime_names
 

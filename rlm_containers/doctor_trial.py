@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from rlm_containers.diagnosis import Check
 from rlm_containers.errors import ContainersError, ContainerStartError
-from rlm_containers.sandbox import LABEL, Sandbox
+from rlm_containers.sandbox.sandbox import LABEL, Sandbox
 from runtimes import EngineInfo, Runtime
 
 __all__ = ["Trial"]

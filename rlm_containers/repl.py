@@ -11,16 +11,16 @@ import json
 from types import TracebackType
 from typing import Any, Self
 
-from rlm_containers.awaitables import call_in_thread
-from rlm_containers.cell import CellResult
-from rlm_containers.config import configured_options
-from rlm_containers.context import Context
 from rlm_containers.custom_tools import CustomTools
 from rlm_containers.errors import OptionError
+from rlm_containers.interpreter.results import CellResult
+from rlm_containers.lm.backends import HandlerBackend
 from rlm_containers.lm.broker import LMBroker, SubcallFunction
-from rlm_containers.lm.handler import HandlerBackend
-from rlm_containers.options import DEFAULT_IMAGE
-from rlm_containers.sandbox import Sandbox
+from rlm_containers.options.options import DEFAULT_IMAGE
+from rlm_containers.options.sources import configured_options
+from rlm_containers.sandbox.awaitables import call_in_thread
+from rlm_containers.sandbox.context import Context
+from rlm_containers.sandbox.sandbox import Sandbox
 
 __all__ = ["Address", "ContainerREPL", "History"]
 
@@ -61,7 +61,7 @@ class ContainerREPL:
         custom_sub_tools: the same for the environments of recursive calls, which RLM makes.
         compaction: whether ``history`` holds the host's compacted history.
         max_concurrent_subcalls: how many recursive calls of one batch run at once.
-        options: those of :class:`~rlm_containers.options.SandboxOptions`, ``runtime`` above all.
+        options: those of :class:`~rlm_containers.SandboxOptions`, ``runtime`` above all.
 
     Raises:
         OptionError: an argument is unknown (the message names the nearest that is not) or wrong.

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 from rlm_containers import CellResult, Sandbox
-from rlm_containers.sandbox import LABEL
-from rlm_containers.sessions.places import passing_snapshots_directory
-from rlm_containers.workspace import workspaces_directory
+from rlm_containers.sandbox.sandbox import LABEL
+from rlm_containers.state.hostfiles import passing_snapshots_directory
+from rlm_containers.state.workspace import workspaces_directory
 
 __all__ = [
     "ENGINES",

@@ -40,7 +40,7 @@ def command() -> None:
 def show_command(ctx: click.Context, as_json: bool) -> None:
     """Show every option, its value, and where that comes from. Secrets are left out."""
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.config import explain_options
+    from rlm_containers.options.sources import explain_options
 
     settings = explain_options(given_options(ctx))
     if as_json:
@@ -54,7 +54,7 @@ def show_command(ctx: click.Context, as_json: bool) -> None:
 @command.command("path", examples=(("Edit it", 'config path    # $EDITOR "$(…)"'),))
 def path_command() -> None:
     """Print where the configuration file is, or would be."""
-    from rlm_containers.configfile import config_path
+    from rlm_containers.options.file import config_path
 
     click.echo(config_path())
 
@@ -67,8 +67,8 @@ def check_command() -> None:
     named: it may be another program's.
     """
     from rlm_containers.cli.messages import say
-    from rlm_containers.config import check_config, unknown_variables
-    from rlm_containers.configfile import config_path
+    from rlm_containers.options.file import config_path
+    from rlm_containers.options.sources import check_config, unknown_variables
 
     profiles = check_config()
     for variable in unknown_variables():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from rlm_containers.context import Context
+from rlm_containers.sandbox.context import Context
 
 __all__ = ["context_option", "read_contexts"]
 

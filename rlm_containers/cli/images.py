@@ -75,8 +75,8 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
 def warm_command(ctx: click.Context) -> None:
     """Pull or build what sandboxes with these options need, and print the image's name."""
     from rlm_containers.cli.progress import engine_progress
-    from rlm_containers.config import configured_options
-    from rlm_containers.images.derive import warm_image
+    from rlm_containers.images.build import warm_image
+    from rlm_containers.options.sources import configured_options
 
     options = configured_options(given_options(ctx))
     with engine_progress(f"preparing {options.image}") as on_line:

@@ -29,7 +29,7 @@ def command(ctx: click.Context, dry_run: bool, names: tuple[str, ...], as_json: 
     """
     from rlm_containers.cli.messages import say, show_error
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.prune import prune
+    from rlm_containers.container.prune import prune
 
     pruned = prune(answering(names).values(), dry_run=dry_run)
     kinds = {

@@ -25,7 +25,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     An owner that is gone has been killed, and its reaper as well: `prune` removes what it has left.
     """
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.owner import LABEL, Owner
+    from rlm_containers.state.owner import LABEL, Owner
 
     found = []
     for name, runtime in answering(names).items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rlm_containers.sizes import format_size
+from rlm_containers.options.sizes import format_size
 
 __all__ = ["AGE", "SIZE", "ago", "format_size"]
 

@@ -1,7 +1,7 @@
 """Functions of the host, as the code in a cell calls them.
 
 A call goes over the container's pipe, whatever the network is: arguments and result as JSON, an
-exception as its type's name and its arguments. ``rlm_containers.tools`` has the other end.
+exception as its type's name and its arguments. ``rlm_containers.sandbox.tools`` has the other end.
 """
 
 from __future__ import annotations

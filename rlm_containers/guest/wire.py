@@ -22,7 +22,7 @@ a worker are numbered: restoring is 0, request N is 2N, the checkpoint that foll
 interrupt reaches what runs up to its step, and no step after it. Without a payload it means the
 request that was begun last.
 
-The host trusts nothing it reads: see :data:`MAX_FRAME` and ``rlm_containers.channel``.
+The host trusts nothing it reads: see :data:`MAX_FRAME` and ``rlm_containers.interpreter.pipe``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 from rlm_containers.errors import OptionError
 from rlm_containers.images.dockerfile import Dockerfile, read_dockerfile
 from rlm_containers.images.requirements import Requirements, read_requirements
-from rlm_containers.options import SandboxOptions
+from rlm_containers.options.options import SandboxOptions
 
 __all__ = ["DockerfileLayer", "Layer", "PackageLayer", "Recipe", "read_recipe", "recipe_of"]
 
@@ -179,7 +179,7 @@ def read_recipe(
     """The recipe that a sandbox's options make.
 
     The Dockerfile comes first, then the system's packages, then Python's. See
-    :class:`~rlm_containers.options.SandboxOptions` for the arguments.
+    :class:`~rlm_containers.SandboxOptions` for the arguments.
 
     Returns:
         The recipe, or ``None`` if the image is to be used as it is.

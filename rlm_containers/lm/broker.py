@@ -117,7 +117,7 @@ class LMBroker:
         Args:
             budget: how many calls its cells may make.
             waiting: entered while one subcall is being answered. A batch of them may take longer
-                than any one request should, see :class:`~rlm_containers.clock.CellClock`.
+                than any one request should, see :class:`~rlm_containers.interpreter.clock.CellClock`.
         """
         self._budget = budget
         self._waiting = waiting

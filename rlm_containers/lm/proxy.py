@@ -21,9 +21,9 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, BinaryIO
 
 from rlm_containers.guest.wire import MAX_FRAME
+from rlm_containers.interpreter.untrusted import UntrustedJSON
 from rlm_containers.lm.connections import Connections
-from rlm_containers.lm.room import Room
-from rlm_containers.untrusted import UntrustedJSON
+from rlm_containers.lm.gate import Room
 
 __all__ = ["LMProxy"]
 

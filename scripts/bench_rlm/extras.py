@@ -10,7 +10,7 @@ from bench_rlm.cells import ONE_CELL, ONE_QUERY
 from bench_rlm.contender import BATCH, Live, ours
 from bench_rlm.series import Series, in_turns, seconds_of
 from bench_rlm.table import Row
-from rlm_containers.bundle import _plan
+from rlm_containers.container.bundle import _plan
 from runtimes import Runtime
 from runtimes.command import EngineCommand
 

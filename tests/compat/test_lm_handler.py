@@ -11,9 +11,9 @@ from rlm.core.comms_utils import LMRequest
 from rlm.core.lm_handler import LMHandler
 from rlm.core.types import RLMChatCompletion
 
-from rlm_containers.integrations.rlms import chat_completion
+from rlm_containers.integrations.rlms.environment import chat_completion
+from rlm_containers.lm.backends import CallableBackend, HandlerBackend
 from rlm_containers.lm.broker import LMBroker, LMCall
-from rlm_containers.lm.handler import CallableBackend, HandlerBackend
 from tests.compat.scripted import EchoLM
 
 

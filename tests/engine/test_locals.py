@@ -31,7 +31,7 @@ def test_short_values_are_whole(box: Sandbox, value: str, form: str) -> None:
     assert box.execute(f"v = {value}").locals["v"] == form
 
 
-# Many more kinds of values: tests/unit/test_namespace.py.
+# Many more kinds of values: tests/unit/guest/test_namespace.py.
 @pytest.mark.parametrize(
     "value", ["'x' * 50_000_000", "['y' * 10_000_000] * 5", "set(range(100_000))"]
 )

@@ -50,13 +50,13 @@ def lm_box(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 @pytest.fixture
 def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For those that do not even answer to being killed."""
-    monkeypatch.setattr("rlm_containers.exchange.PATIENCE", 0.5)
+    monkeypatch.setattr("rlm_containers.interpreter.request.PATIENCE", 0.5)
 
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """For cells that take no notice of an interrupt, however much time they have."""
-    monkeypatch.setattr("rlm_containers.exchange.GRACE", 0.5)
+    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.5)
 
 
 def test_a_runaway_cell_is_interrupted_and_keeps_its_variables(box: Sandbox) -> None:
@@ -162,7 +162,7 @@ def test_processes_that_multiply_die_too(box: Sandbox) -> None:
 def test_an_interrupt_that_is_ignored_ends_in_a_kill(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlm_containers.exchange.GRACE", 0.3)
+    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.3)
     result = execute(
         box,
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('begun')\ntime.sleep(60)",

@@ -2,7 +2,7 @@
 
 Each value comes with the cell that defines it, a cell that looks at it, and what that prints: after
 a death, and without one. One by one they go through a guest without an engine, in
-``tests/unit/test_values.py``; on every engine and Python all are restored at once.
+``tests/unit/guest/test_values.py``; on every engine and Python all are restored at once.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rlm_containers import CellResult, ContainersError, Sandbox
-from rlm_containers.cell import CellStatus
 from rlm_containers.guest import wire
+from rlm_containers.interpreter.results import CellStatus
+from rlm_containers.lm.backends import CallableBackend
 from rlm_containers.lm.broker import LMBroker
-from rlm_containers.lm.handler import CallableBackend
 from rlm_containers.lm.proxy import LMProxy
 from runtimes import ContainerProcess, ContainerSpec
 from tests.fuzz.said import Act

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.bundle import Bundle, guest_bundle
+from rlm_containers.container.bundle import Bundle, guest_bundle
 from runtimes import HostRoute
 from runtimes.engine import ContainerEngine
 from tests.unit.engines import FakeCli, docker, fake_docker, fake_podman, podman
@@ -72,13 +72,13 @@ def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For those that do not even answer to being killed."""
-    monkeypatch.setattr("rlm_containers.exchange.PATIENCE", 0.5)
+    monkeypatch.setattr("rlm_containers.interpreter.request.PATIENCE", 0.5)
 
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what takes no notice of an interrupt, however much time it has."""
-    monkeypatch.setattr("rlm_containers.exchange.GRACE", 0.4)
+    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.4)
 
 
 @pytest.fixture(params=["pipe", "http"])
@@ -88,7 +88,7 @@ def route(
     """How the guest reaches the host."""
     if request.param == "http":
         local.route = HostRoute(bind="127.0.0.1", address=None)
-        monkeypatch.setattr("rlm_containers.sandbox_life.HOST_ALIAS", "127.0.0.1")
+        monkeypatch.setattr("rlm_containers.sandbox.lifecycle.HOST_ALIAS", "127.0.0.1")
     return str(request.param)
 
 

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rlm_containers import bundle, workspace
-from rlm_containers.bundle import Bundle
+from rlm_containers.container import bundle
+from rlm_containers.container.bundle import Bundle
 from rlm_containers.guest import wire
+from rlm_containers.state import workspace
 from runtimes import (
     ContainerProcess,
     ContainerRecord,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlm_containers.bundle import Bundle
+from rlm_containers.container.bundle import Bundle
 from rlm_containers.doctor import Check, diagnose
 from tests.unit.engines import docker_info, fake_docker, fake_podman
 from tests.unit.terminal import Program

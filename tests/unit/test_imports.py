@@ -64,7 +64,7 @@ def test_the_guest_knows_nothing_of_the_host() -> None:
 def test_only_the_integration_imports_rlms() -> None:
     for folder in ("rlm_containers", "runtimes"):
         for source in sources(folder):
-            if source.parent.name != "integrations":
+            if "integrations" not in source.parts:
                 assert not within(imported(source), "rlm"), source
 
 
@@ -95,7 +95,7 @@ def test_nothing_unpickles_on_the_host() -> None:
                     assert not (node.value.id in modules and node.attr in loaders), source
                 # What the integration with DSPy has of it is sent to the guest, and runs there.
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                    sent = source.name == "dspy_cell.py"
+                    sent = source.parts[-2:] == ("dspy", "cell.py")
                     assert sent or node.func.id not in ("exec", "eval"), source
                     assert node.func.id != "__import__", source
 
@@ -107,7 +107,7 @@ def test_every_import_is_of_a_declared_dependency() -> None:
         "sh",
     }  # and dill and requests, which only containers import
     # Nobody who imports the library pays for what only the command line and reports need.
-    further = {"cli": {"click", "prompt_toolkit", "pygments", "rich"}, "report": {"pygments"}}
+    further = {"cli": {"click", "prompt_toolkit", "pygments", "rich"}}
     for folder in ("rlm_containers", "runtimes"):
         for source in sources(folder):
             if "guest" in source.parts or "integrations" in source.parts:
@@ -152,7 +152,7 @@ def test_importing_the_package_imports_nothing_that_is_not_needed() -> None:
     found = modules_after("import rlm_containers")
     for name in ("rlm", "dill", "requests", "openai", "click", "rich", "pygments"):
         assert name not in found
-    assert "rlm_containers.sandbox" in found
+    assert "rlm_containers.sandbox.sandbox" in found
 
 
 def test_importing_the_runtimes_imports_only_them() -> None:

@@ -1,8 +1,14 @@
-import os, pathlib, shutil, sys, textwrap
-from rlm_containers import Sandbox
-from rlm_containers.sessions.transfer import export_session
+import pathlib
+import shutil
+import sys
+import textwrap
+
 from rlm_containers.sessions.places import sessions_directory
+from rlm_containers.sessions.transfer import export_session
+
+from rlm_containers import Sandbox
 from tests.engine.values import VALUES
+
 out = pathlib.Path(sys.argv[1]); out.mkdir(parents=True, exist_ok=True)
 image = "localhost/rlm-containers/python:3.11-slim-compiled"
 with Sandbox(image, runtime="docker", session="earlier", lm=lambda p: p.upper()) as box:

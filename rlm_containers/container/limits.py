@@ -1,0 +1,167 @@
+"""How much a sandbox may use: what was asked for, and what holds on the engine at hand."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from rlm_containers.options.conflicts import set_by_arguments
+from rlm_containers.options.options import SandboxOptions
+from rlm_containers.options.sizes import AUTO, format_size
+from runtimes import EngineInfo
+from runtimes.errors import UnsupportedByEngineError
+
+__all__ = ["Limits", "memory_death"]
+
+logger = logging.getLogger("rlm_containers")
+
+#: Of the memory of the engine's machine. A context of gigabytes fits, and a cell that takes
+#: without end is stopped while the machine still has as much for everything else. Several such
+#: cells at once are for the kernel, which is told to take workers first.
+_MEMORY_SHARE = 0.5
+
+#: Processes and threads: ample for pools of either, and a fork bomb ends in a second.
+_PIDS = 1024
+
+#: Bytes for /tmp where it is kept in memory, unless ``disk`` says otherwise.
+_TMP = 256 * 1024**2
+
+_DELEGATE = " Or have systemd delegate the controllers: Delegate=cpu memory pids in user@.service."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The limits that a container is started with; ``None`` where there is none.
+
+    Attributes:
+        memory: bytes, for all processes together, files in ``/tmp`` and ``/dev/shm`` included
+            where these are kept in memory.
+        cpus: processors' time.
+        pids: processes and threads.
+        disk: bytes that may be written to the image's file system.
+        file: bytes of any single file.
+        tmp: bytes of ``/tmp``, where it is kept in memory.
+    """
+
+    memory: int | None
+    cpus: float | None
+    pids: int | None
+    disk: int | None
+    file: int | None
+    tmp: int | None
+
+    @classmethod
+    def on(cls, info: EngineInfo, options: SandboxOptions, container: str) -> Self:
+        """What of the limits in ``options`` an engine holds a container to.
+
+        Of those that it cannot hold there is a warning if they were asked for, none if they are
+        this library's choice; with ``isolation="strict"`` either is an error.
+
+        Raises:
+            UnsupportedByEngineError: see above; or the engine cannot limit the disk.
+        """
+        strict = options.isolation == "strict"
+        wanted = {
+            name: value
+            for name in ("memory", "cpus", "pids")
+            if (value := getattr(options, name)) is not None
+        }
+        ignored = {name: info.unenforced[name] for name in wanted if name in info.unenforced}
+        if ignored and strict:
+            raise _refusal(info, ignored, container)
+        _tell(info, ignored, wanted, container)
+        if options.disk is not None and not strict and info.no_disk_limit:
+            raise UnsupportedByEngineError(
+                f"{info.engine} cannot limit what a container writes to disk: "
+                f"{info.no_disk_limit}.",
+                remedy='With isolation="strict" it can: only /tmp, which is kept in memory, and '
+                "/workspace can be written to then.",
+                container=container,
+            )
+        by_arguments = set_by_arguments(options.run_args)
+        held: dict[str, Any] = {
+            name: value
+            for name, value in wanted.items()
+            if name not in ignored and (value != AUTO or name not in by_arguments)
+        }
+        if held.get("memory") == AUTO:
+            held["memory"] = int(info.memory * _MEMORY_SHARE) if info.memory else None
+        if held.get("pids") == AUTO:
+            held["pids"] = _PIDS
+        if info.cpus and held.get("cpus", 0) >= info.cpus:
+            del held["cpus"]  # it limits nothing, and docker would refuse it
+        memory, disk = held.get("memory"), options.disk
+        assert not isinstance(disk, str)
+        tmp = None
+        if strict:
+            # What is there stays there when a worker is killed: the next one needs room as well.
+            tmp = min(disk or _TMP, memory // 2 if memory else disk or _TMP)
+        return cls(
+            memory=memory,
+            cpus=held.get("cpus"),
+            pids=held.get("pids"),
+            disk=None if strict else disk,
+            file=disk,
+            tmp=tmp,
+        )
+
+
+def _refusal(
+    info: EngineInfo, ignored: Mapping[str, str], container: str
+) -> UnsupportedByEngineError:
+    waiver = ", ".join(f"{name}=None" for name in ignored)
+    return UnsupportedByEngineError(
+        f'isolation="strict" wants limits that hold, and {info.engine} does not enforce '
+        f"{_listed(list(ignored))}: {'; '.join(dict.fromkeys(ignored.values()))}.",
+        remedy=f"Use another engine, or go without: {waiver}."
+        + (_DELEGATE if info.rootless and info.cgroup_version == 2 else ""),
+        container=container,
+    )
+
+
+def _tell(
+    info: EngineInfo,
+    ignored: Mapping[str, str],
+    wanted: Mapping[str, object],
+    container: str,
+) -> None:
+    """One line for the limits that were asked for, one for those that nobody will miss."""
+    for level, names in (
+        (logging.WARNING, [name for name in ignored if wanted[name] != AUTO]),
+        (logging.INFO, [name for name in ignored if wanted[name] == AUTO]),
+    ):
+        if names:
+            reasons = "; ".join(dict.fromkeys(ignored[name] for name in names))
+            logger.log(
+                level,
+                "%s: %s will not be enforced by %s: %s",
+                container,
+                _listed(names),
+                info.engine,
+                reasons,
+            )
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def memory_death(report: object) -> str:
+    """How something died of SIGKILL, by what the guest knows of the kernel's reasons.
+
+    Args:
+        report: from an event of the guest's, so it may be anything. ``{"limit": bytes}``, where
+            the limit is ``None`` if it was the machine that had no more memory; ``None`` if
+            the guest cannot find out.
+    """
+    if not isinstance(report, dict):
+        return "was killed by SIGKILL, perhaps for its memory: the kernel does not say"
+    limit = report.get("limit")
+    if isinstance(limit, int) and 0 < limit < 1 << 62:
+        return (
+            "was killed for its memory (SIGKILL): the container may use no more than "
+            f"{format_size(limit)} (memory=…)"
+        )
+    return "was killed for its memory (SIGKILL): the machine had no more"

@@ -1,0 +1,1 @@
+"""Run the code of DSPy in containers."""

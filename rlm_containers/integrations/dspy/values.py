@@ -1,0 +1,103 @@
+"""What dspy's program and its cells give each other: variables, arguments and results, as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from dspy.primitives.code_interpreter import CodeInterpreterError
+from pydantic_core import to_jsonable_python
+
+from rlm_containers.sandbox.sandbox import Sandbox
+
+__all__ = ["LargeVariables", "call_tool", "plain"]
+
+#: From this many characters on a variable is loaded once, and not sent with every cell.
+_LARGE = 4096
+
+
+def plain(what: str, value: Any) -> Any:
+    """A value as JSON has it.
+
+    Args:
+        what: what it is, to be named in the error.
+        value: anything that can be expressed as JSON, and what pydantic makes JSON of.
+
+    Raises:
+        CodeInterpreterError: it cannot.
+    """
+    try:
+        return to_jsonable_python(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CodeInterpreterError(f"{what} cannot be expressed as JSON: {error}") from error
+
+
+class LargeVariables:
+    """The large ones of the variables that cells are given, each sent when it has changed.
+
+    Args:
+        sandbox: where the cells run.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._loaded: dict[str, tuple[type, int]] = {}  # kind and hash
+
+    @property
+    def names(self) -> list[str]:
+        """Those that are there."""
+        return list(self._loaded)
+
+    def load(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Load what is large and not there yet; give back what goes with the cell."""
+        small = {}
+        for name, value in values.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            if len(text) < _LARGE or not isinstance(value, str | dict | list):
+                small[name] = value
+                self._loaded.pop(name, None)
+            elif self._loaded.get(name) != (mark := (type(value), hash(text))):
+                self._sandbox.load(name, value)
+                self._loaded[name] = mark
+        return small
+
+    def forget(self, names: Iterable[object]) -> None:
+        """Have those be sent again that are no longer what was sent."""
+        gone = list(names)
+        self._loaded = {name: mark for name, mark in self._loaded.items() if name not in gone}
+
+
+def call_tool(tool: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function of the host with what a cell has given it, and wait if it is async.
+
+    Raises:
+        TypeError: the arguments do not fit.
+    """
+    if args:
+        args, kwargs = _by_name(tool, args, kwargs)
+    result = tool(*args, **kwargs)
+    if inspect.isawaitable(result):
+        return asyncio.run(_wait_for(result))
+    return result
+
+
+async def _wait_for(result: Any) -> Any:
+    return await result
+
+
+def _by_name(
+    tool: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Name the positional arguments of a call: dspy's wrappers of tools take keywords only."""
+    try:
+        signature = inspect.signature(getattr(tool, "func", tool))  # of what a dspy.Tool wraps
+    except ValueError:  # some functions in C do not tell
+        return args, kwargs
+    bound = signature.bind(*args, **kwargs)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}:
+        return (), dict(bound.arguments)
+    return args, kwargs

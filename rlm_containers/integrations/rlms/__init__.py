@@ -1,0 +1,1 @@
+"""Run the RLMs of rlms in containers."""

@@ -1,0 +1,249 @@
+"""A completion of an RLM through rlms, with any of its backends, and what it did for it.
+
+Keys are taken from the environment and from nowhere else: what is an argument can be read by any
+local user, and what is in a file may be committed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, get_args
+from urllib.parse import urlsplit, urlunsplit
+
+from rlm import RLM
+from rlm.core.types import ClientBackend, RLMChatCompletion
+from rlm.utils.exceptions import CancellationError
+
+from rlm_containers.errors import CompletionError, ContainersError, OptionError
+from rlm_containers.integrations.rlms.environment import register
+from rlm_containers.integrations.rlms.recorder import Recorder, usage_of
+from rlm_containers.integrations.rlms.trajectory import Trajectory, Turn
+from rlm_containers.options.options import SandboxOptions
+from rlm_containers.options.sources import configured_options
+from rlm_containers.sandbox.context import Context
+
+__all__ = ["BACKENDS", "Completion", "Model"]
+
+#: The backends of rlms.
+BACKENDS: tuple[str, ...] = get_args(ClientBackend)
+
+_KEYS = {
+    "anthropic": "ANTHROPIC_API_KEY",
+    "azure_openai": "AZURE_OPENAI_API_KEY",
+    "gemini": "GEMINI_API_KEY",
+    "openai": "OPENAI_API_KEY",
+    "openrouter": "OPENROUTER_API_KEY",
+    "portkey": "PORTKEY_API_KEY",
+    "vercel": "AI_GATEWAY_API_KEY",
+    "vllm": "VLLM_API_KEY",
+}
+
+# What vLLM's own documentation has clients say to a server that asks for no key.
+_NO_KEY = "EMPTY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A language model, and the way to it.
+
+    Attributes:
+        name: its name, as the backend knows it.
+        backend: one of :data:`BACKENDS`.
+        base_url: another server that speaks the backend's protocol.
+    """
+
+    name: str
+    backend: str = "openai"
+    base_url: str | None = None
+
+    @property
+    def key_variable(self) -> str:
+        """The environment variable that has its key."""
+        return _KEYS.get(self.backend, f"{self.backend.upper()}_API_KEY")
+
+    def arguments(self) -> dict[str, Any]:
+        """What rlms's client takes.
+
+        Raises:
+            OptionError: there is no such backend, or no key for it.
+        """
+        if self.backend not in BACKENDS:
+            raise OptionError(
+                f"There is no backend {self.backend!r}.",
+                remedy=f"There are: {', '.join(BACKENDS)}.",
+            )
+        key = os.environ.get(self.key_variable)
+        if key is None and self.base_url is None:
+            raise OptionError(
+                f"The backend {self.backend} needs a key, and {self.key_variable} is not set.",
+                remedy=f"Set {self.key_variable} in the environment, or name a server that needs "
+                "none with --base-url.",
+            )
+        if self.backend == "vllm" and self.base_url is None:
+            raise OptionError(
+                "The backend vllm needs the address of its server.",
+                remedy="For instance --base-url http://localhost:8000/v1.",
+            )
+        arguments: dict[str, Any] = {"model_name": self.name, "api_key": key or _NO_KEY}
+        if self.base_url is not None:
+            where = "azure_endpoint" if self.backend == "azure_openai" else "base_url"
+            arguments[where] = self.base_url
+        return arguments
+
+    def describe(self) -> str:
+        """The backend and the server, without a password in its address."""
+        if self.base_url is None:
+            return self.backend
+        parts = urlsplit(self.base_url)
+        address = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+        return f"{self.backend} at {address}"
+
+
+class Completion:
+    """One question to an RLM, whose cells run in a container.
+
+    Args:
+        question: what to ask.
+        context: what to look into; without one the question itself is the context.
+        model: the root model.
+        sub_model: answers ``llm_query()`` in cells; the root model if there is none.
+        options: those of the sandbox.
+        on_turn: called after each turn.
+        limits: further arguments of ``rlm.RLM``: ``max_iterations``, ``max_timeout`` (seconds),
+            ``max_budget`` (US dollars), ``max_tokens``, ``max_errors``, ``max_depth``.
+
+    Raises:
+        OptionError: a backend or its key is missing.
+    """
+
+    def __init__(
+        self,
+        question: str,
+        context: Context | None = None,
+        *,
+        model: Model,
+        sub_model: Model | None = None,
+        options: Mapping[str, Any] | None = None,
+        on_turn: Callable[[Turn], None] | None = None,
+        **limits: Any,
+    ) -> None:
+        register()
+        self._context = context
+        self._model = model
+        self._sub_model = sub_model
+        self._recorder = Recorder(on_turn)
+        self._start: float | None = None
+        self._so_far = Trajectory(
+            model=model.name,
+            turns=(),
+            question=question,
+            context=_describe_context(context),
+            backend=model.describe(),
+            environment=_describe_environment(configured_options(options or {}), sub_model),
+        )
+        others: dict[str, Any] = {}
+        if sub_model is not None:
+            others["other_backends"] = [sub_model.backend]
+            others["other_backend_kwargs"] = [sub_model.arguments()]
+        self._rlm = RLM(
+            backend_kwargs=model.arguments(),
+            backend=model.backend,  # type: ignore[arg-type]  # checked by arguments()
+            environment="docker",
+            environment_kwargs=dict(options or {}),
+            logger=self._recorder,
+            **others,
+            **limits,
+        )
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What has been done, until now or to the end."""
+        took = self._so_far.seconds
+        if not took and self._start is not None:
+            took = time.perf_counter() - self._start
+        return replace(self._so_far, turns=tuple(self._recorder.turns), seconds=took)
+
+    def run(self) -> Trajectory:
+        """Ask, and wait for the answer.
+
+        Returns:
+            What was done for it. There is an ``answer`` in it.
+
+        Raises:
+            CompletionError: the model failed, or a limit was reached.
+            ContainersError: there is no sandbox to be had.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        self._start = time.perf_counter()
+        self._so_far = replace(self._so_far, started=datetime.now(UTC))
+        try:
+            done = self._complete()
+        except (CancellationError, KeyboardInterrupt):
+            self._end(error="It was interrupted.")
+            raise KeyboardInterrupt from None
+        except ContainersError as error:
+            self._end(error=error.what)
+            raise
+        except Exception as error:
+            why = _without_keys(f"{type(error).__name__}: {error}", self._model, self._sub_model)
+            self._end(error=why)
+            partial = getattr(error, "partial_answer", None)
+            raise CompletionError(
+                f"There is no answer. {why}",
+                partial_answer=partial if isinstance(partial, str) else None,
+            ) from None
+        finally:
+            self._rlm.close()
+        self._end(answer=done.response, usage=usage_of(done.usage_summary))
+        return self.trajectory
+
+    def _complete(self) -> RLMChatCompletion:
+        if self._context is None:
+            return self._rlm.completion(self._so_far.question)
+        # rlms passes lists as well.
+        context: Any = self._context
+        return self._rlm.completion(context, root_prompt=self._so_far.question)
+
+    def _end(self, **outcome: Any) -> None:
+        assert self._start is not None
+        took = time.perf_counter() - self._start
+        self._so_far = replace(self._so_far, seconds=took, **outcome)
+
+
+def _describe_context(context: Context | None) -> tuple[tuple[str, int], ...]:
+    if context is None:
+        return ()
+    if isinstance(context, str):
+        return (("context", len(context)),)
+    named = context.items() if isinstance(context, dict) else enumerate(context)
+    return tuple(
+        (str(name), len(value) if isinstance(value, str) else len(json.dumps(value)))
+        for name, value in named
+    )
+
+
+def _describe_environment(
+    options: SandboxOptions, sub_model: Model | None
+) -> tuple[tuple[str, str], ...]:
+    shown = {"image": options.image}
+    if options.packages:
+        shown["packages"] = ", ".join(options.packages)
+    if options.runtime:
+        shown["engine"] = str(options.runtime)
+    if sub_model is not None:
+        shown["sub-model"] = f"{sub_model.name} ({sub_model.describe()})"
+    return tuple(shown.items())
+
+
+def _without_keys(text: str, *models: Model | None) -> str:
+    """What a server says of a bad key may have the key in it."""
+    for model in models:
+        key = os.environ.get(model.key_variable) if model else None
+        if key:
+            text = text.replace(key, "…")
+    return text

@@ -1,0 +1,108 @@
+"""The drop-in for rlms: ``RLM(environment="docker")`` runs in this project's containers.
+
+Written against rlms 0.1.3. Nothing outside this package imports rlms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import rlm.core.rlm
+import rlm.environments
+from rlm.core.types import ModelUsageSummary, REPLResult, RLMChatCompletion, UsageSummary
+from rlm.environments.base_env import NonIsolatedEnv, validate_custom_tools
+
+from rlm_containers.interpreter.results import CellResult
+from rlm_containers.lm.broker import LMCall
+from rlm_containers.repl import ContainerREPL
+from rlm_containers.sandbox.sandbox import Sandbox
+
+__all__ = ["ContainerEnvironment", "ContainerResult", "register"]
+
+
+class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):
+    """:class:`ContainerREPL` as one of rlms's environments, with results of rlms's types.
+
+    Takes the same arguments. It satisfies rlms's ``SupportsPersistence`` and
+    ``SupportsCustomTools``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # The arguments that rlms's base class keeps, ContainerREPL keeps under the same names.
+        self.kwargs: dict[str, Any] = {}
+        validate_custom_tools(kwargs.get("custom_tools"))
+        ContainerREPL.__init__(self, *args, **kwargs)
+
+    def execute_code(self, code: str) -> ContainerResult:
+        """Run a cell and give its outcome as rlms's ``REPLResult``."""
+        return ContainerResult(self.run_cell(code), self.sandbox)
+
+    async def aexecute_code(self, code: str) -> ContainerResult:
+        """The same for an event loop."""
+        return ContainerResult(await self.arun_cell(code), self.sandbox)
+
+
+class ContainerResult(REPLResult):
+    """rlms's ``REPLResult``, with the figures that the cell has made.
+
+    Attributes:
+        artifacts: the figures, see :class:`~rlm_containers.interpreter.results.CellResult`.
+        sandbox: whose :meth:`~rlm_containers.sandbox.sandbox.Sandbox.get_file` has them.
+    """
+
+    def __init__(self, result: CellResult, sandbox: Sandbox) -> None:
+        vars(self).update(vars(repl_result(result)))
+        self.artifacts = result.artifacts
+        self.sandbox = sandbox
+
+
+def repl_result(result: CellResult) -> REPLResult:
+    """The same outcome as rlms's ``REPLResult``."""
+    return REPLResult(
+        stdout=result.stdout,
+        stderr=result.stderr,
+        locals=dict(result.locals),
+        execution_time=result.execution_time,
+        rlm_calls=[chat_completion(call) for call in result.lm_calls],
+        final_answer=result.final_answer,
+    )
+
+
+def chat_completion(call: LMCall) -> RLMChatCompletion:
+    """The same call as rlms's ``RLMChatCompletion``, for its logger and its usage."""
+    if isinstance(call.completion, RLMChatCompletion):
+        return call.completion
+    if isinstance(call.completion, dict):
+        usage = call.completion.get("usage_summary") or {}
+        return RLMChatCompletion.from_dict({**call.completion, "usage_summary": usage})
+    model = call.model or "unknown"
+    counted = ModelUsageSummary(total_calls=1, total_input_tokens=0, total_output_tokens=0)
+    return RLMChatCompletion(
+        root_model=model,
+        prompt=call.prompt,  # type: ignore[arg-type]  # rlms passes lists as well
+        response=call.response,
+        usage_summary=UsageSummary(model_usage_summaries={model: counted}),
+        execution_time=call.execution_time,
+    )
+
+
+def register() -> None:
+    """Make rlms use :class:`ContainerEnvironment` for ``environment="docker"``.
+
+    Children of a recursive call are made by the same function, so they follow. Calling it again
+    changes nothing.
+    """
+    original: Callable[..., Any] = rlm.environments.get_environment
+    if getattr(original, "replaced_by_rlm_containers", False):
+        return
+
+    def get_environment(environment: str, environment_kwargs: dict[str, Any]) -> Any:
+        if environment == "docker":
+            return ContainerEnvironment(**environment_kwargs)
+        return original(environment, environment_kwargs)
+
+    get_environment.replaced_by_rlm_containers = True  # type: ignore[attr-defined]
+    # rlms has no registry: RLM looks the function up in its own module, where it was imported to.
+    for module in (rlm.environments, rlm.core.rlm):
+        vars(module)["get_environment"] = get_environment

@@ -1,0 +1,348 @@
+"""The conversation with one guest: requests, answers, and what happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rlm_containers.container.limits import memory_death
+from rlm_containers.errors import OptionError, SandboxLostError
+from rlm_containers.guest import wire
+from rlm_containers.interpreter.deadlines import Patience
+from rlm_containers.interpreter.outcome import Outcome, UnsavedVariable
+from rlm_containers.interpreter.pipe import Channel, Closed, Event, Item, Message, Output
+from rlm_containers.interpreter.reports import GuestReports, listed
+from rlm_containers.interpreter.request import Exchange
+from rlm_containers.interpreter.results import OutputCallback, OutputCollector
+from rlm_containers.interpreter.workers import Workers
+
+__all__ = ["Session"]
+
+logger = logging.getLogger("rlm_containers")
+
+#: Sentences in a cell's stderr on what the kernel killed: a guest can say so without end.
+_NOTICES = 10
+#: Seconds between two interrupts of one request. A flood of signals interrupts its own handler,
+#: until that is nested too deep.
+_INTERVAL = 0.05
+
+
+class Session:
+    """Requests to one guest, one at a time.
+
+    Args:
+        channel: the pipe.
+        told: what every worker is told at its start: ``{"lm": bool, "proxy": dict | None,
+            "env": dict, "file_limit": int | None, "scaffold": bool, "tools": list, "kept": list,
+            "kept_names": list, "kept_session": bool}``: among them the most bytes of a file that
+            cells write; the functions of the host; the variables that belong to the host, each as
+            the ``load`` request that binds it; the names of those that are not to be bound anew;
+            and whether the session outlives the container.
+        max_output: characters to keep of each output stream of a cell.
+        patience: how long to wait for what.
+        abandon: called when the guest does not even answer to being killed; removes the container.
+        memory_loss: says how the container was killed for its memory, see :class:`Launch`.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        told: dict[str, Any],
+        max_output: int,
+        *,
+        patience: Patience,
+        abandon: Callable[[], None],
+        memory_loss: Callable[[float], str | None] = lambda since: None,
+    ) -> None:
+        self.channel = channel
+        self._workers = Workers(channel, told, patience, abandon=abandon, memory_loss=memory_loss)
+        self._max_output = max_output
+        self._patience = patience
+        self._abandon = abandon
+        self._number = 0
+        self._cells = 0
+        self._exchange: Exchange | None = None
+        patience.clock.wake = channel.wake
+
+    @property
+    def reports(self) -> GuestReports:
+        """What the guest has told of its worker."""
+        return self._workers.reports
+
+    @property
+    def _container(self) -> str:
+        return self.channel.process.name
+
+    def start(self) -> None:
+        """Tell the worker what it needs to know and wait until it is ready.
+
+        Raises:
+            SandboxStartError: it was not in time.
+        """
+        # It counts from when the container was started.
+        deadline = self.channel.opened + self._patience.start_timeout
+        self._workers.await_first(deadline, self._outcome(None))
+
+    def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Outcome:
+        """Send one request and wait for its answer.
+
+        Args:
+            op: the operation, see ``rlm_guest.worker``.
+            on_output: see :meth:`Sandbox.execute`.
+            content: the rest of the request.
+
+        Raises:
+            OptionError: the request is too large. Nothing was sent.
+            SandboxLostError: the container went away.
+        """
+        self._finish_earlier()
+        self._number += 1
+        message = {"op": op, "id": self._number, **content}
+        limit = self._patience.limit(op)
+        if op == "cell" and "name" not in content:
+            self._cells += 1
+            message["name"] = f"cell {self._cells}"  # in tracebacks
+        if limit is not None or op != "cell":
+            message["announce"] = True
+        exchange = Exchange(self._number, message, self._outcome(on_output), limit)
+        self._run(exchange)
+        return exchange.outcome
+
+    def _finish_earlier(self) -> None:
+        """See an earlier request to its end whose caller did not wait for that."""
+        if self._exchange is not None:
+            self._end(self._exchange)
+
+    def _run(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        try:
+            self._send(exchange)
+            self._wait(exchange)
+        except SandboxLostError:
+            self._exchange = None
+            raise
+        except wire.FrameError as error:
+            self._exchange = None
+            raise OptionError(
+                f"The request is too large to be sent: {error}.",
+                remedy="Send what is long as a context, with Sandbox.load().",
+                container=self._container,
+            ) from None
+        except BaseException:
+            # Ctrl-C here is meant for the cell as well; a callback that fails ends it, too. In
+            # any case the session must stay in step with the guest.
+            exchange.outcome.forget_callback()
+            self._end(exchange)
+            if exchange.outcome.notices:  # which nobody else will get to know
+                notices = " ".join(exchange.outcome.notices)
+                logger.warning("%s: %s", self._container, notices)
+            raise
+        self._exchange = None
+        self._workers.answered_at = time.time()
+
+    def interrupt(self) -> None:
+        """Interrupt the request that is under way, in whatever thread. See :class:`Stop`."""
+        exchange = self._exchange
+        if exchange is None or exchange.done or (exchange.begun and not exchange.is_cell):
+            return
+        now = time.monotonic()
+        if now < exchange.interrupted_at + _INTERVAL:
+            return
+        exchange.interrupted_at = now
+        with contextlib.suppress(SandboxLostError):  # which whoever waits is told
+            self._interrupt(exchange)
+        self.channel.wake()
+
+    def unsaved(self) -> Sequence[UnsavedVariable]:
+        """See :attr:`Sandbox.unsaved`."""
+        self.request("sync", None)
+        return self.reports.unsaved
+
+    def settle(self, timeout: float) -> bool:
+        """Wait for the checkpoint of the last request.
+
+        Args:
+            timeout: seconds until the variable that it is at is given up, and what it is at after
+                that; ``cell_timeout`` where there is one.
+
+        Returns:
+            Whether there is one: else its worker was killed, and what the last request has changed
+            is lost.
+
+        Raises:
+            SandboxLostError: the container went away.
+        """
+        self._finish_earlier()
+        self._number += 1
+        message = {"op": "sync", "id": self._number, "announce": True}
+        exchange = Exchange(self._number, message, self._outcome(None), timeout)
+        self._run(exchange)
+        if exchange.outcome.notices:
+            logger.warning("%s: %s", self._container, " ".join(exchange.outcome.notices))
+        return exchange.deaths == 0
+
+    def restart(self, between: Callable[[], None], *, restores: bool) -> Sequence[UnsavedVariable]:
+        """Kill the worker and start another, with a step in between when neither uses any file.
+
+        Args:
+            between: the step. If it fails, the worker is started all the same.
+            restores: whether there is a checkpoint to go on from.
+
+        Returns:
+            The variables that it did not bring back.
+
+        Raises:
+            SandboxStartError: the next one was not ready in time.
+            SandboxLostError: the container went away.
+        """
+        self._finish_earlier()
+        number = self._number if restores else 0
+        self._workers.replace(between, number, self._outcome(None))
+        return self.reports.unsaved
+
+    # Answers
+
+    def _wait(self, exchange: Exchange) -> None:
+        """Take what comes until the answer is there."""
+        while not exchange.done:
+            item = self._receive(exchange)
+            if isinstance(item, Event):
+                self._workers.bury(item, exchange)
+            elif isinstance(item, Message):
+                op, number = item.content.get("op"), item.content.get("id")
+                if self._patience.ready_by is not None:
+                    if op == "ready":
+                        self._workers.revive(item.content, exchange)
+                        if not exchange.done:
+                            self._send(exchange)
+                elif op == "begun" and number == exchange.number:
+                    self._begin(exchange)
+                elif op == "result" and number == exchange.number:
+                    self._finish(item.content, exchange)
+
+    def _receive(self, exchange: Exchange) -> Item:
+        """The next item that is not output. The news of a checkpoint is noted on its way."""
+        while True:
+            left = self._patience.left(exchange)
+            if left is not None and left <= 0:
+                if exchange.unread is None:
+                    # Who is to be killed may have answered.
+                    is_final = exchange.stop is not None and exchange.stop.is_final
+                    exchange.unread = self.channel.waiting() if is_final else 0
+                if exchange.unread <= 0:
+                    self._act(exchange)
+                    exchange.unread = None
+                    continue
+                exchange.unread -= 1
+            try:
+                item = self.channel.receive(left)
+            except TimeoutError:
+                continue
+            outcome = exchange.outcome
+            if exchange.stop is not None:
+                exchange.stop.backlog -= 1
+            if isinstance(item, Output):
+                stream = outcome.stdout if item.stream == wire.STDOUT else outcome.collected_stderr
+                stream.feed(item.data)
+            elif isinstance(item, Closed):
+                raise self._workers.gone(item)
+            elif isinstance(item, Event) and item.content.get("event") == "killed":
+                how = memory_death(item.content.get("memory"))
+                notice = f"A process that a cell started {how}."
+                if notice not in outcome.notices and len(outcome.notices) < _NOTICES:
+                    outcome.notices.append(notice)
+            else:
+                if isinstance(item, Message) and item.content.get("op") == "saved":
+                    self.reports.note_saved(item.content)
+                return item
+
+    def _begin(self, exchange: Exchange) -> None:
+        """The guest has begun with a request; nothing else is in its way any more."""
+        if not exchange.begun and self._patience.begin(exchange) and self.reports.unsaved:
+            reached = self._patience.reached("The checkpoint before this cell", "cell_timeout")
+            names = listed([str(variable) for variable in self.reports.unsaved], "; ")
+            exchange.outcome.notices.append(f"{reached} Not saved: {names}.")
+
+    def _finish(self, content: dict[str, Any], exchange: Exchange) -> None:
+        """The answer is there."""
+        stop = exchange.stop
+        if stop is not None and stop.killed:
+            return  # too late: the news of the death is on its way, and is what holds
+        self._patience.is_fresh = False  # cells without a limit do not say that they have begun
+        outcome = exchange.outcome
+        self.reports.note_result(content, outcome)
+        if content.get("skipped") is True:
+            outcome.notices.append("It was interrupted before it began.")
+        else:
+            self._workers.acknowledged.add(
+                exchange.number,
+                exchange.message.get("code") or _bound(exchange.message),
+                saved=not self.reports.checkpoint_failed,
+            )
+        if stop is not None or exchange.interrupted:
+            self.channel.send(wire.SWEEP)
+        if stop is not None and stop.cause == "limit" and stop.backlog < 0:
+            self._patience.explain(exchange)
+            outcome.status = "timeout"
+        exchange.done = True
+
+    # Time
+
+    def _act(self, exchange: Exchange) -> None:
+        """Something has lasted too long: do the next thing about it."""
+        action, step = self._patience.act(exchange, self.channel.waiting())
+        if action == "interrupt":
+            self.channel.send(wire.INTERRUPT, step.to_bytes(8, "big"))
+        elif action == "kill":
+            self.channel.send(wire.RESTART)
+        else:
+            self.channel.hang_up("it did not answer any more")
+            self._abandon()
+            raise SandboxLostError(
+                "The guest does not answer any more, not even to being killed.",
+                remedy="Make a new Sandbox. The container has been removed.",
+                container=self._container,
+            )
+
+    def _interrupt(self, exchange: Exchange) -> None:
+        exchange.interrupted = True
+        if self._patience.ready_by is None:  # else it would cost variables that are being restored
+            self.channel.send(wire.INTERRUPT, exchange.step.to_bytes(8, "big"))
+
+    def _end(self, exchange: Exchange) -> None:
+        """Interrupt a request that nobody waits for any more, and wait until it has ended.
+
+        Another KeyboardInterrupt meanwhile has its worker killed at once, and a third one leaves
+        the rest of the waiting to the next request.
+        """
+        if not exchange.interrupted and not exchange.done:
+            self._interrupt(exchange)
+        while not exchange.done:
+            try:
+                self._wait(exchange)
+            except KeyboardInterrupt:
+                if exchange.stop is None or exchange.stop.killed:
+                    raise
+                exchange.stop.hurry()
+        self._exchange = None
+
+    # The rest
+
+    def _send(self, exchange: Exchange) -> None:
+        self._patience.send(exchange)
+        self.channel.send_message(**exchange.message)
+
+    def _outcome(self, on_output: OutputCallback | None) -> Outcome:
+        return Outcome(
+            OutputCollector("stdout", self._max_output, on_output),
+            OutputCollector("stderr", self._max_output, on_output),
+        )
+
+
+def _bound(message: dict[str, Any]) -> str:
+    """The names that a request binds which is no cell: ``context_0`` is ``context`` as well."""
+    name = str(message.get("name", ""))
+    return f"{name} {name.rpartition('_')[0]}"

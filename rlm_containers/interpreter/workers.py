@@ -1,0 +1,208 @@
+"""The interpreters of one guest, one after the other: how they start, and what a death costs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rlm_containers.errors import SandboxLostError, SandboxStartError
+from rlm_containers.guest import wire
+from rlm_containers.interpreter.acknowledged import Acknowledged
+from rlm_containers.interpreter.deadlines import Patience
+from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.pipe import KILLED, Channel, Closed, Event, Item, Message
+from rlm_containers.interpreter.reports import GuestReports, death
+from rlm_containers.interpreter.request import Exchange
+
+__all__ = ["Workers"]
+
+logger = logging.getLogger("rlm_containers")
+
+#: Workers that may die one after the other without any of them becoming ready.
+_DEATHS = 5
+
+
+class Workers:
+    """One is there at a time. When it dies, the supervisor has forked another.
+
+    Args:
+        channel: the pipe.
+        told: what every one is told at its start, see :class:`Session`.
+        patience: how long to wait for what.
+        abandon: called when one does not become ready; removes the container.
+        memory_loss: says how the container was killed for its memory, see :class:`Launch`.
+
+    Attributes:
+        reports: what the present one has told.
+        acknowledged: the requests that were answered, by it and those before it.
+        answered_at: when the last one was, as ``time.time()`` has it.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        told: dict[str, Any],
+        patience: Patience,
+        *,
+        abandon: Callable[[], None],
+        memory_loss: Callable[[float], str | None],
+    ) -> None:
+        self.reports = GuestReports(channel.process.name)
+        self.acknowledged = Acknowledged()
+        self.answered_at = time.time()
+        self._channel = channel
+        self._told = told
+        self._patience = patience
+        self._abandon = abandon
+        self._memory_loss = memory_loss
+
+    @property
+    def _container(self) -> str:
+        return self._channel.process.name
+
+    # With no request on its way
+
+    def await_first(self, deadline: float, outcome: Outcome) -> None:
+        """Tell one what it needs to know and wait until it is ready.
+
+        Args:
+            deadline: until when, as ``time.monotonic()`` has it.
+            outcome: where it is said if one dies.
+
+        Raises:
+            SandboxStartError: it was not in time.
+            SandboxLostError: the container went away, or one dies after the other.
+        """
+        self._send_start()
+        deaths = 0
+        while True:
+            item = self._receive_by(deadline)
+            if isinstance(item, Message) and item.content.get("op") == "ready":
+                self._patience.ready()
+                self.reports.note_ready(item.content, has_proxy=bool(self._told["proxy"]))
+                return
+            if isinstance(item, Event) and item.content.get("event") != "killed":
+                deaths += 1
+                self._count(deaths)
+                self._note_death(item, outcome)
+                self._send_start()
+
+    def replace(self, between: Callable[[], None], number: int, outcome: Outcome) -> None:
+        """Kill the present one and start another, see :meth:`Session.restart`.
+
+        Args:
+            between: what to do when neither uses any file.
+            number: the request whose checkpoint the other goes on from; 0 if there is none.
+            outcome: where it is said if one dies.
+        """
+        self._channel.send(wire.RESTART)
+        deadline = time.monotonic() + self._patience.start_timeout
+        while True:
+            item = self._receive_by(deadline)
+            if isinstance(item, Event) and item.content.get("event") == "died":
+                break
+        # What is not in a checkpoint is not in what is gone on from, and is not lost by that.
+        saved = item.content.get("saved")
+        number = min(number, saved) if isinstance(saved, int) else number
+        try:
+            between()
+        finally:
+            self.acknowledged.restart(number)
+            self.await_first(time.monotonic() + self._patience.start_timeout, outcome)
+
+    def _receive_by(self, deadline: float) -> Item:
+        """The next item while there is no worker that is ready."""
+        try:
+            item = self._channel.receive(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self._abandon()
+            raise SandboxStartError(
+                "The container is up, but its interpreter was not ready within "
+                f"{self._patience.start_timeout:g} s.",
+                remedy="Raise start_timeout, or see what the container is busy with.",
+                container=self._container,
+            ) from None
+        if isinstance(item, Closed):
+            raise self.gone(item)
+        return item
+
+    # In the middle of one
+
+    def bury(self, item: Event, exchange: Exchange) -> None:
+        """One died. Another is there: start it."""
+        exchange.deaths += 1
+        self._count(exchange.deaths)
+        if self._patience.ready_by is None and (
+            item.content.get("begun") == exchange.number or exchange.begun
+        ):
+            exchange.died = True
+            exchange.outcome.note_death(item.content)
+            exchange.killed = exchange.stop is not None and exchange.stop.killed
+        self._patience.explain(exchange)
+        exchange.stop = None
+        self._note_death(item, exchange.outcome)
+        self._send_start()
+        self._patience.restart()
+
+    def revive(self, content: dict[str, Any], exchange: Exchange) -> None:
+        """The next one is ready, with what was saved.
+
+        The request is done if the one before died of it. Else that died before it came to it, so
+        that nothing of it was done.
+        """
+        self._patience.explain(exchange)
+        exchange.stop = None
+        outcome = exchange.outcome
+        self._patience.ready()
+        self.reports.note_restored(content, outcome, has_proxy=bool(self._told["proxy"]))
+        outcome.locals = dict(self.reports.locals)
+        exchange.done = exchange.died or exchange.interrupted
+        if exchange.died:
+            outcome.status = "killed" if exchange.killed else "died"
+        elif exchange.interrupted:
+            outcome.status = "interrupted"
+            outcome.notices.append("It was interrupted before it began.")
+
+    def _send_start(self) -> None:
+        expected = self.acknowledged.number > 0
+        self._channel.send_message(op="start", expected=expected, **self._told)
+
+    def _note_death(self, item: Event, outcome: Outcome) -> None:
+        how = death(item.content)
+        if item.content.get("event") != "died":
+            return
+        logger.info("%s: the worker %s", self._container, how)
+        outcome.notices.append(
+            f"The Python process of this session {how}. A new one goes on with the variables "
+            "as they were after the last cell that ended."
+        )
+        words = self.acknowledged.die(item.content.get("saved"))
+        if words is not None:
+            self.reports.note_unsaved(words, outcome)
+
+    def _count(self, deaths: int) -> None:
+        if deaths > _DEATHS:
+            raise SandboxLostError(
+                f"The Python process of this session died {deaths} times before it was ready.",
+                remedy="Make a new Sandbox.",
+                container=self._container,
+            )
+
+    def gone(self, closed: Closed) -> SandboxLostError:
+        """What to raise when the pipe has ended, and with it all of them."""
+        why = closed.reason or f"its program ended with status {closed.exit_code}"
+        remedy = "Make a new Sandbox. Was it removed by someone, or its engine stopped?"
+        if closed.exit_code == KILLED and not closed.reason:
+            loss = self._memory_loss(self.answered_at)
+            if loss:
+                why, remedy = loss, "Make a new Sandbox."
+            elif loss is None:
+                why += ", perhaps killed for its memory"
+        said = closed.stderr.strip()
+        return SandboxLostError(
+            f"The container is gone: {why}." + (f" It said: {said}" if said else ""),
+            remedy=remedy,
+            container=self._container,
+        )

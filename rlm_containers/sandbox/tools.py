@@ -1,0 +1,182 @@
+"""Functions of this process that cells may call: a cell says ``fetch(x, y=2)``, and it runs here.
+
+Arguments and results travel as JSON over the container's pipe. Each call runs in a thread of its
+own. What comes from the container is untrusted: it names one of the functions that were given,
+and nothing else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import keyword
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rlm_containers.errors import OptionError
+from rlm_containers.sandbox.awaitables import AsyncFunctions
+
+__all__ = ["SCAFFOLD", "TOOL_PATH", "HostTools", "ToolFunction", "check_names"]
+
+#: What calls of tools are sent to.
+TOOL_PATH = "/tool"
+
+#: A function of the host. It may be async.
+ToolFunction = Callable[..., Any]
+
+#: The names that an RLM's cells are promised, and that nothing else may have.
+SCAFFOLD = frozenset(
+    (
+        "SHOW_VARS",
+        "answer",
+        "context",
+        "history",
+        "llm_query",
+        "llm_query_batched",
+        "rlm_query",
+        "rlm_query_batched",
+    )
+)
+
+#: What every module has.
+_OF_MODULES = frozenset(
+    ("__builtins__", "__doc__", "__loader__", "__name__", "__package__", "__spec__")
+)
+
+#: Characters of a function's documentation that the guest is told.
+_DOC_LENGTH = 4000
+
+
+def check_names(names: Iterable[object], reserved: frozenset[str] = SCAFFOLD) -> None:
+    """Check that tools can have these names.
+
+    Raises:
+        OptionError: one is no identifier, a keyword, or reserved.
+    """
+    for name in names:
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+            raise OptionError(f"{name!r} cannot be the name of a tool: it is no identifier.")
+        if name in reserved | _OF_MODULES:
+            raise OptionError(
+                f"A tool cannot be named {name!r}: that name is reserved.",
+                remedy=f"Reserved are: {', '.join(sorted(reserved | _OF_MODULES))}.",
+            )
+
+
+class HostTools:
+    """The functions that the cells of one sandbox may call.
+
+    Args:
+        functions: the functions by their names.
+        reserved: names that none of them may have.
+        async_functions: waits for those that are async.
+
+    Raises:
+        OptionError: a name cannot be used, or what it names cannot be called.
+    """
+
+    def __init__(
+        self,
+        functions: Mapping[str, ToolFunction],
+        reserved: frozenset[str] = SCAFFOLD,
+        async_functions: AsyncFunctions | None = None,
+    ) -> None:
+        if not isinstance(functions, Mapping):
+            raise OptionError(
+                f"tools must be a mapping of names to functions, not {type(functions).__name__}."
+            )
+        check_names(functions, reserved)
+        for name, function in functions.items():
+            if not callable(function):
+                raise OptionError(
+                    f"The tool {name!r} must be callable, not {type(function).__name__}.",
+                    remedy="Data is given to cells with Sandbox.load().",
+                )
+        self._functions = dict(functions)
+        self._async_functions = async_functions or AsyncFunctions()
+
+    def describe(self) -> list[dict[str, str]]:
+        """What the guest is told of each: its ``name``, ``signature`` and ``doc``."""
+        return [
+            {"name": name, "signature": _signature(function), "doc": _doc(function)}
+            for name, function in self._functions.items()
+        ]
+
+    def call(self, request: object) -> dict[str, Any]:
+        """Answer one request of the guest.
+
+        Args:
+            request: ``{"name": str, "args": list, "kwargs": dict}``, not checked in any way.
+
+        Returns:
+            ``{"result": …}`` or ``{"error": {"type": str, "args": list | None, "text": str}}``.
+            Never raises.
+        """
+        if not isinstance(request, dict):
+            return _error(TypeError("bad request: not an object"))
+        name, args, kwargs = (request.get(key) for key in ("name", "args", "kwargs"))
+        if not (isinstance(name, str) and isinstance(args, list) and isinstance(kwargs, dict)):
+            return _error(TypeError("bad request: not the call of a tool"))
+        function = self._functions.get(name)
+        if function is None:
+            return _error(NameError(f"there is no tool {name!r}"))
+        try:
+            result = self._async_functions.result(function(*args, **kwargs))
+        except BaseException as error:
+            # SystemExit too: a function that raises it must not end this thread without a word.
+            return _error(error)
+        try:
+            json.dumps(result)
+        except (TypeError, ValueError, RecursionError) as error:
+            kind = type(result).__name__
+            return _error(
+                TypeError(f"the result of {name}() ({kind}) cannot be sent as JSON: {error}")
+            )
+        return {"result": result}
+
+
+def _error(error: BaseException) -> dict[str, Any]:
+    try:
+        text = str(error)
+    except Exception:
+        text = "its message cannot be shown"
+    args: list[Any] | None = list(error.args)
+    try:
+        json.dumps(args)
+    except (TypeError, ValueError, RecursionError):
+        args = None
+    return {"error": {"type": type(error).__name__, "args": args, "text": text}}
+
+
+def _signature(function: ToolFunction) -> str:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in callables have none
+        return "(...)"
+    plain = [
+        parameter.replace(
+            # Only what no secret can be in, and what is short.
+            default=parameter.default if isinstance(parameter.default, _SHOWN) else _ELIDED,
+            annotation=parameter.empty,
+        )
+        if parameter.default is not parameter.empty
+        else parameter.replace(annotation=parameter.empty)
+        for parameter in signature.parameters.values()
+    ]
+    return str(inspect.Signature(plain))[:_DOC_LENGTH]
+
+
+class _Elided:
+    def __repr__(self) -> str:
+        return "..."
+
+
+_ELIDED = _Elided()
+_SHOWN = (bool, int, float, type(None))
+
+
+def _doc(function: ToolFunction) -> str:
+    try:
+        return (inspect.getdoc(function) or "")[:_DOC_LENGTH]
+    except Exception:  # a __doc__ that is a property of its own
+        return ""

@@ -1,0 +1,299 @@
+"""A session as one file, to be taken to another machine.
+
+A tar archive: first ``session.json``, which describes the workspace and the snapshots, then the
+contents of their files as ``objects/SHA-256``, each once. With a name that ends in ``.gz`` or
+``.tgz`` it is compressed.
+
+What comes from elsewhere is checked before it is used. Nothing is ever extracted to a path that the
+archive names: members are objects, under the digests that ``session.json`` has announced, with the
+lengths that it has announced, all of them together bounded; and they must be what the digests say.
+Headers are read one by one, since those that describe others (long names, pax) could be of any
+size; an archive of ours has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import secrets
+import stat
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Self, cast
+
+from rlm_containers.errors import ArchiveError, SessionStateError
+from rlm_containers.interpreter.untrusted import UntrustedJSON
+from rlm_containers.state.hostfiles import is_session_name
+from rlm_containers.state.nofollow import free_space
+from rlm_containers.state.objects import ObjectStore, is_digest
+from rlm_containers.state.snapshots import Entry, Snapshot
+
+__all__ = ["Archive", "portable", "read_archive", "write_archive"]
+
+FORMAT = 1
+
+_INDEX = "session.json"
+_OBJECTS = "objects/"
+
+#: Bytes of the description, its keys and values (a dozen for each file), and snapshots in it.
+_MAX_INDEX = 256 * 1024**2
+_MAX_PARTS = 8_000_000
+_MAX_SNAPSHOTS = 1_000
+
+_BLOCK = tarfile.BLOCKSIZE
+
+#: Bytes after the end that some programs fill their archives up with.
+_MAX_PADDING = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """What an archive has.
+
+    Attributes:
+        name: the session's name.
+        head: its workspace.
+        snapshots: its snapshots.
+    """
+
+    name: str
+    head: Snapshot
+    snapshots: tuple[Snapshot, ...]
+
+    @property
+    def digests(self) -> dict[str, int]:
+        """The objects that it needs, with their lengths."""
+        needed: dict[str, int] = {}
+        for snapshot in (self.head, *self.snapshots):
+            needed.update(snapshot.digests)
+        return needed
+
+    def to_json(self) -> bytes:
+        described = {
+            "format": FORMAT,
+            "name": self.name,
+            "head": self.head.to_json(),
+            "snapshots": [snapshot.to_json() for snapshot in self.snapshots],
+        }
+        return json.dumps(described).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """The archive that some JSON describes.
+
+        Raises:
+            ValueError: it is none.
+        """
+        raw = UntrustedJSON(text, _MAX_PARTS).load()
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise ValueError("it is of no known format")
+        name, snapshots = raw.get("name"), raw.get("snapshots")
+        if not is_session_name(name):
+            raise ValueError("it has no name")
+        if not isinstance(snapshots, list) or len(snapshots) > _MAX_SNAPSHOTS:
+            raise ValueError("its snapshots are no list, or too long a one")
+        made = cls(
+            name=cast(str, name),
+            head=Snapshot.from_json(raw.get("head")),
+            snapshots=tuple(Snapshot.from_json(snapshot) for snapshot in snapshots),
+        )
+        lengths: dict[str, int] = {}
+        for snapshot in (made.head, *made.snapshots):
+            for entry in snapshot.entries:
+                if entry.kind == "symlink" and not _stays_inside(entry):
+                    raise ValueError(f"the link {entry.path[:80]!r} leads out of the workspace")
+                if (
+                    entry.kind == "file"
+                    and lengths.setdefault(entry.digest, entry.size) != entry.size
+                ):
+                    raise ValueError(f"the length of {entry.path[:80]!r} is said to be two things")
+        return made
+
+
+def portable(snapshot: Snapshot) -> Snapshot:
+    """The same without links that lead out of the workspace, which it names as skipped."""
+    out = [e.path for e in snapshot.entries if e.kind == "symlink" and not _stays_inside(e)]
+    if not out:
+        return snapshot
+    entries = [entry for entry in snapshot.entries if entry.path not in out]
+    made = Snapshot.of(entries, (*snapshot.skipped, *out), snapshot.manifest, snapshot.note)
+    return replace(made, created=snapshot.created)
+
+
+def _stays_inside(link: Entry) -> bool:
+    """Whether a link cannot lead out, whatever other links of the same kind there are."""
+    parts = link.target.split("/")
+    up = 0
+    while up < len(parts) and parts[up] == "..":
+        up += 1
+    # Up from a directory that is one; later, what is below may be a link itself.
+    return parts[0] != "" and ".." not in parts[up:] and up <= link.path.count("/")
+
+
+def write_archive(path: Path, archive: Archive, objects: ObjectStore) -> None:
+    """Write an archive, whole or not at all.
+
+    Raises:
+        ArchiveError: it cannot be written.
+        SessionStateError: an object is missing or damaged.
+    """
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as plain, _packed(plain, path) as file:
+            index = archive.to_json()
+            _check_length(index)
+            _write_member(file, _INDEX, len(index), io.BytesIO(index))
+            for digest, size in sorted(archive.digests.items()):
+                with objects.opened(digest, size) as source:
+                    _write_member(file, _OBJECTS + digest, size, source)
+            file.write(bytes(2 * _BLOCK))
+        temporary.replace(path)
+    except OSError as error:
+        raise ArchiveError(
+            f"The session could not be exported to {path}: {error.strerror}.",
+            remedy="Make room, or name a directory that is there and can be written to.",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _check_length(index: bytes) -> None:
+    try:
+        if len(index) > _MAX_INDEX:
+            raise ValueError(f"its description has more than {_MAX_INDEX:,} bytes")
+        UntrustedJSON(index, _MAX_PARTS)
+    except ValueError as error:
+        raise ArchiveError(
+            f"The session has too many files for one archive: {error}.",
+            remedy="Export it without its snapshots, or remove files that are not needed.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _packed(file: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+    if path.suffix not in (".gz", ".tgz"):
+        yield file
+        return
+    with gzip.GzipFile(path.name, "wb", compresslevel=6, fileobj=file, mtime=0) as packed:
+        yield cast(BinaryIO, packed)
+
+
+def _write_member(file: BinaryIO, name: str, size: int, source: BinaryIO) -> None:
+    header = tarfile.TarInfo(name)
+    header.size = size
+    file.write(header.tobuf(tarfile.GNU_FORMAT))
+    copied = 0
+    while chunk := source.read(1 << 20):
+        file.write(chunk)
+        copied += len(chunk)
+    if copied != size:
+        raise SessionStateError(f"{name} is not as long as it was.")
+    file.write(bytes(-size % _BLOCK))
+
+
+def read_archive(path: Path, objects: ObjectStore, max_size: int) -> Archive:
+    """Check an archive and take its objects.
+
+    Args:
+        path: the file.
+        objects: an empty store, to be thrown away if this fails.
+        max_size: bytes that all objects together may have.
+
+    Raises:
+        ArchiveError: it is no archive of a session, is damaged, or too large.
+    """
+    try:
+        # Not to wait for a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as plain, _unpacked(plain) as file:
+            return _read(file, objects, max_size)
+    except (ValueError, SessionStateError, MemoryError) as error:
+        raise ArchiveError(
+            f"{path} is not an exported session, or is damaged: {error}",
+            remedy="Export it again. Nothing has been imported.",
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise ArchiveError(
+            f"{path} could not be imported: {error}.",
+            remedy="Nothing has been imported.",
+        ) from error
+
+
+@contextlib.contextmanager
+def _unpacked(file: BinaryIO) -> Iterator[BinaryIO]:
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise ValueError("it is no regular file")
+    magic = file.read(2)
+    file.seek(0)
+    if magic != b"\x1f\x8b":
+        yield file
+        return
+    with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+        yield cast(BinaryIO, unpacked)
+
+
+def _read(file: BinaryIO, objects: ObjectStore, max_size: int) -> Archive:
+    member = _next_member(file)
+    if member is None or member[0] != _INDEX or member[1] > _MAX_INDEX:
+        raise ValueError(f"it does not begin with {_INDEX}")
+    archive = Archive.from_json(_exactly(file, member[1]))
+    _exactly(file, -member[1] % _BLOCK)
+    needed = archive.digests
+    total = sum(needed.values())
+    objects.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory = os.open(objects.directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # Twice: as objects, and laid out in the workspace.
+        room = min(max_size, free_space(directory) // 2)
+    finally:
+        os.close(directory)
+    if total > room:
+        raise ValueError(f"its files have {total:,} bytes, and there is room for {room:,}")
+    while needed:
+        member = _next_member(file)
+        if member is None:
+            raise ValueError(f"{len(needed)} of its files are missing")
+        name, size = member
+        digest = name.removeprefix(_OBJECTS)
+        if not name.startswith(_OBJECTS) or needed.get(digest) != size:
+            raise ValueError(f"{name[:80]!r} does not belong in it")
+        del needed[digest]
+        objects.receive(file, digest, size)
+        _exactly(file, -size % _BLOCK)
+    if _next_member(file) is not None:
+        raise ValueError("there is more in it than belongs there")
+    # To its very end, where a compressed one has its checksum.
+    rest = file.read(_MAX_PADDING + 1)
+    if len(rest) > _MAX_PADDING or any(rest):
+        raise ValueError("there is more in it than belongs there")
+    return archive
+
+
+def _next_member(file: BinaryIO) -> tuple[str, int] | None:
+    """Name and length of the next member, which must be a plain file; ``None`` at the end."""
+    header = _exactly(file, _BLOCK)
+    if not any(header):
+        return None
+    try:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+    except tarfile.HeaderError as error:
+        raise ValueError(f"a header in it is none ({error})") from error
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.size < 0:
+        raise ValueError(f"{member.name[:80]!r} in it is no file")
+    if member.name != _INDEX and not is_digest(member.name.removeprefix(_OBJECTS)):
+        raise ValueError(f"{member.name[:80]!r} does not belong in it")
+    return member.name, member.size
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        raise ValueError("its end is missing")
+    return data

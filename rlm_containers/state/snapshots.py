@@ -1,0 +1,203 @@
+"""Snapshots: what a workspace was at some moment, as a list of its files and their contents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, cast
+
+from rlm_containers.errors import WorkspaceError
+from rlm_containers.state.manifest import Manifest, check_time, now
+from rlm_containers.state.nofollow import relative_parts
+from rlm_containers.state.objects import is_digest
+from rlm_containers.state.trees import MAX_DEPTH, MAX_NODES
+
+__all__ = ["ID_LENGTH", "Entry", "Snapshot"]
+
+FORMAT = 1
+
+#: Characters of a snapshot's id: the beginning of a SHA-256.
+ID_LENGTH = 16
+
+#: Characters of a note, and of a symbolic link's target.
+_NOTE = 200
+_TARGET = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A file, a directory or a symbolic link of a snapshot.
+
+    Attributes:
+        path: where, relative to the workspace.
+        kind: which of these.
+        mode: its permissions.
+        modified: when it was written to, in nanoseconds of the epoch.
+        size: of a file: bytes.
+        digest: of a file: the SHA-256 of its contents.
+        target: of a link: where it points to; kept as text, and never followed.
+    """
+
+    path: str
+    kind: Literal["file", "directory", "symlink"]
+    mode: int = 0o777
+    modified: int = 0
+    size: int = 0
+    digest: str = ""
+    target: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What a session was.
+
+    Attributes:
+        id: made of what is in it: the same state has the same id.
+        created: when it was taken: ISO 8601, in UTC.
+        note: what its user wrote to it.
+        manifest: what was known of the session.
+        entries: its files, each directory before what is in it.
+        skipped: paths of FIFOs, sockets and devices, which it does not have.
+    """
+
+    id: str
+    created: str
+    note: str
+    manifest: Manifest
+    entries: tuple[Entry, ...]
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, entries: Collection[Entry], skipped: Collection[str], manifest: Manifest, note: str
+    ) -> Self:
+        """The snapshot that has just been taken."""
+        return cls(
+            id=_id(entries),
+            created=now(),
+            note=note[:_NOTE],
+            manifest=manifest,
+            entries=tuple(entries),
+            skipped=tuple(skipped),
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def digests(self) -> dict[str, int]:
+        """The objects that it needs, with their lengths."""
+        return {entry.digest: entry.size for entry in self.entries if entry.kind == "file"}
+
+    def to_json(self) -> dict[str, Any]:
+        rows = []
+        for entry in self.entries:
+            row = asdict(entry)
+            rows.append({name: value for name, value in row.items() if value not in ("", 0)})
+        return {
+            "format": FORMAT,
+            "created": self.created,
+            "note": self.note,
+            "manifest": self.manifest.to_json(),
+            "entries": rows,
+            "skipped": list(self.skipped),
+        }
+
+    @classmethod
+    def from_json(cls, raw: object) -> Self:
+        """The snapshot that some JSON is, which may come from a stranger. Its id is computed.
+
+        Raises:
+            ValueError: it is none, or could not be laid out in a workspace.
+        """
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise ValueError("it is of no known format")
+        rows, skipped, note = raw.get("entries"), raw.get("skipped"), raw.get("note")
+        if not isinstance(rows, list) or len(rows) > MAX_NODES:
+            raise ValueError("its entries are no list, or too long a one")
+        if not isinstance(skipped, list) or not all(isinstance(path, str) for path in skipped):
+            raise ValueError("what it skipped is no list of paths")
+        if not isinstance(note, str) or len(note) > _NOTE:
+            raise ValueError("its note is no text")
+        entries = tuple(_entry(row) for row in rows)
+        _check_tree(entries)
+        return cls(
+            id=_id(entries),
+            created=check_time(raw.get("created")),
+            note=note,
+            manifest=Manifest.from_json(raw.get("manifest")),
+            entries=entries,
+            skipped=tuple(skipped[:MAX_NODES]),
+        )
+
+
+def _id(entries: Collection[Entry]) -> str:
+    """The digest of everything that makes a difference, which times do not."""
+    rows = [
+        [entry.path, entry.kind, entry.mode, entry.size, entry.digest, entry.target]
+        for entry in entries
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:ID_LENGTH]
+
+
+def _entry(row: object) -> Entry:
+    if not isinstance(row, dict):
+        raise ValueError("an entry is no object")
+    path, kind = row.get("path"), row.get("kind")
+    if not isinstance(path, str) or not _is_plain(path):
+        raise ValueError(f"an entry has the path {str(path)[:80]!r}")
+    if kind not in ("file", "directory", "symlink"):
+        raise ValueError(f"{path[:80]!r} is of an unknown kind")
+    numbers = {name: row.get(name, 0) for name in ("mode", "modified", "size")}
+    for name, bound in (("mode", 0o1000), ("modified", 1 << 62), ("size", 1 << 62)):
+        number = numbers[name]
+        if type(number) is not int or not 0 <= number < bound:
+            raise ValueError(f"the {name} of {path[:80]!r} is out of bounds")
+    digest, target = row.get("digest", ""), row.get("target", "")
+    if kind == "file" and not is_digest(digest):
+        raise ValueError(f"the digest of {path[:80]!r} is none")
+    if kind == "symlink" and not _is_link(target):
+        raise ValueError(f"the link {path[:80]!r} leads nowhere")
+    return Entry(
+        path=path,
+        kind=cast(Literal["file", "directory", "symlink"], kind),
+        **numbers,
+        digest=digest if kind == "file" else "",
+        target=target if kind == "symlink" else "",
+    )
+
+
+def _is_plain(path: str) -> bool:
+    """Whether this is the one way to write a path below the workspace."""
+    try:
+        os.fsencode(path)
+        return "/".join(relative_parts("./" + path)) == path
+    except (WorkspaceError, UnicodeEncodeError):
+        return False
+
+
+def _is_link(target: object) -> bool:
+    return isinstance(target, str) and 0 < len(target) <= _TARGET and "\0" not in target
+
+
+def _check_tree(entries: Collection[Entry]) -> None:
+    """Check that each entry is once there, and after the directory that it is in."""
+    # As a writer sees it: the way down to the last entry.
+    seen: set[str] = set()
+    way: list[str] = []
+    for entry in entries:
+        parent = entry.path.rpartition("/")[0]
+        while way and way[-1] != parent:
+            way.pop()
+        if (parent and not way) or entry.path in seen:
+            raise ValueError(f"{entry.path[:80]!r} is not where it should be")
+        if len(way) >= MAX_DEPTH:
+            raise ValueError(f"{entry.path[:80]!r} is too deep")
+        seen.add(entry.path)
+        if entry.kind == "directory":
+            way.append(entry.path)

@@ -1,0 +1,296 @@
+"""From an image to a guest that is up: the image that is missing, the Python that is, and the rest.
+
+The engines are command lines that say what real ones say, see ``tests.unit.engines``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import Sandbox
+from rlm_containers.container.bundle import TOO_OLD, Bundle
+from rlm_containers.errors import (
+    ContainersError,
+    ContainerStartError,
+    EngineUnavailableError,
+    GuestPythonError,
+    ImageNotFoundError,
+    SandboxStartError,
+)
+from rlm_containers.state.workspace import workspaces_directory
+from tests.unit.engines import FakeCli, fake_docker, fake_podman
+from tests.unit.guests import LocalRuntime
+
+NO_PYTHON3 = [
+    "docker: Error response from daemon: failed to create shim task: OCI runtime create failed: "
+    'runc create failed: unable to start container process: exec: "python3": executable file not '
+    "found in $PATH: unknown.\nSee 'docker run --help'.\n",
+    "docker: Error response from daemon: OCI runtime create failed: container_linux.go:380: "
+    'starting container process caused: exec: "python3": executable file not found in $PATH: '
+    "unknown.\n",
+    'Error: runc: runc create failed: unable to start container process: exec: "python3": '
+    "executable file not found in $PATH: OCI runtime attempted to invoke a command that was not "
+    "found\n",
+    "Error: crun: executable file `python3` not found in $PATH: No such file or directory: OCI "
+    "runtime attempted to invoke a command that was not found\n",
+]
+
+NO_IMAGE = "docker: Error response from daemon: No such image: python:3.11-slim.\n"
+
+
+@pytest.fixture(params=["docker", "podman"])
+def fake(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> FakeCli:
+    """A command line of each kind."""
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    return (fake_docker if request.param == "docker" else fake_podman)(tmp_path)
+
+
+def start(cli: FakeCli, **options: object) -> None:
+    """Start a sandbox that cannot come up; nothing of it may be left."""
+    before = set(workspaces_directory().glob("*"))
+    box = Sandbox(runtime=str(cli.path), **options)  # type: ignore[arg-type]
+    try:
+        box.start()
+    finally:
+        assert set(workspaces_directory().glob("*")) == before
+        assert "closed" in repr(box)
+
+
+@pytest.mark.parametrize("stderr", NO_PYTHON3)
+def test_an_image_without_python(fake: FakeCli, stderr: str) -> None:
+    fake.answer("run", stderr=stderr, exit_code=127)
+    with pytest.raises(GuestPythonError, match="neither python3 nor python") as caught:
+        start(fake)
+    assert "Python 3." in caught.value.remedy
+    assert caught.value.container
+    entries = [o for call in fake.called("run") for o in call if o.startswith("--entrypoint")]
+    assert entries == ["--entrypoint=python3", "--entrypoint=python"]
+    assert not fake.called("pull")
+
+
+def test_an_image_with_too_old_a_python(fake: FakeCli) -> None:
+    stderr = "rlm-containers: this Python is too old: 3.6\n"
+    fake.answer("run", stderr=stderr, exit_code=TOO_OLD)
+    with pytest.raises(GuestPythonError, match=r"too old: .*3\.6") as caught:
+        start(fake)
+    assert "3.9 or later" in caught.value.remedy
+    assert len(fake.called("run")) == 1
+
+
+def test_an_image_that_is_pulled_and_then_there(fake: FakeCli) -> None:
+    fake.script(
+        "run", f"[ -e {fake.path}.pulled ] || {{ echo '{NO_IMAGE}' >&2; exit 125; }}; exit 9"
+    )
+    fake.answer("image inspect", stderr="Error: No such image: x", exit_code=1)
+    fake.script("pull", f": >{fake.path}.pulled; exit 0")
+    with pytest.raises(ContainerStartError, match="status 9"):
+        start(fake)
+    assert len(fake.called("pull")) == 1
+    assert len(fake.called("run")) == 2
+
+
+def test_an_image_that_cannot_be_pulled(fake: FakeCli) -> None:
+    fake.answer("run", stderr=NO_IMAGE, exit_code=125)
+    fake.answer("image inspect", stderr="Error: No such image: x", exit_code=1)
+    fake.answer("pull", stderr="Error: manifest unknown\n", exit_code=1)
+    with pytest.raises(ImageNotFoundError, match="manifest unknown"):
+        start(fake)
+    assert len(fake.called("run")) == 1
+
+
+def test_an_image_that_is_there_is_never_pulled(fake: FakeCli) -> None:
+    fake.answer("run", stderr=NO_IMAGE, exit_code=125)
+    fake.answer("image inspect", {"Id": "x"})
+    with pytest.raises(ImageNotFoundError):
+        start(fake)
+    assert not fake.called("pull")
+
+
+@pytest.mark.parametrize(
+    ("stderr", "exit_code", "match"),
+    [
+        ("Error: OCI runtime error: cgroups in hybrid mode not supported\n", 126, "hybrid mode"),
+        ("docker: Error response from daemon: Conflict.\n", 125, "Conflict"),
+        ("", 1, "it said nothing"),
+        ("", 0, "it said nothing"),
+        ("Killed\n", 137, "Killed"),
+    ],
+)
+def test_an_engine_that_refuses(fake: FakeCli, stderr: str, exit_code: int, match: str) -> None:
+    fake.answer("run", stderr=stderr, exit_code=exit_code)
+    with pytest.raises(ContainerStartError, match=match) as caught:
+        start(fake)
+    assert caught.value.exit_code == exit_code
+    assert caught.value.container
+
+
+BUSY = [
+    "docker: Error response from daemon: failed to create shim task: OCI runtime create failed: "
+    "runc did not terminate successfully: exit status 1: unknown.\n",
+    "Error: beginning transaction: database is locked\n",
+]
+
+
+@pytest.mark.parametrize("stderr", BUSY)
+def test_an_engine_that_is_busy_is_asked_again(fake: FakeCli, stderr: str) -> None:
+    fake.script(
+        "run",
+        f"[ -e {fake.path}.tried ] || {{ : >{fake.path}.tried; echo '{stderr}' >&2; exit 125; }}\n"
+        "echo other >&2; exit 9",
+    )
+    with pytest.raises(ContainerStartError, match="status 9"):
+        start(fake)
+    assert len(fake.called("run")) == 2
+
+
+def test_an_engine_that_stays_busy_is_an_error(fake: FakeCli) -> None:
+    fake.answer("run", stderr=BUSY[0], exit_code=125)
+    with pytest.raises(ContainerStartError, match="runc did not terminate"):
+        start(fake)
+    assert len(fake.called("run")) == 3
+    names = {o for call in fake.called("run") for o in call if o.startswith("--name")}
+    assert len(names) == 1
+    assert len(fake.called("rm")) >= 2  # whatever there is of it must not be in its own way
+
+
+def test_a_guest_without_memory_to_come_up(tmp_path: Path) -> None:
+    cli = fake_docker(tmp_path)
+    cli.answer("run", exit_code=137)
+    cli.answer("events", "0123456789ab\n")
+    with pytest.raises(SandboxStartError, match=r"killed for its memory.*32 MiB") as caught:
+        start(cli, memory="32m")
+    assert "memory=" in caught.value.remedy
+    cli.answer("events", "")  # somebody else has killed it
+    with pytest.raises(ContainerStartError, match="status 137"):
+        start(cli, memory="32m")
+
+
+def test_what_a_client_leaves_is_left_in_the_workspace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Podman's monitor leaves a file where its client was called.
+    cli = fake_podman(tmp_path)
+    cli.script("run", f"pwd >>{tmp_path}/where; exit 1")
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "vars.env").touch()
+    monkeypatch.chdir(here)
+    for arguments in ([], ["--cpus=1"], ["--env-file=vars.env"], ["--env-file", "vars.env"]):
+        with pytest.raises(ContainerStartError):
+            start(cli, run_args=arguments)
+    places = [Path(line) for line in (tmp_path / "where").read_text().splitlines()]
+    assert [place.parent == workspaces_directory() for place in places] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert places[2:] == [here, here]
+
+
+def test_an_image_whose_files_the_engine_does_not_see(fake: FakeCli) -> None:
+    stderr = "Traceback …\nModuleNotFoundError: No module named 'rlm_guest'\n"
+    fake.answer("run", stderr=stderr, exit_code=1)
+    with pytest.raises(SandboxStartError, match="does not see") as caught:
+        start(fake)
+    assert "XDG_CACHE_HOME" in caught.value.remedy
+
+
+def test_an_image_that_prints_something_first(fake: FakeCli) -> None:
+    fake.script("run", "echo 'Welcome!'; cat >/dev/null; exit 0")
+    with pytest.raises(SandboxStartError, match="did not come up") as caught:
+        start(fake)
+    assert "print something" in caught.value.remedy
+
+
+def test_an_engine_that_hangs(fake: FakeCli) -> None:
+    fake.script("run", f"echo $$ >{fake.path}.pid; exec sleep 1000")
+    fake.script("rm", f"kill -9 $(cat {fake.path}.pid); exit 0")
+    with pytest.raises(SandboxStartError, match=r"not up within 0\.3 s"):
+        start(fake, start_timeout=0.3)
+    assert fake.called("rm")
+
+
+def test_an_engine_that_makes_the_container_too_late(fake: FakeCli) -> None:
+    # It cannot remove yet what it is still making, and has made it when the client ends.
+    fake.script("run", "cat >/dev/null; exit 125")
+    fake.script(
+        "rm",
+        f"[ -e {fake.path}.tried ] && exit 0; : >{fake.path}.tried\n"
+        "echo 'Error: cannot remove it: container state improper' >&2; exit 2",
+    )
+    with pytest.raises(SandboxStartError, match=r"not up within 0\.3 s"):
+        start(fake, start_timeout=0.3)
+    first, second = fake.called("rm")
+    assert first == second
+
+
+def test_an_engine_that_is_gone(fake: FakeCli) -> None:
+    fake.answer("info", stderr="Cannot connect\n", exit_code=1)
+    with pytest.raises(EngineUnavailableError, match="Cannot connect"):
+        start(fake)
+    assert not fake.called("run")
+
+
+def test_what_is_asked_of_the_engine(fake: FakeCli) -> None:
+    fake.answer("run", exit_code=1)
+    with pytest.raises(ContainersError):
+        start(
+            fake,
+            image="quay.io/a/b:1",
+            env={"SECRET": "s3cret-value"},
+            memory=10**9,
+            pids=50,
+            run_args=["--cpus=1"],
+        )
+    (call,) = fake.called("run")
+    assert "--pull=never" in call
+    assert {"--memory=1000000000", "--pids-limit=50", "--cpus=1"} <= set(call)
+    assert call.index("--cpus=1") < call.index("quay.io/a/b:1")
+    # Whoever lists this machine's processes sees no secret.
+    assert not [argument for argument in call if "s3cret" in argument or "SECRET" in argument]
+
+
+def test_no_secret_is_an_argument_of_anything(
+    local: LocalRuntime, made_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Sandbox(runtime=local, lm=str.upper, env={"SECRET": "s3cret-value"}) as box:
+        assert box.execute("import os; print(os.environ['SECRET'])").stdout == "s3cret-value\n"
+        commands = Path("/proc").glob("[0-9]*/cmdline")
+        for path in commands:
+            try:
+                assert b"s3cret-value" not in path.read_bytes()
+            except OSError:
+                pass  # it ended
+        (spec,) = local.specs
+        assert "s3cret-value" not in repr(spec)
+
+
+def test_python_where_there_is_no_python3(local: LocalRuntime, made_bundle: Bundle) -> None:
+    local.programs.append(("/bin/sh", "-c", 'printf "%s" "$0" >&2; exit 127', NO_PYTHON3[0]))
+    with Sandbox(runtime=local) as box:
+        assert box.execute("print(1)").stdout == "1\n"
+        assert box.python_version == ".".join(map(str, sys.version_info[:3]))
+    assert [spec.command[0] for spec in local.specs] == ["python3", "python"]
+
+
+def test_a_third_partys_error_is_raised_as_it_is(local: LocalRuntime) -> None:
+    local.programs.append(("/bin/sh", "-c", "echo 'no room' >&2; exit 5"))
+    with pytest.raises(ContainerStartError, match="no room"):
+        Sandbox(runtime=local).start()
+
+
+@pytest.mark.parametrize("name", ["with,comma", "with:colon"])
+def test_a_cache_that_cannot_be_mounted_is_our_error(
+    local: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+    with pytest.raises(ContainersError, match=r"comma|colon") as caught:
+        Sandbox(runtime=local).start()
+    assert "XDG_CACHE_HOME" in str(caught.value)

@@ -1,0 +1,235 @@
+"""Removing what the dead have left, and nothing of the living."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import Sandbox
+from rlm_containers.container.prune import Pruned, prune
+from rlm_containers.errors import EngineUnavailableError
+from rlm_containers.state.owner import Owner
+from rlm_containers.state.workspace import Workspace, record_of, workspaces_directory
+from runtimes import ContainerRecord
+from runtimes.base import NetworkRecord
+from tests.support import eventually
+from tests.unit.container.test_reaper import REPOSITORY
+from tests.unit.guests import PATIENCE, LocalRuntime
+from tests.unit.sessions import Boxes, run, workspace_of
+
+ME = (os.getuid(), os.getgid())
+GONE = replace(Owner.current(), started="1")
+STRANGER = replace(Owner.current(), started="1", host="another")
+
+
+class Engine(LocalRuntime):
+    """An engine with containers and networks of these owners on it."""
+
+    def __init__(self, *owners: Owner | None) -> None:
+        super().__init__()
+        self.owners = owners
+        self.asked = 0
+        self.removed_networks: list[str] = []
+
+    def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
+        self.asked += 1
+        return [
+            ContainerRecord(id=str(n), name=f"c{n}", image="i", running=True, labels=labels_of(o))
+            for n, o in enumerate(self.owners)
+        ]
+
+    def find_networks(self, labels: Mapping[str, str]) -> list[NetworkRecord]:
+        return [NetworkRecord(name=f"n{n}", labels=labels_of(o)) for n, o in enumerate(self.owners)]
+
+    def remove_network(self, name: str) -> None:
+        self.removed_networks.append(name)
+
+
+def labels_of(owner: Owner | None) -> dict[str, str]:
+    return owner.labels() if owner else {}
+
+
+@pytest.fixture
+def left(private_cache: Path) -> Workspace:
+    """The workspace of somebody who is gone."""
+    workspace = Workspace("rlm-left", ME, GONE.json(runtime="x"))
+    workspace.write("file", [b"x"])
+    (workspace.path / "locked").mkdir()
+    (workspace.path / "locked").chmod(0)
+    return workspace
+
+
+def test_containers_and_networks_of_the_dead_only() -> None:
+    engine = Engine(GONE, Owner.current(), STRANGER, None, replace(Owner.current(), boot="b"))
+    pruned = prune([engine])
+    assert engine.removed == pruned.containers == ["c0", "c4"]
+    assert engine.removed_networks == pruned.networks == ["n0", "n4"]
+    assert pruned.errors == []
+
+
+def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
+    others = {
+        "rlm-stranger": STRANGER.json(),
+        "rlm-odd": "{",
+        "rlm-old": "",  # of a version that kept no record
+    }
+    for name, record in others.items():
+        Workspace(name, ME, record)
+    strays = [
+        workspaces_directory() / name for name in (".owner", "..owner", "....owner", "x.owner")
+    ]
+    for stray in strays:
+        stray.write_text(GONE.json())
+    assert prune() == Pruned(workspaces=["rlm-left"])
+    assert not left.path.exists()
+    assert not record_of(left.path).exists()
+    for stray in strays:
+        stray.unlink()
+    for name in others:
+        path = workspaces_directory() / name
+        assert path.is_dir()
+        path.rmdir()
+        record_of(path).unlink(missing_ok=True)
+    run(box, "x = 1")
+    assert workspace_of(box).is_dir()
+    assert prune() == Pruned()
+
+
+def test_a_record_alone_goes_too(left: Workspace) -> None:
+    left.remove()
+    record_of(left.path).write_text(GONE.json())
+    prune()
+    assert not record_of(left.path).exists()
+
+
+def test_links_of_the_dead_are_not_followed(left: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    (left.path / "link").symlink_to(tmp_path)
+    prune()
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+class Broken(Engine):
+    """An engine that does not answer."""
+
+    def __repr__(self) -> str:
+        return "<the broken engine>"
+
+    def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
+        raise EngineUnavailableError("it has stopped")
+
+
+def test_an_engine_that_does_not_answer_keeps_nothing_else(left: Workspace) -> None:
+    good = Engine(GONE)
+    pruned = prune([Broken(), good])
+    assert good.removed == ["c0"]
+    assert pruned.workspaces == ["rlm-left"]
+    assert [str(error) for error in pruned.errors] == ["it has stopped"]
+
+
+def test_what_may_still_have_a_container_elsewhere_is_kept_for_the_next_start(
+    left: Workspace,
+) -> None:
+    answering = Engine()
+    broken = Workspace("rlm-broken", ME, GONE.json(runtime=repr(Broken())))
+    here = Workspace("rlm-here", ME, GONE.json(runtime=repr(answering)))
+    pruned = prune([Broken(), answering], everywhere=False)
+    assert pruned.workspaces == ["rlm-here"]
+    assert not here.path.exists()
+    for kept in (left, broken):
+        assert kept.path.is_dir()
+        assert record_of(kept.path).exists()
+    assert sorted(prune().workspaces) == ["rlm-broken", "rlm-left"]
+
+
+def test_one_that_cannot_be_removed_keeps_nothing_else() -> None:
+    class Stubborn(Engine):
+        def remove(self, name: str) -> None:
+            if name == "c0":
+                raise EngineUnavailableError("not now")
+            super().remove(name)
+
+    engine = Stubborn(GONE, GONE)
+    pruned = prune([engine])
+    assert pruned.containers == ["c1"]
+    assert pruned.networks == ["n0", "n1"]
+    assert len(pruned.errors) == 1
+
+
+# A host that is killed together with its reaper, as all are when a machine loses its power.
+HOST = """
+import os, sys
+from rlm_containers import Sandbox
+from tests.unit.guests import LocalRuntime
+class Named(LocalRuntime):
+    def __repr__(self): return "<the engine>"
+box = Sandbox(runtime=Named()).start()
+box.execute("import os; os.mkdir('d'); open('d/file', 'w').write('x'); os.chmod('d', 0)")
+print(box.name, box._reaper.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_killed_host_has_left_goes_with_the_next_start(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(
+        (sys.executable, "-c", HOST),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as host:
+        assert host.stdout is not None
+        name, reaper = host.stdout.readline().split()
+        os.kill(int(reaper), 9)
+        host.kill()
+        host.wait(PATIENCE)
+    path = workspaces_directory() / name
+    assert path.is_dir()
+    monkeypatch.setattr("rlm_containers.container.prune._looked", set())
+
+    class Named(Engine):
+        def __repr__(self) -> str:
+            return "<the engine>"
+
+    boxes.local = Named()
+    living = boxes()
+    assert eventually(lambda: not path.exists() and not record_of(path).exists(), PATIENCE)
+    run(living, "x = 1")
+    assert workspace_of(living).is_dir()
+    # Once is enough, and costs the engine nothing where there is nobody's record.
+    assert boxes.local.asked == 1
+    boxes()
+    assert boxes.local.asked == 1
+
+
+def test_a_start_asks_no_engine_where_nobody_has_left_anything(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr("rlm_containers.container.prune._looked", set())
+    monkeypatch.setattr(
+        "rlm_containers.container.prune.prune", lambda *where, **how: looked.append(where)
+    )
+    boxes.local = Engine()
+    box = boxes()
+    record = record_of(workspace_of(box))
+    assert Owner.from_json(record.read_text()) == Owner.current()
+    box.close()
+    assert not record.exists()
+    assert looked == []
+
+
+def test_a_workspace_that_cannot_be_made_leaves_no_record(private_cache: Path) -> None:
+    (workspaces_directory() / "rlm-taken").mkdir(parents=True)
+    with pytest.raises(Exception, match="could not be made"):
+        Workspace("rlm-taken", ME, GONE.json())
+    assert not record_of(workspaces_directory() / "rlm-taken").exists()
+    (workspaces_directory() / "rlm-taken").rmdir()

@@ -1,0 +1,266 @@
+"""A state file that is damaged: what is in it is whole, or is reported as lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlm_containers import Sandbox
+from rlm_containers.container.bundle import Bundle
+from tests.unit.guests import PATIENCE, guest_path, run_python
+from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
+
+# Loads the state file once for every line of its input, an edit: [offset, replacement] to change
+# bytes, [length] to cut the file. Prints what came of each.
+LOADER = """
+import json, os, sys
+from rlm_guest.namespace import Namespace
+kept = sys.modules["__main__"]  # this program, which the namespace replaces
+Namespace()
+from rlm_guest.checkpoint import Checkpoint
+directory = sys.argv[1]
+path = os.path.join(directory, "state.dill")
+good = open(path, "rb").read()
+for line in sys.stdin:
+    edit = json.loads(line)
+    bad = bytearray(good)
+    if len(edit) == 1:
+        del bad[edit[0]:]
+    else:
+        bad[edit[0]:edit[0] + 1] = bytes(edit[1])
+    with open(path, "wb") as file:
+        file.write(bad)
+    values = {}
+    report = Checkpoint(directory).load(values)
+    print(json.dumps({"values": sorted(values), **report}))
+"""
+
+
+def loads(made: Bundle, directory: Path, edits: list[list[Any]]) -> list[dict[str, Any]]:
+    """What loading the state file gives after each of these edits."""
+    done = subprocess.run(
+        (sys.executable, "-c", LOADER, str(directory)),
+        input="\n".join(map(json.dumps, edits)),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(guest_path(made))},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture
+def filled(boxes: Boxes) -> Sandbox:
+    """A sandbox with a few variables, saved."""
+    box = boxes()
+    code = "a = [1, 2, 3]\nb = {'x': a}\ndef f(): return a\nclass C: pass\nc = C()"
+    run(box, code)
+    settle(box)
+    return box
+
+
+def test_a_file_that_was_not_touched_is_loaded(made_bundle: Bundle, filled: Sandbox) -> None:
+    size = (workspace_of(filled) / "state.dill").stat().st_size
+    (whole,) = loads(made_bundle, workspace_of(filled), [[size]])
+    assert whole["values"] == ["C", "a", "answer", "b", "c", "f"]
+    assert (whole["lost"], whole["older"], whole["damage"]) == ([], [], "")
+
+
+def test_a_file_cut_anywhere_is_reported_and_not_half_loaded(
+    made_bundle: Bundle, filled: Sandbox
+) -> None:
+    size = (workspace_of(filled) / "state.dill").stat().st_size
+    cuts = sorted({*range(60), *range(60, size, 97), *range(size - 60, size)})
+    for cut, found in zip(
+        cuts, loads(made_bundle, workspace_of(filled), [[cut] for cut in cuts]), strict=True
+    ):
+        assert found["values"] == [], cut
+        ((name, _, reason),) = found["lost"]  # the index was at the end
+        assert name == "*"
+        assert "state.dill cannot be read" in reason
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(made_bundle: Bundle, filled: Sandbox) -> None:
+    raw = (workspace_of(filled) / "state.dill").read_bytes()
+    chance = random.Random(1)
+    places = sorted({*range(0, len(raw), 31), *range(len(raw) - 28, len(raw))})
+    edits: list[list[Any]] = [[at, [raw[at] ^ (1 << chance.randrange(8))]] for at in places]
+    for edit, found in zip(edits, loads(made_bundle, workspace_of(filled), edits), strict=True):
+        assert found["values"] == [], edit
+        names = {name for name, _, _ in found["lost"]}
+        # Unless the index is damaged, too, it still says what there was.
+        assert names in ({"*"}, {"*", "C", "f", "answer", "a", "b", "c"}), edit
+
+
+def test_bytes_added_or_missing_are_noticed(made_bundle: Bundle, filled: Sandbox) -> None:
+    edits: list[list[Any]] = [[0, []], [0, [0, 0]], [100, []], [100, [1, 2, 3]]]
+    for found in loads(made_bundle, workspace_of(filled), edits):
+        assert found["values"] == []
+        assert found["lost"][0][0] == "*"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "directory", "other"])
+def test_the_session_goes_on_and_says_what_happened(filled: Sandbox, damage: str) -> None:
+    state = workspace_of(filled) / "state.dill"
+    raw = state.read_bytes()
+    if damage == "cut":
+        state.write_bytes(raw[:-5])
+    elif damage == "empty":
+        state.write_bytes(b"")
+    elif damage == "other":
+        state.write_bytes(b"hello world " * 10)
+    else:
+        state.unlink()
+        if damage == "directory":
+            state.mkdir()
+    result = filled.execute(DIE)
+    assert result.status == "died"
+    assert sorted(result.lost) == ["*", "C", "a", "b", "c", "f"]  # by name, whatever the file says
+    assert "state.dill" in result.stderr
+    assert "NameError" in filled.execute("a").stderr
+    if damage != "directory":
+        run(filled, "d = 5")
+        revive(filled)
+        run(filled, "assert d == 5")
+
+
+def test_a_record_that_fails_to_load_leaves_the_others_as_they_were(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        shared = [1, 2]
+        class Sour:
+            def __init__(self, shared): self.shared = shared
+            def __setstate__(self, state): raise ValueError("sour")
+        early = {"shared": shared}
+        sour = Sour(shared)
+        second = Sour([sour])
+        late = {"shared": shared, "class": Sour}
+        def use(): return shared
+        """,
+    )
+    result = revive(box, "sour", "second")
+    assert "ValueError: sour" in result.stderr
+    run(
+        box,
+        """
+        shared.append(3)
+        assert early["shared"] is shared and late["shared"] is shared and use() is shared
+        assert late["class"] is Sour
+        """,
+    )
+
+
+def test_what_a_failed_record_left_half_built_turns_up_nowhere(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        class Bomb:
+            def __reduce__(self): return (eval, ("1/0",))
+        first = [1, Bomb(), 2]
+        second = first
+        inner = {"a": [1, 2], "bomb": Bomb()}
+        outer = [inner, inner["a"]]
+        piece = inner["a"]
+        whole = [1, 2]
+        """,
+    )
+    result = box.execute(DIE)
+    # What is back is what it was; what cannot be is named. Never half of it.
+    expected = {"whole": "[1, 2]", "piece": "[1, 2]"}
+    back = {name: text for name, text in result.locals.items() if name not in ("answer", "Bomb")}
+    assert set(result.lost) | set(back) == {"first", "second", "inner", "outer", "piece", "whole"}
+    assert not set(result.lost) & set(back)
+    assert back == {name: expected[name] for name in back}
+    assert "whole" in back
+
+
+def test_what_others_have_in_common_with_a_failed_record_is_still_theirs(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        import collections, datetime, functools, operator
+        class Bomb:
+            def __reduce__(self): return (eval, ("1/0",))
+        word, number, pair = "a shared word", 10**30, ("x", 5)
+        first = [
+            datetime.date(2020, 1, 1), collections.Counter("ab"), functools.partial(operator.add, 1),
+            word, number, pair, Bomb(),
+        ]
+        second = [
+            datetime.date(2021, 1, 1), collections.Counter("b"), functools.partial(operator.add, 2),
+            word, number, pair,
+        ]
+        """,
+    )
+    revive(box, "first")
+    run(
+        box,
+        """
+        assert second[:2] == [datetime.date(2021, 1, 1), collections.Counter("b")]
+        assert second[2](3) == 5 and second[3:] == [word, number, pair]
+        """,
+    )
+
+
+def test_a_blob_that_is_missing_or_changed_costs_its_variables_only(boxes: Boxes) -> None:
+    box = boxes()
+    run(box, "gone = 'g' * 300_000\nshort = 'c' * 300_001\nother = 'o' * 300_002\nsmall = [1]")
+    settle(box)
+    by_size = {path.stat().st_size: path for path in (workspace_of(box) / ".blobs").iterdir()}
+    by_size[300_000].unlink()
+    by_size[300_001].write_bytes(b"c" * 300_000)
+    by_size[300_002].write_bytes(b"O" * 300_002)  # as long as before
+    revive(box, "gone", "short", "other")
+    run(box, "assert small == [1]")
+
+
+def test_a_restore_that_kills_the_interpreter_is_not_tried_for_ever(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        import os
+        class Deadly:
+            def __reduce__(self): return (os._exit, (9,))
+        deadly = Deadly()
+        other = 1
+        """,
+    )
+    settle(box)
+    result = box.execute(DIE)
+    assert result.status == "died"
+    assert "*" in result.lost
+    assert "status 9" in result.stderr
+    run(box, "x = 5")
+    revive(box)
+    run(box, "assert x == 5")
+
+
+def test_the_directory_needs_nothing_but_the_files(made_bundle: Bundle, filled: Sandbox) -> None:
+    # As when a sandbox is copied: what is loaded elsewhere is the same.
+    program = """
+import sys
+from rlm_guest.namespace import Namespace
+kept = sys.modules["__main__"]  # this program, which the namespace replaces
+namespace = Namespace()
+from rlm_guest.checkpoint import Checkpoint
+values = namespace.values
+report = Checkpoint(sys.argv[1]).load(values)
+assert report["lost"] == [], report
+assert values["b"]["x"] is values["a"] and values["f"]() is values["a"]
+assert type(values["c"]) is values["C"]
+"""
+    done = run_python(program, str(workspace_of(filled)), path=guest_path(made_bundle))
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,343 @@
+"""``llm_query()`` and its kin on the guest's side: both ways to the host, and all that can fail."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from rlm_containers.guest import lm, wire
+from rlm_containers.lm.backends import CallableBackend
+from rlm_containers.lm.broker import LMBroker
+from rlm_containers.lm.proxy import LMProxy
+
+Answer = Callable[[str, Any], Any]
+
+
+@pytest.fixture(autouse=True)
+def no_route() -> Iterator[None]:
+    """Afterwards the module has no way to a host again, as before."""
+    yield
+    connection = getattr(getattr(lm._route, "local", None), "connection", None)
+    if connection is not None:
+        connection.close()
+    lm._route = None
+
+
+class Supervisor:
+    """The supervisor's end of the socket for calls: answers them by a function.
+
+    Args:
+        answer: gives the raw answer for a path and a request; ``None`` hangs up.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self.guest, self._calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with ThreadPoolExecutor(32) as pool:
+            while True:
+                data, descriptors, _, _ = socket.recv_fds(self._calls, 16, 1)
+                if data == b"end":
+                    return
+                for descriptor in descriptors:
+                    pool.submit(self._one, socket.socket(fileno=descriptor)).add_done_callback(
+                        lambda done: done.result()
+                    )
+
+    def _one(self, call: socket.socket) -> None:
+        decoder = wire.FrameDecoder()
+        with call:
+            while data := call.recv(65536):
+                for kind, payload in decoder.feed(data):
+                    assert kind == wire.CALL
+                    asked = json.loads(payload)
+                    answer = self._answer(asked["path"], asked["request"])
+                    if answer is None:
+                        return
+                    raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                    call.sendall(wire.encode(wire.CALL, raw))
+
+    def close(self) -> None:
+        self.guest.send(b"end")
+        self._thread.join()
+        self.guest.close()
+        self._calls.close()
+
+
+@pytest.fixture(params=["http", "pipe"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[Answer], None]]:
+    """Gives the module a way to a host that answers with the given function."""
+    closing: list[Callable[[], None]] = []
+
+    def make(answer: Answer) -> None:
+        supervisor = Supervisor(answer)
+        closing.append(supervisor.close)
+        told = None
+        if request.param == "http":
+            proxy = LMProxy("127.0.0.1", answer)
+            closing.append(proxy.close)
+            told = {"host": "127.0.0.1", "port": proxy.port, "token": proxy.token}
+        connected = lm.connect(told, supervisor.guest, has_model=True)
+        assert connected["route"] == request.param
+
+    yield make
+    for close in closing:
+        close()
+
+
+def broker() -> Answer:
+    return LMBroker(CallableBackend(str.upper)).handle
+
+
+def test_a_question(connect: Callable[[Answer], None]) -> None:
+    connect(broker())
+    assert lm.llm_query("hello") == "HELLO"
+    assert lm.rlm_query("hello", model="any") == "HELLO"
+
+
+def test_many_questions(connect: Callable[[Answer], None]) -> None:
+    connect(broker())
+    assert lm.llm_query_batched(["a", "b"]) == ["A", "B"]
+    assert lm.rlm_query_batched(["a", "b"], "any") == ["A", "B"]
+    assert lm.llm_query_batched(prompt for prompt in ("a", "b")) == ["A", "B"]  # type: ignore[arg-type]
+
+
+def test_what_is_asked(connect: Callable[[Answer], None]) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    def remember(path: str, request: Any) -> Any:
+        asked.append((path, request))
+        return {"response": "ok", "responses": ["ok"]}
+
+    connect(remember)
+    lm.llm_query("x")
+    lm.llm_query([{"role": "user", "content": "\ud800"}], model="big")
+    lm.rlm_query_batched(["x"])
+    assert asked == [
+        ("/llm_query", {"prompt": "x", "model": None}),
+        ("/llm_query", {"prompt": [{"role": "user", "content": "\ud800"}], "model": "big"}),
+        ("/rlm_query_batched", {"prompts": ["x"], "model": None}),
+    ]
+
+
+def test_nothing_is_asked_for_no_prompts(connect: Callable[[Answer], None]) -> None:
+    connect(lambda path, request: pytest.fail("nobody should be asked"))
+    assert lm.llm_query_batched([]) == []
+
+
+@pytest.mark.parametrize("prompts", ["one string", {"role": "user"}])
+def test_one_prompt_is_not_taken_for_many(connect: Callable[[Answer], None], prompts: Any) -> None:
+    connect(broker())
+    (error,) = lm.llm_query_batched(prompts)
+    assert error.startswith("Error: prompts must be a list")
+
+
+def test_an_error_comes_back_as_a_string(connect: Callable[[Answer], None]) -> None:
+    connect(lambda path, request: {"error": "no budget"})
+    assert lm.llm_query("x") == "Error: no budget"
+    assert lm.llm_query_batched(["x", "y"]) == ["Error: no budget"] * 2
+
+
+@pytest.mark.parametrize("prompt", [object(), {1, 2}, b"bytes", {"a": object()}, float])
+def test_what_is_no_json_is_an_error_and_no_exception(
+    connect: Callable[[Answer], None], prompt: Any
+) -> None:
+    connect(broker())
+    assert lm.llm_query(prompt).startswith("Error: TypeError: ")
+    assert lm.llm_query_batched([prompt, "x"])[1].startswith("Error: ")
+    assert lm.llm_query("still there") == "STILL THERE"
+
+
+def test_a_prompt_that_is_no_prompt_is_the_brokers_error(connect: Callable[[Answer], None]) -> None:
+    connect(broker())
+    for prompt in (None, 5, True):
+        assert lm.llm_query(prompt).startswith("Error: bad request: ")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[], "yes", 5, None, {}, {"response": 5}, {"responses": "ab"}, {"responses": ["only one"]}],
+)
+def test_a_strange_answer_is_an_error(connect: Callable[[Answer], None], answer: Any) -> None:
+    connect(lambda path, request: answer)
+    assert lm.llm_query("x").startswith("Error: ")
+    responses = lm.llm_query_batched(["x", "y"])
+    assert len(responses) == 2
+    assert all(response.startswith("Error: ") for response in responses)
+
+
+def test_a_large_prompt_and_a_large_answer(connect: Callable[[Answer], None]) -> None:
+    connect(broker())
+    prompt = "x" * 5_000_000
+    assert lm.llm_query(prompt) == prompt.upper()
+
+
+def test_threads_get_their_own_answers(connect: Callable[[Answer], None]) -> None:
+    everyone = threading.Barrier(16)
+
+    def together(path: str, request: Any) -> Any:
+        everyone.wait(30)  # passes only when sixteen ask at once
+        return {"response": request["prompt"].upper()}
+
+    connect(together)
+    prompts = [f"p{i}" for i in range(16)]
+
+    def ask(prompt: str) -> str:
+        answer = lm.llm_query(prompt)
+        connection = getattr(getattr(lm._route, "local", None), "connection", None)
+        if connection is not None:
+            connection.close()
+        return answer
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, prompts)) == [prompt.upper() for prompt in prompts]
+
+
+def test_no_model() -> None:
+    later = LMBroker(None)
+    supervisor = Supervisor(later.handle)
+    assert lm.connect(None, supervisor.guest, has_model=False) == {
+        "route": "none",
+        "reason": "no language model was given",
+    }
+    assert lm.llm_query("x").endswith("no language model is connected to this sandbox")
+    assert lm.llm_query_batched(["x", "y"])[1].startswith("Error: ")
+    later.backend = CallableBackend(str.upper)
+    assert lm.llm_query("x") == "X"
+    supervisor.close()
+
+
+def test_a_proxy_that_cannot_be_reached_is_left_for_the_pipe() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    supervisor = Supervisor(broker())
+    told = lm.connect(
+        {"host": "127.0.0.1", "port": port, "token": "t"}, supervisor.guest, has_model=True
+    )
+    assert told["route"] == "pipe"
+    assert f"127.0.0.1:{port} cannot be reached" in told["reason"]
+    assert lm.llm_query("x") == "X"
+    supervisor.close()
+
+
+def test_a_host_that_hangs_up_is_an_error_and_the_next_call_goes_through() -> None:
+    answers: list[Any] = [None, {"response": "back"}]
+    supervisor = Supervisor(lambda path, request: answers.pop(0))
+    lm.connect(None, supervisor.guest, has_model=True)
+    assert lm.llm_query("x") == "Error: ConnectionError: the supervisor hung up"
+    assert lm.llm_query("x") == "back"
+    supervisor.close()
+
+
+def test_a_proxy_that_closed_a_kept_connection_is_asked_on_a_new_one() -> None:
+    # As a proxy does that has too many of them.
+    def serve(listener: socket.socket) -> None:
+        for number in range(3):
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as stream:
+                if number:  # the first one only tries whether somebody is there
+                    lines = list(iter(stream.readline, b"\r\n"))
+                    (length,) = [int(line[15:]) for line in lines if b"Content-Length" in line]
+                    stream.read(length)
+                    body = json.dumps({"response": f"answer {number}"}).encode()
+                    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
+                    connection.sendall(head.encode() + body)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
+            assert lm.connect(told, ours, has_model=True)["route"] == "http"
+            assert lm.llm_query("x") == "answer 1"
+            assert lm._route.local.connection.sock.recv(1, socket.MSG_PEEK) == b""
+            assert lm.llm_query("x") == "answer 2"
+        server.join()
+
+
+@pytest.mark.parametrize("when", ["before a question", "between questions", "during a question"])
+def test_a_proxy_that_goes_is_left_for_the_pipe(when: str) -> None:
+    proxies: list[LMProxy] = []
+
+    def answer(path: str, request: Any) -> Any:
+        if when == "during a question":
+            proxies[0].close()
+        return {"response": "by http"}
+
+    supervisor = Supervisor(lambda path, request: {"response": "by pipe"})
+    proxies.append(LMProxy("127.0.0.1", answer))
+    told = {"host": "127.0.0.1", "port": proxies[0].port, "token": proxies[0].token}
+    assert lm.connect(told, supervisor.guest, has_model=True)["route"] == "http"
+    if when == "between questions":
+        assert lm.llm_query("x") == "by http"
+    if when != "during a question":
+        proxies[0].close()
+    for _ in range(3):
+        assert lm.llm_query("x") == "by pipe"
+    supervisor.close()
+
+
+def test_a_proxy_that_answers_what_is_no_http_is_left_for_the_pipe() -> None:
+    def serve(listener: socket.socket) -> None:
+        for number in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                if number:
+                    connection.recv(65536)
+                    connection.sendall(b"hello\r\n\r\n")
+
+    supervisor = Supervisor(lambda path, request: {"response": "by pipe"})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
+        assert lm.connect(told, supervisor.guest, has_model=True)["route"] == "http"
+        assert lm.llm_query("x") == "by pipe"
+        server.join()
+    supervisor.close()
+
+
+def test_a_proxy_that_is_busy_is_asked_again_later() -> None:
+    status = ["503 Busy", "200 OK"]
+
+    def serve(listener: socket.socket) -> None:
+        for number in range(3):
+            connection, _ = listener.accept()
+            with connection:
+                if number:
+                    connection.recv(65536)
+                    body = b'{"response": "by http"}'
+                    head = f"HTTP/1.1 {status.pop(0)}\r\nContent-Length: {len(body)}\r\n\r\n"
+                    connection.sendall(head.encode() + body)
+
+    supervisor = Supervisor(lambda path, request: {"response": "by pipe"})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
+        lm.connect(told, supervisor.guest, has_model=True)
+        assert lm.llm_query("x") == "by pipe"
+        lm._route.local.connection.close()
+        assert lm.llm_query("x") == "by http"
+        server.join()
+    supervisor.close()
+
+
+def test_a_connection_that_falls_silent_is_noticed(connect: Callable[[Answer], None]) -> None:
+    connect(broker())
+    assert lm.llm_query("x") == "X"
+    if lm._route.name == "http":
+        sock = lm._route.local.connection.sock
+        assert sock.gettimeout() is None  # an answer may take an hour
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000

@@ -1,0 +1,222 @@
+"""The clock of a cell: what it counts, and how long it lets anyone wait."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+
+import pytest
+
+from rlm_containers.interpreter.clock import CellClock
+
+
+class Time:
+    """A time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def passes(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def clock(time: Time) -> CellClock:
+    """A clock that one request may stop for 100 s."""
+    return CellClock(100.0, time)
+
+
+@pytest.fixture
+def woken(clock: CellClock) -> list[float]:
+    """What is left at each time that the waiting thread is woken."""
+    calls: list[float] = []
+
+    def wake() -> None:
+        left = clock.left()
+        assert left is not None
+        calls.append(left)
+
+    clock.wake = wake
+    return calls
+
+
+def test_without_a_limit_there_is_nothing_to_wait_for(clock: CellClock) -> None:
+    assert clock.left() is None
+    with clock.waiting():
+        assert clock.left() is None
+    clock.start(5.0)
+    clock.reset()
+    assert clock.left() is None
+
+
+def test_it_counts_down_and_not_below_nothing(clock: CellClock, time: Time) -> None:
+    clock.start(5.0)
+    assert clock.left() == 5.0
+    time.passes(2.0)
+    assert clock.left() == 3.0
+    time.passes(3.0)
+    assert clock.left() == 0.0
+    time.passes(3.0)
+    assert clock.left() == 0.0
+
+
+def test_every_cell_begins_anew(clock: CellClock, time: Time) -> None:
+    clock.start(5.0)
+    time.passes(4.0)
+    clock.reset()
+    time.passes(50.0)
+    clock.start(3.0)
+    assert clock.left() == 3.0
+
+
+def test_it_stands_while_a_request_is_in_flight(clock: CellClock, time: Time) -> None:
+    clock.start(5.0)
+    time.passes(1.0)
+    with clock.waiting():
+        time.passes(90.0)
+    assert clock.left() == 4.0
+    time.passes(1.0)
+    with clock.waiting():
+        time.passes(90.0)
+    assert clock.left() == 3.0
+
+
+def test_it_stands_while_any_of_several_is_in_flight(clock: CellClock, time: Time) -> None:
+    clock.start(5.0)
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(clock.waiting())
+        time.passes(10.0)
+        second.enter_context(clock.waiting())
+        time.passes(10.0)
+        first.close()
+        time.passes(10.0)
+    assert clock.left() == 5.0
+    time.passes(1.0)
+    assert clock.left() == 4.0
+
+
+@pytest.mark.parametrize("looks", [0, 3])
+def test_one_request_stops_it_for_so_long_and_no_longer(
+    clock: CellClock, time: Time, looks: int
+) -> None:
+    clock.start(5.0)
+    with clock.waiting():
+        for _ in range(looks):  # which must not change anything
+            time.passes(101.0 / looks)
+            clock.left()
+        if not looks:
+            time.passes(101.0)
+        assert clock.left() == pytest.approx(4.0)
+        time.passes(3.0)
+        assert clock.left() == pytest.approx(1.0)
+    assert clock.left() == pytest.approx(1.0)
+
+
+def test_an_old_request_does_not_shorten_a_new_one(clock: CellClock, time: Time) -> None:
+    clock.start(5.0)
+    with clock.waiting():
+        time.passes(102.0)
+        with clock.waiting():
+            time.passes(50.0)
+        assert clock.left() == pytest.approx(3.0)
+        time.passes(1.0)
+        assert clock.left() == pytest.approx(2.0)
+
+
+def test_while_it_stands_nobody_waits_for_ever(clock: CellClock, time: Time) -> None:
+    clock.start(5.0)
+    with clock.waiting():
+        assert clock.left() == 105.0
+        time.passes(40.0)
+        assert clock.left() == 65.0
+
+
+def test_who_waits_is_woken_when_it_goes_on_sooner(
+    clock: CellClock, time: Time, woken: list[float]
+) -> None:
+    clock.start(5.0)
+    with clock.waiting():
+        time.passes(20.0)
+        assert clock.left() == 85.0
+    assert woken == [5.0]
+
+
+def test_who_waits_for_less_is_not_woken(clock: CellClock, time: Time, woken: list[float]) -> None:
+    # The usual case: the cell asks while somebody waits for its limit already.
+    clock.start(5.0)
+    assert clock.left() == 5.0
+    for _ in range(10):
+        with clock.waiting():
+            time.passes(0.3)
+        time.passes(0.1)
+    assert woken == []
+    assert clock.left() == pytest.approx(4.0)
+
+
+def test_who_waits_is_woken_when_the_later_of_two_is_answered_first(
+    clock: CellClock, time: Time, woken: list[float]
+) -> None:
+    clock.start(5.0)
+    with clock.waiting():
+        time.passes(60.0)
+        with clock.waiting():
+            assert clock.left() == 105.0
+        assert woken == [45.0]
+
+
+def test_what_an_earlier_cell_has_asked_does_not_count(
+    clock: CellClock, time: Time, woken: list[float]
+) -> None:
+    with clock.waiting():
+        clock.reset()
+        clock.start(5.0)
+        time.passes(4.0)
+        assert clock.left() == 1.0
+    assert woken == []
+    assert clock.left() == 1.0
+
+
+def test_what_is_asked_before_the_news_of_the_cells_begin_counts(
+    clock: CellClock, time: Time
+) -> None:
+    clock.reset()
+    with clock.waiting():  # this came by another way, and sooner
+        clock.start(5.0)
+        time.passes(50.0)
+    assert clock.left() == 5.0
+
+
+def test_a_request_that_fails_is_over_too(clock: CellClock, time: Time) -> None:
+    clock.start(5.0)
+    with pytest.raises(LookupError), clock.waiting():
+        time.passes(50.0)
+        raise LookupError
+    time.passes(1.0)
+    assert clock.left() == 4.0
+
+
+def test_many_threads(clock: CellClock, time: Time) -> None:
+    clock.start(5.0)
+    both = threading.Barrier(8)
+
+    def ask() -> None:
+        for _ in range(200):
+            with clock.waiting():
+                clock.left()
+        both.wait(30)
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    time.passes(1.0)
+    assert clock.left() == 4.0

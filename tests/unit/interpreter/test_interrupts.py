@@ -1,0 +1,352 @@
+"""Interrupts by the user, and interrupts that come too early or too late."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from rlm_containers import CellResult, Sandbox
+from rlm_containers.errors import SandboxLostError, SandboxStartError, WorkspaceError
+from rlm_containers.guest import wire
+from tests.support import eventually, execute
+from tests.unit.guests import PATIENCE, Guest, LocalRuntime
+from tests.unit.hostile import CELL, GREETING, LINGER, READY, result, script
+from tests.unit.sessions import DIE, Boxes, run, workspace_of
+
+STUBBORN = """
+begun = False
+while True:
+    try:
+        if not begun:
+            begun = True
+            print('begun')
+        time.sleep(60)
+    except BaseException:
+        pass
+"""
+
+SLOW = """
+class Slow:
+    def __reduce__(self):
+        open('begun', 'w').close()
+        while True: time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Has the main thread interrupted, as by the terminal."""
+    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 20.0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = threading.main_thread().ident
+    assert main is not None
+    yield lambda: signal.pthread_kill(main, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupting(box: Sandbox, code: str) -> CellResult:
+    """Run a cell that is interrupted as soon as it prints."""
+    return execute(box, code, on_output=lambda *_: box.interrupt())
+
+
+# By the user
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_cell_that_takes_no_notice_is_killed(box: Sandbox) -> None:
+    run(box, "import time\nkept = 1")
+    result = interrupting(box, f"changed = 1\n{STUBBORN}")
+    assert (result.status, result.lost) == ("killed", ())
+    assert result.stderr.startswith(
+        "It did not end within 0.4 s after its interrupt and was killed.\n"
+    )
+    assert "was killed by SIGKILL" in result.stderr
+    assert run(box, "print(kept, 'changed' in globals())").stdout == "1 False\n"
+
+
+def test_many_interrupts_at_once(box: Sandbox) -> None:
+    run(box, "import time\nkept = 1")
+    threads = [threading.Thread(target=box.interrupt) for _ in range(20)]
+
+    def interrupt(stream: str, text: str) -> None:
+        if stream == "stdout":
+            for thread in threads:
+                thread.start()
+
+    result = box.execute("print('begun')\ntime.sleep(60)", on_output=interrupt)
+    for thread in threads:
+        thread.join()
+    assert result.status == "interrupted"
+    for _ in range(20):
+        assert run(box, "print(kept)").stdout == "1\n"
+
+
+def test_interrupts_between_cells_reach_none(box: Sandbox) -> None:
+    # As fast as they can be sent, while cells come and go.
+    run(box, "kept = [[0]]")
+    done = threading.Event()
+
+    def interrupt() -> None:
+        while not done.is_set():
+            box.interrupt()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    results = [box.execute(f"kept.append([{number}])") for number in range(80)]
+    done.set()
+    thread.join()
+    assert {result.status for result in results} <= {"ok", "interrupted"}
+    # Each has been done or has not, and every checkpoint is written and has everything in it.
+    finished = [number for number, result in enumerate(results) if result.status == "ok"]
+    values = [int(word) for word in run(box, "print(*[value for [value] in kept])").stdout.split()]
+    assert set(finished) <= set(values[1:]) | {0}
+    assert not box.unsaved
+    assert box.execute(DIE).lost == ()
+    assert run(box, "print(*[value for [value] in kept])").stdout.split() == list(map(str, values))
+
+
+def test_a_cell_that_waits_for_a_checkpoint_is_not_begun(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 2.0)
+    run(box, f"import time\n{SLOW}\nslow = Slow()\nkept = 1")
+    thread = threading.Thread(target=interrupt_checkpoint, args=(box,))
+    thread.start()
+    result = box.execute("ran = True")
+    thread.join()
+    assert (result.status, result.stderr) == (
+        "interrupted",
+        "It was interrupted before it began.\n",
+    )
+    assert run(box, "print(kept, 'ran' in globals())").stdout == "1 False\n"
+    assert "had not been saved" not in box.execute(DIE).stderr
+    run(box, f"import time\n{SLOW}\nslow = (n for n in '')")
+    assert [variable.name for variable in box.unsaved] == ["slow"]
+
+
+def interrupt_checkpoint(box: Sandbox) -> None:
+    """Interrupt the cell that waits for one, as soon as both are there."""
+
+    begun = workspace_of(box) / "begun"
+    assert eventually(lambda: begun.exists() and box._session and box._session._exchange, PATIENCE)
+    box.interrupt()
+
+
+def test_the_news_of_one_death_is_not_told_twice(box: Sandbox) -> None:
+    run(box, "kept = 1")
+    for _ in range(3):
+        result = box.execute(DIE)
+        assert result.status == "died"
+        assert "had not been saved" not in result.stderr
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_while_a_cell_runs(boxes: Boxes, ctrl_c: Callable[[], None]) -> None:
+    box = boxes()
+    run(box, "import time\nkept = 1")
+    with pytest.raises(KeyboardInterrupt):
+        box.execute("changed = 2\nprint('begun')\ntime.sleep(60)", on_output=lambda *_: ctrl_c())
+    assert run(box, "print(kept, changed)").stdout == "1 2\n"
+
+
+def test_ctrl_c_twice_kills_at_once(boxes: Boxes, ctrl_c: Callable[[], None]) -> None:
+    # The grace time is too long for this test.
+    box = boxes()
+    run(box, "import time\nkept = 1")
+    sender = Sender(box, ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        box.execute(STUBBORN, on_output=lambda *_: sender.start())
+    sender.join()
+    assert run(box, "print(kept)").stdout == "1\n"
+
+
+class Sender(threading.Thread):
+    """Presses Ctrl-C, and again when the first one has had its effect."""
+
+    def __init__(self, box: Sandbox, ctrl_c: Callable[[], None]) -> None:
+        super().__init__()
+        self.box = box
+        self.ctrl_c = ctrl_c
+
+    def run(self) -> None:
+
+        session = self.box._session
+        assert session is not None
+        exchange = session._exchange
+        assert exchange is not None
+        self.ctrl_c()
+        assert eventually(lambda: exchange.stop is not None, PATIENCE)
+        self.ctrl_c()
+
+
+def test_ctrl_c_while_variables_are_restored_costs_none(
+    boxes: Boxes, ctrl_c: Callable[[], None]
+) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        import os, time
+        class Slow:
+            def __getstate__(self): return {'a': 1}
+            def __setstate__(self, state):
+                open('begun', 'w').close()
+                while not os.path.exists('go on'): time.sleep(0.01)
+        slow = Slow()
+        kept = 1
+        """,
+    )
+
+    place = workspace_of(box)
+
+    def press() -> None:
+        assert eventually((place / "begun").exists, PATIENCE)
+        ctrl_c()
+        assert eventually(lambda: box._session._exchange.interrupted, PATIENCE)  # type: ignore[union-attr]
+        (place / "go on").touch()
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        box.execute(DIE)
+    thread.join()
+    assert run(box, "print(type(slow).__name__, kept)").stdout == "Slow 1\n"
+
+
+# Frames
+
+
+@pytest.fixture
+def ready(guest: Guest) -> Guest:
+    """A guest whose worker is ready."""
+    guest.event("hello")
+    guest.start()
+    return guest
+
+
+def step(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def test_an_interrupt_of_what_has_ended_reaches_nothing(ready: Guest) -> None:
+    first = ready.cell("x = 1")
+    ready.message("result", id=first)
+    second = ready.cell("import time\nprint('begun', flush=True)\ntime.sleep(0.3)\ndone = True")
+    assert ready.frame() == (wire.STDOUT, b"begun\n")
+    ready.send(wire.INTERRUPT, step(2 * first))
+    ready.send(wire.INTERRUPT, step(2 * first + 1))  # the checkpoint before it
+    assert ready.message("result", id=second)["status"] == "ok"
+    ready.send(wire.INTERRUPT, step(2 * second))
+    assert ready.run("print(done)")[1] == "True\n"
+
+
+def test_an_interrupt_may_come_before_its_request(ready: Guest) -> None:
+    number = ready.number + 1
+    ready.send(wire.INTERRUPT, step(2 * number))
+    ready.cell("x = 1")
+    assert ready.message("result")["status"] == "interrupted"
+    assert ready.run("print('x' in globals())")[1] == "False\n"
+
+
+@pytest.mark.parametrize("how", ["signal.raise_signal(signal.SIGINT)", "_thread.interrupt_main()"])
+def test_a_cell_may_interrupt_itself_whatever_the_host_has_sent(ready: Guest, how: str) -> None:
+    number = ready.cell("x = 1")
+    ready.message("result", id=number)
+    ready.send(wire.INTERRUPT, step(2 * number))
+    assert ready.run(f"import signal, _thread, time\n{how}\ntime.sleep(9)")[0]["status"] == (
+        "interrupted"
+    )
+
+
+def test_a_guest_begins_when_it_says_so(ready: Guest) -> None:
+    number = ready.request("cell", code="print('x')", name="cell", announce=True)
+    _, before = ready.until(wire.MESSAGE, op="result", id=number)
+    assert before.count((wire.MESSAGE, b'{"op": "begun", "id": %d}' % number)) == 1
+
+
+# Guests that are not what they should be
+
+
+def test_a_guest_that_greets_and_then_hangs(boxes: Boxes, local: LocalRuntime) -> None:
+    script(local, GREETING + "hear()\nimport signal\nsignal.pause()")
+    with pytest.raises(SandboxStartError, match=r"not ready within 0\.5 s") as caught:
+        boxes(start_timeout=0.5)
+    assert len(local.removed) >= 1
+    assert caught.value.container == local.removed[0]
+    assert "start_timeout" in caught.value.remedy
+
+
+def test_a_guest_that_chatters_and_is_never_ready(boxes: Boxes, local: LocalRuntime) -> None:
+    script(local, GREETING + "hear()\nwhile True: say(op='saved', unsaved=[], error=None)")
+    with pytest.raises(SandboxStartError, match=r"not ready within 0\.5 s"):
+        boxes(start_timeout=0.5)
+
+
+@pytest.mark.usefixtures("short_patience")
+@pytest.mark.parametrize(
+    "answers",
+    [
+        "",
+        "say(op='begun', id=cell['id'])",
+        "while True: say(op='begun', id=cell['id'])",
+        "while True: say(op='saved', unsaved=[], error=None)",
+        "while True: put(b'o', b'x' * 100)",
+        "say(op='begun', id=cell['id'])\nwhile True: put(b'r', b'x' * 60_000)",
+    ],
+)
+def test_a_guest_that_never_answers_is_given_up(
+    boxes: Boxes, local: LocalRuntime, answers: str
+) -> None:
+    deaf = LINGER.replace("hear()", "sys.stdin.buffer.read(5)")
+    script(local, CELL + "say(op='begun', id=1)\n" + result() + "cell = hear()\n" + answers + deaf)
+    box = boxes(cell_timeout=0.2, max_output=1000)
+    assert box.execute("x = 1").status == "ok"
+    with pytest.raises(SandboxLostError, match="not even to being killed"):
+        box.execute("x = 1")
+    assert local.removed == [box.name]
+    with pytest.raises(SandboxLostError):
+        box.execute("x = 1")
+
+
+@pytest.mark.usefixtures("short_patience")
+def test_a_guest_that_never_loads(boxes: Boxes, local: LocalRuntime) -> None:
+    script(local, READY + LINGER.replace("hear()", "sys.stdin.buffer.read(5)"))
+    box = boxes(cell_timeout=0.2, start_timeout=1)
+    with pytest.raises((SandboxLostError, WorkspaceError)):
+        box.load("context", "x")
+
+
+def test_what_came_in_time_counts_however_late_it_is_read(boxes: Boxes) -> None:
+    # The callback takes longer than the limit; the cell has long ended.
+    box = boxes(cell_timeout=0.5)
+    late = threading.Event()
+
+    def dawdle(stream: str, text: str) -> None:
+        late.wait(1.0)
+
+    result = box.execute("print('x')", on_output=dawdle)
+    assert (result.status, result.stderr) == ("ok", "")
+
+
+def test_an_answer_that_waits_behind_much_output_came_in_time(boxes: Boxes) -> None:
+    script(
+        boxes.local,
+        CELL
+        + "say(op='begun', id=cell['id'])\n"
+        + "for _ in range(1000): put(b'o', b'x')\n"
+        + result()
+        + "while sys.stdin.buffer.read(1): pass",
+    )
+    box = boxes(cell_timeout=0.3)
+    slow = threading.Event()
+
+    def dawdle(stream: str, text: str) -> None:
+        slow.wait(0.001)
+
+    found = box.execute("x = 1", on_output=dawdle)
+    assert (found.status, found.stdout, found.stderr) == ("ok", "x" * 1000, "")

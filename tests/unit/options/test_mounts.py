@@ -1,0 +1,133 @@
+"""Mounts as users write them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import Sandbox, SandboxOptions
+from rlm_containers.errors import OptionError
+from rlm_containers.options.mounts import user_mounts
+from runtimes import Mount
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A directory with a file in it, and a symlink to it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "file").write_text("x")
+    (tmp_path / "link").symlink_to(data)
+    return data
+
+
+def test_a_string_is_for_reading(data: Path) -> None:
+    expected = (Mount(source=data, target="/data", read_only=True, shared=True),)
+    assert user_mounts([f"{data}:/data"]) == expected
+    assert user_mounts([f"{data}:/data:ro"]) == expected
+
+
+def test_unless_it_says_otherwise(data: Path) -> None:
+    assert user_mounts([f"{data}:/data:rw"]) == (
+        Mount(source=data, target="/data", read_only=False, shared=True),
+    )
+
+
+def test_files_and_symlinks(data: Path) -> None:
+    (file,) = user_mounts([f"{data.parent}/link/file:/etc/file"])
+    assert file.source == data / "file"
+    (mount,) = user_mounts([Mount(source=data.parent / "link", target="/data", read_only=False)])
+    assert mount == Mount(source=data, target="/data", read_only=False)
+
+
+def test_paths_relative_to_here_and_to_home(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data.parent)
+    monkeypatch.setenv("HOME", str(data.parent))
+    for source in ("./data", "../" + data.parent.name + "/data", "~/data", "./link", "./x/../data"):
+        if source == "./x/../data":
+            os.mkdir("x")
+        assert user_mounts([f"{source}:/data"])[0].source == data
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        "/tmp",
+        "/tmp:",
+        ":/data",
+        "/tmp:/data:",
+        "/tmp:/data:RW",
+        "/tmp:/data:rw,z",
+        "/tmp:/data:rw:ro",
+        "/tmp:data",
+        "/tmp:./data",
+        "/tmp:/",
+        "/tmp://data",
+        "/tmp:/data/",
+        "/tmp:/data/../etc",
+        "/tmp:/data/.",
+        "data:/data",  # a volume, to an engine
+        "tmp/x:/data",
+        "~nobody-of-that-name/x:/data",
+        "/tmp\0:/data",
+        "/tmp:/data\0",
+        "/tmp:/data\nx",
+        "/tmp:/data\ud800",
+    ],
+)
+def test_other_forms_are_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="mounts"):
+        SandboxOptions(mounts=[text])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [None, 5, b"/tmp:/data", ("/tmp", "/data"), Path("/tmp")])
+def test_other_types_are_refused(value: object) -> None:
+    with pytest.raises(OptionError, match="mounts must be"):
+        user_mounts([value])
+
+
+def test_a_source_that_does_not_exist(data: Path) -> None:
+    (data / "loop").symlink_to("loop")
+    (data / "dangling").symlink_to("nowhere")
+    for name in ("missing", "loop", "dangling", "file/below"):
+        with pytest.raises(OptionError, match=f"{name} cannot be found"):
+            Sandbox(mounts=[f"{data / name}:/data"])
+        with pytest.raises(OptionError, match="cannot be found"):
+            Sandbox(mounts=[Mount(source=data / name, target="/data")])
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/workspace", "/workspace/data", "/opt", "/opt/rlm-containers", "/opt/rlm-containers/guest"],
+)
+def test_a_target_that_hides_what_the_sandbox_needs(data: Path, target: str) -> None:
+    for mount in (f"{data}:{target}", Mount(source=data, target=target)):
+        with pytest.raises(OptionError, match=r"mounts must leave .* alone"):
+            user_mounts([mount])
+
+
+@pytest.mark.parametrize("target", ["/workspace-of-mine", "/opt/rlm", "/work", "/opt/x", "/tmp/x"])
+def test_targets_beside_it(data: Path, target: str) -> None:
+    assert user_mounts([f"{data}:{target}"])[0].target == target
+
+
+def test_two_with_one_target(data: Path) -> None:
+    with pytest.raises(OptionError, match="two have /data"):
+        user_mounts([f"{data}:/data", f"{data}/file:/data"])
+
+
+def test_a_path_that_engines_cannot_be_told(data: Path) -> None:
+    (data / "a,b").mkdir()
+    with pytest.raises(OptionError, match="colon or comma"):
+        user_mounts([f"{data}/a,b:/data"])
+
+
+def test_a_symlink_that_is_changed_later_leads_nowhere_else(data: Path) -> None:
+    options = SandboxOptions(mounts=[f"{data.parent}/link:/data"])  # type: ignore[arg-type]
+    (data.parent / "link").unlink()
+    (data.parent / "link").symlink_to("/etc")
+    assert options.mounts[0].source == data

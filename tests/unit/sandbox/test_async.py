@@ -1,0 +1,204 @@
+"""Sandboxes in an event loop, with real guests and no containers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from rlm_containers import Sandbox
+from rlm_containers.container.bundle import Bundle
+from rlm_containers.errors import OptionError, SandboxClosedError, SetupCodeError
+from rlm_containers.repl import ContainerREPL
+from tests.unit.guests import PATIENCE, LocalRuntime
+
+T = TypeVar("T")
+
+pytestmark = pytest.mark.usefixtures("made_bundle")
+
+
+def within(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a test in a loop; one that hangs fails."""
+    return asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
+
+
+def box(**options: Any) -> Sandbox:
+    return Sandbox(runtime=LocalRuntime(), **options)
+
+
+def test_cells_are_awaited() -> None:
+    async def test() -> None:
+        async with box() as sandbox:
+            assert (await sandbox.aexecute("x = 6 * 7")).status == "ok"
+            assert (await sandbox.aexecute("print(x)")).stdout == "42\n"
+            await sandbox.aload("document", {"a": [1]})
+            assert (await sandbox.aexecute("print(document)")).stdout == "{'a': [1]}\n"
+            with pytest.raises(OptionError):
+                await sandbox.aexecute(5)  # type: ignore[arg-type]
+        with pytest.raises(SandboxClosedError):
+            await sandbox.aexecute("x")
+        with pytest.raises(SandboxClosedError):
+            await sandbox.astart()
+        await sandbox.aclose()
+
+    within(test())
+
+
+def test_many_sandboxes_of_one_loop_work_at_the_same_time() -> None:
+    # Each cell waits until all of the others have come as far, so none may keep the loop, nor
+    # wait for a thread that another has.
+    count = 8
+    arrived: list[int] = []
+    everyone = asyncio.Event()
+
+    async def meet(number: int) -> int:
+        arrived.append(number)
+        if len(arrived) == count:
+            everyone.set()
+        await everyone.wait()
+        return len(arrived)
+
+    async def one(number: int) -> str:
+        async with box(tools={"meet": meet}) as sandbox:
+            return (await sandbox.aexecute(f"print(meet({number}))")).stdout
+
+    async def test() -> None:
+        assert await asyncio.gather(*map(one, range(count))) == [f"{count}\n"] * count
+
+    within(test())
+
+
+def test_async_functions_run_on_the_loop_that_awaits() -> None:
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def answer(prompt: str) -> str:
+        loops.append(asyncio.get_running_loop())
+        await asyncio.sleep(0)
+        return prompt.upper()
+
+    async def test() -> None:
+        async with box(lm=answer, tools={"ask": answer}) as sandbox:
+            code = "print(llm_query('a'), llm_query_batched(['b', 'c']), ask('d'))"
+            assert (await sandbox.aexecute(code)).stdout == "A ['B', 'C'] D\n"
+            assert set(loops) == {asyncio.get_running_loop()}
+
+    within(test())
+    with box(lm=answer) as sandbox:  # and without a loop
+        assert sandbox.execute("print(llm_query('a'))").stdout == "A\n"
+
+
+def test_output_comes_to_the_loop_while_the_cell_runs() -> None:
+    heard: list[tuple[str, str]] = []
+
+    async def test() -> None:
+        thread, said = threading.current_thread(), asyncio.Event()
+
+        def listen(stream: str, text: str) -> None:
+            assert threading.current_thread() is thread
+            heard.append((stream, text))
+            said.set()
+
+        async with box(tools={"heard": said.wait}) as sandbox:
+            await sandbox.aexecute("print('one'); heard()\nprint('two')", on_output=listen)
+        assert "".join(text for _, text in heard) == "one\ntwo\n"
+
+    within(test())
+
+
+def test_a_callback_that_fails_ends_the_cell() -> None:
+    def fail(stream: str, text: str) -> None:
+        raise LookupError(text)
+
+    async def test() -> None:
+        async with box() as sandbox:
+            with pytest.raises(LookupError, match="out"):
+                await sandbox.aexecute("print('out')\nimport time\ntime.sleep(60)", on_output=fail)
+            assert (await sandbox.aexecute("print(1)")).stdout == "1\n"
+
+    within(test())
+
+
+def test_cancelling_interrupts_the_cell_and_keeps_the_session() -> None:
+    async def test() -> None:
+        running = asyncio.Event()
+
+        async def begun() -> None:
+            running.set()
+
+        async with box(tools={"begun": begun}) as sandbox:
+            task = asyncio.create_task(
+                sandbox.aexecute("x = 1\nbegun()\nimport time\ntime.sleep(60)\nx = 2")
+            )
+            await running.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await sandbox.aexecute("print(x)")).stdout == "1\n"
+
+    within(test())
+
+
+def test_cancelling_a_cell_that_waits_for_its_turn_leaves_the_other_alone() -> None:
+    async def test() -> None:
+        running, go = asyncio.Event(), asyncio.Event()
+
+        async def wait() -> None:
+            running.set()
+            await go.wait()
+
+        async with box(tools={"wait": wait}) as sandbox:
+            first = asyncio.create_task(sandbox.aexecute("wait()\nprint('done')"))
+            await running.wait()
+            second = asyncio.create_task(sandbox.aexecute("never = 1"))
+            await asyncio.sleep(0)
+            second.cancel()
+            go.set()
+            assert (await first).stdout == "done\n"
+            with pytest.raises(asyncio.CancelledError):
+                await second
+            assert (await sandbox.aexecute("print('never' in globals())")).stdout == "False\n"
+
+    within(test())
+
+
+def test_context_variables_are_the_callers() -> None:
+    who = contextvars.ContextVar("who", default="nobody")
+    seen: list[str] = []
+
+    async def test() -> None:
+        who.set("me")
+        async with box() as sandbox:
+            await sandbox.aexecute("print()", on_output=lambda *_: seen.append(who.get()))
+
+    within(test())
+    assert seen == ["me"]
+
+
+def test_a_start_that_fails() -> None:
+    local = LocalRuntime()
+
+    async def test() -> None:
+        with pytest.raises(SetupCodeError):
+            async with Sandbox(runtime=local, setup_code="1 / 0"):
+                pass
+
+    within(test())
+    assert [process.wait(PATIENCE) for process in local.processes] == [0]
+
+
+def test_the_environment_of_an_rlm(made_bundle: Bundle) -> None:
+    async def test() -> None:
+        async with await ContainerREPL.acreate(
+            runtime=LocalRuntime(), context_payload="text"
+        ) as environment:
+            assert (await environment.arun_cell("print(context)")).stdout == "text\n"
+        with pytest.raises(SandboxClosedError):
+            await environment.arun_cell("1")
+        with pytest.raises(OptionError, match="image"):
+            await ContainerREPL.acreate(imag="x")
+
+    within(test())

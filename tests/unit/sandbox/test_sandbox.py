@@ -1,0 +1,290 @@
+"""A sandbox from start to end, on a runtime that starts a process instead of a container."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import ContainersError, Sandbox
+from rlm_containers.errors import (
+    OptionError,
+    SandboxClosedError,
+    SandboxError,
+    SandboxLostError,
+    SetupCodeError,
+)
+from rlm_containers.state.workspace import workspaces_directory
+from tests.support import eventually
+from tests.unit.guests import PATIENCE, LocalRuntime
+from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
+
+REPOSITORY = Path(__file__).parents[3]
+
+
+def test_what_is_there_while_it_runs_and_gone_afterwards(local: LocalRuntime) -> None:
+    descriptors = os.listdir("/proc/self/fd")
+    threads = {thread.name for thread in threading.enumerate()}  # an earlier test's may yet end
+    with Sandbox(runtime=local) as box:
+        (spec,) = local.specs
+        directory = workspace_of(box)
+        assert spec.name == box.name
+        assert directory.is_dir()
+        assert directory.parent == workspaces_directory()
+        assert box.python_version == ".".join(map(str, sys.version_info[:3]))
+        run(box, "open('file', 'w').write('x')")
+        assert (directory / "file").read_text() == "x"
+    assert not directory.exists()
+    assert os.listdir("/proc/self/fd") == descriptors
+    assert eventually(lambda: {thread.name for thread in threading.enumerate()} <= threads)
+    assert local.removed == []  # it went by itself
+    for process in local.processes:
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+
+
+def test_names_are_its_own(boxes: Boxes) -> None:
+    assert len({boxes().name for _ in range(3)}) == 3
+
+
+def test_its_life_in_its_repr(local: LocalRuntime) -> None:
+    box = Sandbox(runtime=local)
+    assert "not started" in repr(box)
+    with box:
+        assert "running" in repr(box)
+        assert box.name in repr(box)
+    assert "closed" in repr(box)
+
+
+def test_before_the_start_and_after_the_end(local: LocalRuntime) -> None:
+    box = Sandbox(runtime=local)
+    for state, match in (("before", "has not been started"), ("after", "was closed")):
+        if state == "after":
+            box.start().close()
+        with pytest.raises(SandboxClosedError, match=match) as caught:
+            box.execute("x = 1")
+        assert caught.value.container == box.name
+        assert "with Sandbox" in caught.value.remedy
+        with pytest.raises(SandboxClosedError):
+            box.load("x", "text")
+        with pytest.raises(SandboxClosedError):
+            box.reset_answer()
+        with pytest.raises(SandboxClosedError):
+            box.unsaved  # noqa: B018
+        box.interrupt()  # nothing to interrupt
+    with pytest.raises(SandboxClosedError):
+        box.start()
+
+
+def test_starting_twice_starts_once(local: LocalRuntime) -> None:
+    with Sandbox(runtime=local) as box:
+        assert box.start() is box
+        assert len(local.specs) == 1
+
+
+def test_closing_twice_and_without_a_start(local: LocalRuntime) -> None:
+    Sandbox(runtime=local).close()
+    box = Sandbox(runtime=local).start()
+    box.close()
+    box.close()
+    assert local.removed == []
+
+
+def test_an_exception_inside_of_with_closes_it(local: LocalRuntime) -> None:
+    with pytest.raises(LookupError), Sandbox(runtime=local) as box:
+        directory = workspace_of(box)
+        raise LookupError
+    assert not directory.exists()
+
+
+def test_sandboxes_do_not_share_anything(boxes: Boxes) -> None:
+    one, other = boxes(), boxes()
+    run(one, "x = 1; open('file', 'w').write('x')")
+    assert "NameError" in other.execute("x").stderr
+    assert not (workspace_of(other) / "file").exists()
+    one.close()
+    run(other, "x = 2")
+
+
+def test_cells_from_many_threads_take_turns(boxes: Boxes) -> None:
+    box = boxes()
+    run(box, "total = 0")
+    outputs: list[str] = []
+
+    def work(number: int) -> None:
+        for _ in range(5):
+            outputs.append(box.execute(f"total += 1\nprint({number})").stdout)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert run(box, "print(total)").stdout == "30\n"
+    assert sorted(outputs) == sorted(f"{number}\n" for number in range(6) for _ in range(5))
+
+
+@pytest.mark.parametrize("code", [None, 5, b"x = 1", ["x = 1"]])
+def test_what_is_no_code(box: Sandbox, code: object) -> None:
+    with pytest.raises(OptionError, match="code must be a string"):
+        box.execute(code)  # type: ignore[arg-type]
+    run(box, "x = 1")
+
+
+def test_a_cell_that_is_too_large_is_refused_and_the_session_goes_on(box: Sandbox) -> None:
+    run(box, "import os; pid = os.getpid()")
+    with pytest.raises(ContainersError, match="too large|more than"):
+        box.execute("#" + "x" * (64 * 1024 * 1024))
+    assert run(box, "print(pid == os.getpid())").stdout == "True\n"
+
+
+# Setup code
+
+
+def test_setup_code_runs_first(boxes: Boxes) -> None:
+    box = boxes(setup_code="import math\ndef f(): return math.pi")
+    assert run(box, "print(int(f()))").stdout == "3\n"
+    revive(box)
+    assert run(box, "print(int(f()))").stdout == "3\n"
+
+
+@pytest.mark.parametrize(
+    "code", ["1 / 0", "x = (", "import os; os._exit(3)", "raise KeyboardInterrupt"]
+)
+def test_setup_code_that_fails_fails_the_start(boxes: Boxes, code: str) -> None:
+    before = set(workspaces_directory().glob("*"))
+    with pytest.raises(SetupCodeError) as caught:
+        boxes(setup_code=code)
+    assert caught.value.stderr.strip()
+    assert caught.value.stderr in str(caught.value)
+    assert set(workspaces_directory().glob("*")) == before
+    assert "closed" in repr(boxes.made[-1])
+
+
+def test_setup_code_may_end_early(boxes: Boxes) -> None:
+    box = boxes(setup_code="x = 1\nimport sys; sys.exit()\nx = 2")
+    assert run(box, "print(x)").stdout == "1\n"
+
+
+# Ends that were not asked for
+
+
+def test_a_container_that_is_gone(boxes: Boxes) -> None:
+    box = boxes()
+    boxes.local.processes[0].kill()
+    with pytest.raises(SandboxLostError):
+        box.execute("x = 1")
+    box.close()
+    assert boxes.local.removed == [box.name]  # it did not end by itself, so look after it
+
+
+def test_an_engine_that_cannot_remove_it_does_not_keep_the_rest(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = boxes()
+    boxes.local.processes[0].kill()
+
+    def fail(name: str) -> None:
+        raise ContainersError("the engine is gone")
+
+    monkeypatch.setattr(boxes.local, "remove", fail)
+    directory = workspace_of(box)
+    box.close()
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_ctrl_c_ends_the_cell_and_keeps_the_session(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch, heeds: bool
+) -> None:
+    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.3)
+    box = boxes()
+    run(box, "kept = 1")
+
+    def ctrl_c(name: str, text: str) -> None:
+        raise KeyboardInterrupt
+
+    stubborn = "while True:\n    try: print('x')\n    except BaseException: pass"
+    with pytest.raises(KeyboardInterrupt):
+        box.execute("while True: print('x')" if heeds else stubborn, on_output=ctrl_c)
+    assert run(box, "print(kept)").stdout == "1\n"
+
+
+def test_close_in_another_thread_ends_a_running_cell(boxes: Boxes) -> None:
+    box = boxes()
+    running = threading.Event()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            box.execute(
+                "print('go', flush=True)\nwhile True: pass",
+                on_output=lambda name, text: running.set(),
+            )
+        except BaseException as error:
+            failures.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    assert running.wait(PATIENCE)
+    closer = threading.Thread(target=box.close, daemon=True)
+    closer.start()
+    closer.join(PATIENCE)
+    worker.join(PATIENCE)
+    ended = not closer.is_alive() and not worker.is_alive()
+    boxes.local.processes[0].kill()  # so that nothing waits, whatever came of it
+    assert ended
+    assert isinstance(failures[0], SandboxError)
+
+
+def test_an_owner_that_forgets_to_close(made_bundle: object, local: LocalRuntime) -> None:
+    # When the interpreter ends, so do its sandboxes.
+    program = (
+        "from rlm_containers import Sandbox\n"
+        "from tests.unit.guests import LocalRuntime\n"
+        "box = Sandbox(runtime=LocalRuntime()).start()\n"
+        "box.execute('x = 1')\n"
+        "print(box._runtime.specs[0].mounts[1].source, box._runtime.processes[0].pid)"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", program),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    directory, pid = done.stdout.split()
+    assert not Path(directory).exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
+
+
+def test_a_closed_one_is_not_kept_alive_until_the_end(
+    local: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[object] = []
+    monkeypatch.setattr(atexit, "register", kept.append)
+    monkeypatch.setattr(atexit, "unregister", kept.remove)
+    box = Sandbox(runtime=local).start()
+    assert kept == [box.close]
+    box.close()
+    assert kept == []
+
+
+def test_variables_of_a_dead_interpreter_are_listed(box: Sandbox) -> None:
+    run(box, "a = 1\nb = (i for i in range(3))")
+    settle(box)
+    result = box.execute(DIE)
+    assert result.status == "died"
+    assert "ended itself with status 1" in result.stderr
+    assert result.lost == ("b",)
+    assert "b (generator)" in result.stderr
+    assert result.locals["a"] == "1"
+    assert "b" not in result.locals

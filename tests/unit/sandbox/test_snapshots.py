@@ -1,0 +1,488 @@
+"""Snapshots, going back to them, and forks: with a name and without."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlm_containers import Sandbox
+from rlm_containers.errors import (
+    OptionError,
+    SandboxClosedError,
+    SessionError,
+    SessionStateError,
+    SnapshotNotFoundError,
+    WorkspaceError,
+)
+from rlm_containers.lm.backends import CallableBackend
+from rlm_containers.lm.broker import LMBroker
+from rlm_containers.sandbox.awaitables import AsyncFunctions
+from rlm_containers.state.hostfiles import passing_snapshots_directory, sessions_directory
+from rlm_containers.state.manifest import Manifest
+from rlm_containers.state.sessions import SessionStore
+from rlm_containers.state.snapshot_store import SnapshotStore
+from rlm_containers.state.snapshots import Snapshot
+from tests.unit.guests import LocalRuntime, await_end
+from tests.unit.sessions import DIE, Boxes, run, settle, workspace_of
+
+pytestmark = pytest.mark.usefixtures("own_sessions")
+
+
+@pytest.fixture(params=[None, "one"], ids=["unnamed", "named"])
+def any_box(boxes: Boxes, request: pytest.FixtureRequest) -> Sandbox:
+    return boxes(session=request.param)
+
+
+def objects_of(box: Sandbox) -> list[Path]:
+    directory = (
+        sessions_directory() / box.options.session
+        if box.options.session
+        else passing_snapshots_directory() / box.name
+    )
+    return [path for path in (directory / "objects").rglob("*") if path.is_file()]
+
+
+def test_going_back(any_box: Sandbox) -> None:
+    box = any_box
+    box.load("context", ["a", {"b": "c" * 1000}])
+    run(
+        box,
+        """
+        import os
+        os.makedirs("d/e")
+        open("d/e/file", "w").write("first")
+        os.chmod("d/e/file", 0o640)
+        os.chmod("d", 0o555)
+        os.symlink("d/e/file", "link")
+        items = [1]
+        both = [items, context[1]]
+        """,
+    )
+    first = box.snapshot("the first")
+    run(
+        box,
+        """
+        os.chmod("d", 0o755)
+        os.remove("d/e/file"); os.rmdir("d/e"); os.remove("link")
+        open("d/e", "w").write("a file in the place of a directory")
+        os.mkdir("link")
+        open("new", "w")
+        items.append(2); context.append("more"); other = 5
+        """,
+    )
+    second = box.snapshot()
+    assert box.restore(first) == ()
+    result = run(
+        box,
+        """
+        assert items == [1] and both[0] is items and both[1] is context[1] and len(context) == 2
+        assert open("d/e/file").read() == open("link").read() == "first"
+        assert os.stat("d/e/file").st_mode & 0o777 == 0o640 and os.stat("d").st_mode & 0o777 == 0o555
+        assert not os.path.exists("new")
+        """,
+    )
+    assert "other" not in result.locals
+    # The interpreter that dies now comes back as that snapshot too, once it has gone on.
+    assert box.execute(DIE).status == "died"
+    run(box, "assert items == [1] and both[0] is items")
+    assert box.restore(second) == ()
+    run(
+        box,
+        "assert items == [1, 2] and other == 5 and os.path.isdir('link') and open('d/e').read()",
+    )
+    assert [(s.id, s.note) for s in box.snapshots()] == [(first, "the first"), (second, "")]
+
+
+def test_ten_snapshots_of_a_large_context_cost_one(any_box: Sandbox) -> None:
+    box = any_box
+    box.load("context", "line of the context\n" * 500_000)
+    ids = []
+    for number in range(10):
+        run(box, f"x = {number}")
+        ids.append(box.snapshot())
+    assert len(set(ids)) == 10
+    assert 10_000_000 < sum(path.stat().st_size for path in objects_of(box)) < 10_100_000
+    assert sum(snapshot.size for snapshot in box.snapshots()) > 100_000_000
+    for id_ in ids[:-1]:
+        box.remove_snapshot(id_)
+    box.restore(ids[-1])
+    assert run(box, "print(x, len(context))").stdout == "9 10000000\n"
+    box.remove_snapshot(ids[-1])
+    assert objects_of(box) == []
+
+
+def test_the_same_state_is_the_same_snapshot(any_box: Sandbox) -> None:
+    box = any_box
+    run(box, "x = 1\nopen('f', 'w').write('same')")
+    first = box.snapshot("first")
+    assert box.snapshot("second") == first
+    run(box, "import os\nos.utime('f', (1, 1))\ndel os")
+    assert [snapshot.note for snapshot in box.snapshots()] == ["first"]
+    run(box, "x = 2")
+    assert box.snapshot() != first
+
+
+def test_a_cell_cannot_change_a_snapshot(any_box: Sandbox) -> None:
+    box = any_box
+    run(box, "x = 'x' * 300_000\nopen('file', 'wb').write(b'before')")
+    before = box.snapshot()
+    # In place: through what a hard link would share.
+    run(
+        box,
+        """
+        import glob
+        for path in ["file", *glob.glob(".blobs/*")]:
+            with open(path, "r+b") as file: file.write(b"AFTER!")
+        """,
+    )
+    box.restore(before)
+    run(box, "assert x == 'x' * 300_000 and open('file', 'rb').read() == b'before'")
+    with open(workspace_of(box) / "file", "r+b") as file:  # nor what was laid out of it
+        file.write(b"again")
+    box.restore(before)
+    assert box.get_file("file") == b"before"
+
+
+def test_what_a_snapshot_cannot_have(any_box: Sandbox) -> None:
+    box = any_box
+    run(box, "import os\nos.mkfifo('fifo')\nopen('file', 'w')\ngenerator = (i for i in 'ab')")
+    id_ = box.snapshot()
+    (snapshot,) = box.snapshots()
+    assert snapshot.skipped == ("fifo",)
+    assert [variable.name for variable in box.restore(id_)] == ["generator"]
+    assert [variable.name for variable in box.lost] == ["generator"]
+    assert [file.name for file in box.list_files()] == ["file"]
+
+
+def test_before_the_first_cell(any_box: Sandbox) -> None:
+    box = any_box
+    empty = box.snapshot()
+    run(box, "x = 1")
+    assert box.restore(empty) == ()
+    result = run(box, "y = 2")
+    assert "x" not in result.locals
+    assert box.list_files() == ()
+
+
+def test_ids(any_box: Sandbox) -> None:
+    box = any_box
+    run(box, "x = 1")
+    with pytest.raises(SnapshotNotFoundError, match="no snapshot 'abcd'") as caught:
+        box.restore("abcd")
+    assert caught.value.remedy == "None has been taken."
+    id_ = box.snapshot()
+    run(box, "x = 2")
+    box.restore(id_[:4])
+    assert box.execute("").locals["x"] == "1"
+    for wrong in ("", "abc", id_ + "0", id_.upper() + "G", "../" + id_, "*" * 8, 5, None):
+        with pytest.raises(SnapshotNotFoundError):
+            box.restore(wrong)  # type: ignore[arg-type]
+        with pytest.raises(SnapshotNotFoundError):
+            box.remove_snapshot(wrong)  # type: ignore[arg-type]
+    other = "0000" if not id_.startswith("0000") else "1111"
+    with pytest.raises(SnapshotNotFoundError, match="no snapshot") as caught:
+        box.restore(other)
+    assert id_ in caught.value.remedy
+    assert box.execute("").locals["x"] == "1"
+
+
+def test_notes(any_box: Sandbox) -> None:
+    with pytest.raises(OptionError, match="note"):
+        any_box.snapshot(5)  # type: ignore[arg-type]
+    any_box.snapshot("ü\n" * 500)
+    assert any_box.snapshots()[0].note == "ü\n" * 100
+
+
+def test_a_kept_history_stays_the_hosts(any_box: Sandbox) -> None:
+    box = any_box
+    box.load("history", [{"role": "user", "content": "one"}], keep=True)
+    run(box, "x = 1")
+    id_ = box.snapshot()
+    box.load("history", [{"role": "user", "content": "two"}], keep=True)
+    box.restore(id_)
+    assert run(box, "print(x, history[0]['content'])").stdout == "1 two\n"
+
+
+def test_a_variable_is_loaded_after_going_back(any_box: Sandbox) -> None:
+    box = any_box
+    box.load("context", "first")
+    run(box, "old = context")
+    id_ = box.snapshot()
+    box.load("context", "second")
+    box.restore(id_)
+    box.load("context", "third")
+    assert run(box, "print(old, context)").stdout == "first third\n"
+    assert box.execute(DIE).lost == ()
+    assert run(box, "print(old, context)").stdout == "first third\n"
+    box.restore(id_)
+    assert run(box, "print(old, context)").stdout == "first first\n"
+
+
+def test_a_damaged_snapshot_is_found_out_before_anything_is_changed(any_box: Sandbox) -> None:
+    box = any_box
+    run(box, "x = 'x' * 300_000")
+    id_ = box.snapshot()
+    run(box, "x = 'later'")
+    for path in objects_of(box):
+        if path.stat().st_size == 300_000:
+            path.write_bytes(b"short")
+    with pytest.raises(SessionStateError, match="missing or damaged"):
+        box.restore(id_)
+    assert run(box, "print(x)").stdout == "later\n"
+    for path in objects_of(box):
+        path.unlink()
+    with pytest.raises(SessionStateError, match="missing or damaged"):
+        box.restore(id_)
+    assert run(box, "print(x)").stdout == "later\n"
+
+
+def test_a_damaged_record(boxes: Boxes) -> None:
+    box = boxes(session="one")
+    run(box, "x = 1")
+    id_ = box.snapshot()
+    path = sessions_directory() / "one" / "snapshots" / f"{id_}.json"
+    raw = json.loads(path.read_text())
+    raw["entries"][0]["mode"] = 0o777
+    for text in ("", "{", "[]", "{}", json.dumps(raw), '{"format": 2}'):
+        path.write_text(text)
+        assert box.snapshots() == []
+        with pytest.raises(SessionStateError):
+            box.restore(id_)
+    box.remove_snapshot(id_)
+    assert objects_of(box) == []
+
+
+def test_a_snapshot_whose_variables_cannot_be_read(any_box: Sandbox) -> None:
+    box = any_box
+    run(box, "x = 1")
+    good = box.snapshot()
+    run(box, "y = 1")
+    settle(box)
+    (workspace_of(box) / "state.dill").write_bytes(b"damaged by a cell")
+    (workspace_of(box) / "state.dill.previous").unlink(missing_ok=True)
+    bad = box.snapshot()
+    with pytest.raises(SessionStateError, match="cannot be read"):
+        box.restore(bad)
+    assert "x" not in box.execute("").locals
+    box.restore(good)
+    assert box.execute("").locals["x"] == "1"
+
+
+def test_what_cannot_be_snapshot(any_box: Sandbox) -> None:
+    box = any_box
+    run(box, "with open('huge', 'wb') as f: f.truncate(1 << 43)\nx = 1")
+    with pytest.raises(WorkspaceError, match="holes"):
+        box.snapshot()
+    run(box, "import os\nos.remove('huge')\nfor _ in range(150): os.mkdir('d'); os.chdir('d')")
+    with pytest.raises(WorkspaceError, match="100 deep"):
+        box.snapshot()
+    with pytest.raises(WorkspaceError, match="100 deep"):
+        box.fork()
+    assert box.snapshots() == []
+    assert box.execute("").locals["x"] == "1"
+
+
+def test_a_state_that_could_not_be_saved_is_no_snapshot(any_box: Sandbox) -> None:
+    box = any_box
+    run(
+        box,
+        "x = 1\nimport os\nos.mkdir('state.dill.new')\ny = 'y' * 5_000_000\nz = list(range(500_000))",
+    )
+    with pytest.raises(SessionStateError, match="could not be saved"):
+        box.snapshot()
+    with pytest.raises(SessionStateError, match="could not be saved"):
+        box.fork()
+
+
+ENDLESS = """
+import time
+class Endless:
+    def __reduce__(self):
+        while True: time.sleep(0.01)
+"""
+
+
+def test_a_variable_whose_saving_never_ends_is_given_up(
+    any_box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlm_containers.sandbox.snapshots._SETTLE_TIMEOUT", 0.5)
+    box = any_box
+    run(box, ENDLESS + "a = 1\nendless = Endless()\nz = 2")
+    id_ = box.snapshot()
+    assert [variable.name for variable in box.restore(id_)] == ["endless"]
+    run(box, "assert a + z == 3")
+    run(box, "endless = Endless()")
+    box.close()  # ends as well
+
+
+def test_forks_go_their_own_ways(any_box: Sandbox) -> None:
+    box = any_box
+    box.load("context", "c" * 400_000)
+    run(box, "items = [1]\nsame = items\nopen('file', 'w').write('one')")
+    with box.fork() as other, other.fork() as third:
+        assert len({box.name, other.name, third.name}) == 3
+        run(other, "assert same is items and len(context) == 400_000\nitems.append(2)")
+        run(third, "assert items == [1]\nopen('file', 'w').write('three')")
+        run(box, "assert items == [1]\nitems.append(9)\nassert open('file').read() == 'one'")
+        other.load("context", "new")
+        assert other.execute(DIE).lost == ()
+        assert run(other, "print(items, same is items, context)").stdout == "[1, 2] True new\n"
+        assert run(third, "print(len(context), open('file').read())").stdout == "400000 three\n"
+    assert run(box, "print(items, len(context))").stdout == "[1, 9] 400000\n"
+
+
+def test_a_fork_has_what_the_first_had(boxes: Boxes) -> None:
+    async def later(prompt: str) -> str:
+        await asyncio.sleep(0)
+        return prompt.upper()
+
+    box = boxes(
+        lm=later,
+        tools={"add": lambda a, b: a + b},
+        setup_code="made = []",
+        env={"NAME": "value"},
+        max_output=500,
+    )
+    box.set_tools({"sub": lambda a, b: a - b})
+    box.load("history", [1], keep=True)
+    run(box, "made.append(1)\nimport os")
+    with box.fork() as other:
+        assert other.options == box.options
+        result = run(
+            other, "history = 0\nprint(made, sub(3, 1), os.environ['NAME'], llm_query('hi'))"
+        )
+        assert result.stdout == "[1] 2 value HI\n"
+        assert [call.prompt for call in result.lm_calls] == ["hi"]
+        assert run(other, "print(history)").stdout == "[1]\n"
+        assert run(box, "print(llm_query('ho'))").lm_calls[0].prompt == "ho"
+
+
+def test_a_fork_keeps_its_own_calls(boxes: Boxes) -> None:
+    broker = LMBroker(CallableBackend(str.upper, 60.0, AsyncFunctions()))
+    box = boxes(lm=broker)
+    with box.fork() as other:
+        assert run(other, "llm_query('a')").lm_calls[0].response == "A"
+        assert run(box, "llm_query('b')").lm_calls[0].response == "B"
+
+
+def test_a_fork_as_a_session(boxes: Boxes) -> None:
+    box = boxes()
+    run(box, "x = 1\ngenerator = (i for i in 'ab')")
+    with box.fork("branch") as other:
+        assert [variable.name for variable in other.lost] == ["generator"]
+        run(other, "x = 2")
+        with pytest.raises(SessionError, match="in use"):
+            box.fork("branch")
+    with pytest.raises(SessionError, match="session 'branch' already"):
+        box.fork("branch")
+    with pytest.raises(OptionError):
+        box.fork("no/name")
+    assert boxes(session="branch").execute("").locals["x"] == "2"
+    assert box.execute("").locals["x"] == "1"
+
+
+def test_what_is_not_kept_goes_with_the_sandbox(boxes: Boxes, local: LocalRuntime) -> None:
+    box = boxes()
+    run(box, "x = 1")
+    box.snapshot()
+    assert (passing_snapshots_directory() / box.name).is_dir()
+    box.close()
+    assert not (passing_snapshots_directory() / box.name).exists()
+    for closed in (box, Sandbox(runtime=local)):
+        for call in (closed.snapshot, closed.snapshots, closed.fork):
+            with pytest.raises(SandboxClosedError):
+                call()
+        with pytest.raises(SandboxClosedError):
+            closed.restore("abcdef")
+
+
+def test_a_killed_hosts_passing_snapshots_go(tmp_path: Path) -> None:
+    program = (
+        "import sys, os\nfrom rlm_containers import Sandbox\n"
+        "from tests.unit.guests import LocalRuntime\n"
+        "box = Sandbox(runtime=LocalRuntime()).start()\nbox.execute('x = 1')\nbox.snapshot()\n"
+        "print(box.name, box._reaper.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        (sys.executable, "-c", program),
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    name, reaper = done.stdout.split()
+    assert await_end(int(reaper))
+    assert not (passing_snapshots_directory() / name).exists()
+
+
+def test_for_an_event_loop(boxes: Boxes) -> None:
+    asyncio.run(use(boxes()))
+
+
+async def use(box: Sandbox) -> None:
+    await box.aexecute("x = 1")
+    id_ = await box.asnapshot()
+    await box.aexecute("x = 2")
+    async with await box.afork() as other:
+        assert await other.arestore(await other.asnapshot()) == ()
+        assert (await other.aexecute("")).locals["x"] == "2"
+    await box.arestore(id_)
+    assert (await box.aexecute("")).locals["x"] == "1"
+
+
+def test_a_restore_that_was_interrupted_is_completed(boxes: Boxes, tmp_path: Path) -> None:
+    box = boxes(session="one")
+    run(box, "x = 1\nopen('a', 'w').write('1')")
+    id_ = box.snapshot()
+    run(box, "x = 2\nopen('a', 'w').write('2')")
+    box.close()
+    # As a process leaves it that is killed between two renames.
+    path = sessions_directory() / "one"
+    (path / "staging" / "old").mkdir(parents=True)
+    (path / "workspace" / "a").rename(path / "staging" / "old" / "a")
+    (path / "restoring").write_text(id_)
+    again = boxes(session="one")
+    assert again.execute("").locals["x"] == "1"
+    assert again.get_file("a") == b"1"
+    again.close()
+    (path / "restoring").write_text(id_)
+    assert SessionStore().snapshot("one").id == id_  # whoever comes first completes it
+    assert not (path / "restoring").exists()
+    (path / "restoring").write_text("no such")
+    assert boxes(session="one").execute("").locals["x"] == "1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"path": "../x"}, {"path": "/x"}, {"path": "a/../b"}, {"path": "a//b"}, {"path": "./a"},
+        {"path": ""}, {"path": "."}, {"path": "a\0"}, {"path": 5}, {"path": "nowhere/x"},
+        {"path": "\ud900"}, {"path": "dir"}, {"path": "link/x"}, {"path": "file/x"},
+        {"kind": "device"}, {"kind": None}, {"mode": -1}, {"mode": 0o4755}, {"mode": "7"},
+        {"mode": True}, {"size": -1}, {"size": 1 << 62}, {"size": 1.0}, {"modified": -1},
+        {"digest": "abc"}, {"digest": None}, {"digest": "../" * 21 + "x"}, {"kind": "symlink"},
+        {"kind": "symlink", "target": ""}, {"kind": "symlink", "target": "a\0b"},
+    ],
+)  # fmt: skip
+def test_records_are_checked(change: dict[str, Any], boxes: Boxes, tmp_path: Path) -> None:
+    (tmp_path / "w" / "dir").mkdir(parents=True)
+    (tmp_path / "w" / "file").write_text("x")
+    (tmp_path / "w" / "link").symlink_to("dir")
+    top = os.open(tmp_path / "w", os.O_RDONLY)
+    try:
+        taken = SnapshotStore(tmp_path / "s").take(top, Manifest.new())
+    finally:
+        os.close(top)
+    raw = json.loads(json.dumps(taken.to_json()))
+    assert Snapshot.from_json(raw) == taken
+    raw["entries"].append({**raw["entries"][1], "path": "more", **change})
+    with pytest.raises(ValueError):  # noqa: PT011 - the words are for people
+        Snapshot.from_json(raw)

@@ -1,0 +1,107 @@
+"""Whether the owner of a sandbox is still there: told apart from whoever has its number now."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlm_containers.state.owner import LABEL, Owner
+from tests.unit.container.test_reaper import REPOSITORY
+from tests.unit.guests import PATIENCE
+
+
+def gone() -> Owner:
+    """The owner that a process was that has ended."""
+    program = "from rlm_containers.state.owner import Owner; print(Owner.current('mine').json())"
+    done = subprocess.run(
+        (sys.executable, "-c", program),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    owner = Owner.from_json(done.stdout)
+    assert owner is not None
+    return owner
+
+
+def test_this_process_is_there() -> None:
+    owner = Owner.current()
+    assert owner.pid == os.getpid()
+    assert not owner.is_gone()
+
+
+def test_a_process_that_has_ended_is_gone() -> None:
+    owner = gone()
+    assert owner.session == "mine"
+    assert owner.is_gone()
+
+
+def test_a_process_that_waits_to_be_collected_has_not_gone_yet() -> None:
+    with subprocess.Popen(("true",), stdin=subprocess.PIPE) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        stat = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        assert not replace(Owner.current(), pid=child.pid, started=stat[19]).is_gone()
+
+
+def test_another_process_with_its_number_is_not_it() -> None:
+    assert replace(Owner.current(), started="1").is_gone()
+    assert replace(Owner.current(), pid=1).is_gone()
+
+
+def test_before_a_reboot_is_gone_whoever_has_its_number_now() -> None:
+    assert replace(Owner.current(), boot="another").is_gone()
+
+
+def test_others_are_not_judged() -> None:
+    # Another machine or user on the same engine, or a process that this one cannot see.
+    assert not replace(gone(), host="another").is_gone()
+    assert not replace(gone(), host="another", boot="another").is_gone()
+
+
+def test_where_nothing_says_when_a_process_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlm_containers.state.owner._started", lambda pid: "")
+    assert not Owner.current().is_gone()
+    assert replace(gone(), started="").is_gone()
+
+
+def test_it_comes_back_from_labels_and_from_json() -> None:
+    owner = Owner.current("a session")
+    labels = owner.labels()
+    assert labels[LABEL] == str(os.getpid())
+    assert all(name.startswith("io.github.rlm-containers.") for name in labels)
+    assert Owner.from_labels({"other": "label", **labels}) == owner
+    assert Owner.from_json(owner.json(runtime="docker")) == owner
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {},
+        {LABEL: "123"},  # of a version that had no others
+        {**Owner.current().labels(), LABEL: "x"},
+        {**Owner.current().labels(), LABEL: "-1"},
+        {**Owner.current().labels(), LABEL: "9" * 50},
+    ],
+)
+def test_labels_that_name_no_owner(labels: dict[str, str]) -> None:
+    assert Owner.from_labels(labels) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "{}", '{"pid": []}', "[" * 100_000, '"x"'])
+def test_text_that_names_no_owner(text: str) -> None:
+    assert Owner.from_json(text) is None
+
+
+def test_strange_fields_are_texts() -> None:
+    told = {**json.loads(Owner.current().json()), "boot": ["x"], "session": None}
+    owner = Owner.from_json(json.dumps(told))
+    assert owner is not None
+    assert owner.is_gone()
