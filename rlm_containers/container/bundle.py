@@ -35,7 +35,7 @@ GUEST_PYTHON = (3, 9)
 #: requests and everything that it imports.
 _REQUESTS = ("requests", "urllib3", "idna", "certifi", "charset-normalizer")
 
-_GUEST = Path(__file__).with_name("guest")
+_GUEST = Path(__file__).parents[1] / "guest"
 
 # Any Python at all must be able to read this, so that one that is too old can say so. sys.path
 # begins with the working directory here, where a cell may have left a json.py: not for us.
