@@ -13,7 +13,7 @@ import sys
 import dspy
 from dspy.utils import DummyLM
 
-from rlm_containers.integrations.dspy.interpreter import ContainerInterpreter
+from rlm_containers.integrations.dspy import ContainerInterpreter
 
 # What a model might write, step by step, to find one number in a long text.
 STEPS = [

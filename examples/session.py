@@ -7,7 +7,7 @@ python examples/session.py [RUNTIME [IMAGE]]
 import sys
 
 from rlm_containers import Sandbox
-from rlm_containers.state.sessions import SessionStore
+from rlm_containers.state import SessionStore
 
 options = dict(zip(("runtime", "image"), sys.argv[1:], strict=False))
 

@@ -1,25 +1,62 @@
 """Container sandboxes for recursive language models, on docker and podman."""
 
-from rlm_containers.errors import ContainersError
-from rlm_containers.interpreter.results import CellResult
-from rlm_containers.lm.broker import LMCall
-from rlm_containers.options.options import SandboxOptions
-from rlm_containers.sandbox.artifacts import Artifact
-from rlm_containers.sandbox.sandbox import Sandbox
-from runtimes import Mount
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlm_containers.errors import ContainersError
+    from rlm_containers.interpreter import (
+        Artifact,
+        CellResult,
+        LMCall,
+        UnsavedVariable,
+        WorkspaceFile,
+    )
+    from rlm_containers.options import SandboxOptions
+    from rlm_containers.repl import ContainerREPL
+    from rlm_containers.sandbox import Sandbox
+    from rlm_containers.state import Snapshot
+    from runtimes import Mount
 
 __all__ = [
     "Artifact",
     "CellResult",
+    "ContainerREPL",
     "ContainersError",
     "LMCall",
     "Mount",
     "Sandbox",
     "SandboxOptions",
+    "Snapshot",
+    "UnsavedVariable",
+    "WorkspaceFile",
     "register",
 ]
 
 __version__ = "0.1.0"
+
+#: Maps each public name to its module, which is imported with the first use.
+_MODULES = {
+    "Artifact": "rlm_containers.interpreter",
+    "CellResult": "rlm_containers.interpreter",
+    "ContainerREPL": "rlm_containers.repl",
+    "ContainersError": "rlm_containers.errors",
+    "LMCall": "rlm_containers.interpreter",
+    "Mount": "runtimes",
+    "Sandbox": "rlm_containers.sandbox",
+    "SandboxOptions": "rlm_containers.options",
+    "Snapshot": "rlm_containers.state",
+    "UnsavedVariable": "rlm_containers.interpreter",
+    "WorkspaceFile": "rlm_containers.interpreter",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def register() -> None:
@@ -28,6 +65,6 @@ def register() -> None:
     Raises:
         ImportError: rlms is not installed.
     """
-    from rlm_containers.integrations.rlms.environment import register as register_rlms
+    from rlm_containers.integrations.rlms import register as register_rlms
 
     register_rlms()

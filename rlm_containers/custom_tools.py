@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlm_containers.errors import OptionError
-from rlm_containers.sandbox.tools import ToolFunction, check_names
-
-__all__ = ["CustomTools"]
+from rlm_containers.sandbox import ToolFunction, check_names
 
 #: How a string begins that is meant as code, and nothing else.
 _CODE = ("def ", "class ", "async def ", "@", "lambda ", "lambda:")

@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Check", "CheckStatus", "Diagnosis", "EngineReport"]
-
 #: ``"warning"``: it works, but not as it could. ``"skipped"``: it could not be tried.
 CheckStatus = Literal["ok", "warning", "failed", "skipped"]
 

@@ -20,10 +20,14 @@ from rlm_containers.errors import (
     UnknownRuntimeError,
     UnsupportedByEngineError,
 )
-from rlm_containers.options.file import config_path
-from rlm_containers.options.options import DEFAULT_IMAGE
-from rlm_containers.options.sources import check_config, configured_options, unknown_variables
-from rlm_containers.state.workspace import workspaces_directory
+from rlm_containers.options import (
+    DEFAULT_IMAGE,
+    check_config,
+    config_path,
+    configured_options,
+    unknown_variables,
+)
+from rlm_containers.state import workspaces_directory
 from runtimes import EngineInfo, get_runtime
 from runtimes.detect import runtime_names
 

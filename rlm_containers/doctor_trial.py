@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 
 from rlm_containers.diagnosis import Check
 from rlm_containers.errors import ContainersError, ContainerStartError
-from rlm_containers.sandbox.sandbox import LABEL, Sandbox
+from rlm_containers.sandbox import Sandbox
+from rlm_containers.state import LABEL
 from runtimes import EngineInfo, Runtime
-
-__all__ = ["Trial"]
 
 #: What the container of the trial is limited to: far more than an interpreter needs.
 _LIMITS = {"memory": 256 * 1024**2, "pids": 128}

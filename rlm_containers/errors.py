@@ -71,6 +71,7 @@ __all__ = [
     "UnknownRuntimeError",
     "UnsupportedByEngineError",
     "WorkspaceError",
+    "format_size",
 ]
 
 
@@ -173,3 +174,11 @@ class SnapshotNotFoundError(SessionError):
 
 class ArchiveError(SessionError):
     """A file is not an exported session, or is damaged, or may not be trusted."""
+
+
+def format_size(size: int) -> str:
+    """Bytes as people say it, for instance ``"1.5 GiB"``."""
+    for unit, name in ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
+    return f"{size} bytes"

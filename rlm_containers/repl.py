@@ -13,16 +13,10 @@ from typing import Any, Self
 
 from rlm_containers.custom_tools import CustomTools
 from rlm_containers.errors import OptionError
-from rlm_containers.interpreter.results import CellResult
-from rlm_containers.lm.backends import HandlerBackend
-from rlm_containers.lm.broker import LMBroker, SubcallFunction
-from rlm_containers.options.options import DEFAULT_IMAGE
-from rlm_containers.options.sources import configured_options
-from rlm_containers.sandbox.awaitables import call_in_thread
-from rlm_containers.sandbox.context import Context
-from rlm_containers.sandbox.sandbox import Sandbox
-
-__all__ = ["Address", "ContainerREPL", "History"]
+from rlm_containers.interpreter import CellResult
+from rlm_containers.lm import HandlerBackend, LMBroker, SubcallFunction
+from rlm_containers.options import DEFAULT_IMAGE, configured_options
+from rlm_containers.sandbox import Context, Sandbox, call_in_thread
 
 #: Host and port of an LM Handler.
 Address = tuple[str, int]

@@ -3,9 +3,9 @@
 Nothing here knows of language models, and nothing here imports ``rlm_containers``.
 """
 
-from runtimes.base import ContainerRecord, EngineInfo, HostRoute, ImageRecord, Runtime
+from runtimes.base import ContainerRecord, EngineInfo, ImageRecord, Runtime
 from runtimes.detect import get_runtime
-from runtimes.network import InternalNetwork
+from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
 from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest, Mount
 

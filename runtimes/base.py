@@ -13,15 +13,6 @@ from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
 from runtimes.spec import BuildSpec, ContainerSpec
 
-__all__ = [
-    "ContainerRecord",
-    "EngineInfo",
-    "HostRoute",
-    "ImageRecord",
-    "NetworkRecord",
-    "Runtime",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:

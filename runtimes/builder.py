@@ -9,8 +9,6 @@ from pathlib import Path
 
 from runtimes.spec import BuildSpec
 
-__all__ = ["FILES", "PROXIES", "Builder", "build_arguments"]
-
 #: Variables that reach every build, and that engines keep out of images and their history.
 PROXIES = tuple(
     name

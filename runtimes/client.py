@@ -15,8 +15,6 @@ from pathlib import Path
 
 import sh
 
-__all__ = ["end_command", "lines_of"]
-
 #: Seconds that a command which is to end may take for it.
 _END_TIMEOUT = 10.0
 

@@ -23,8 +23,6 @@ from runtimes.errors import (
 )
 from runtimes.process import ContainerProcess
 
-__all__ = ["CommandResult", "EngineCommand"]
-
 logger = logging.getLogger("runtimes")
 
 #: Seconds that a command which only asks or removes may take. Engines stall for many seconds

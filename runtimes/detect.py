@@ -21,8 +21,6 @@ from runtimes.errors import (
 )
 from runtimes.podman import PodmanRuntime
 
-__all__ = ["ENTRY_POINT_GROUP", "ENVIRONMENT_VARIABLE", "get_runtime", "runtime_names"]
-
 logger = logging.getLogger("runtimes")
 
 #: Names the runtime to use when the caller names none.

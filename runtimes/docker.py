@@ -30,8 +30,6 @@ from runtimes.limits import CONTROLLERS, no_disk_limit, unenforced_limits, whole
 from runtimes.network import HostRoute, InternalNetwork
 from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest
 
-__all__ = ["DockerRuntime"]
-
 # `run --pull=never` and the options used here are there from this version on.
 MINIMUM = (20, 10)
 

@@ -26,9 +26,6 @@ from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
 from runtimes.spec import ContainerSpec, Mount
 
-__all__ = ["ContainerEngine"]
-
-
 # How docker and podman say that their storage cannot limit a container's file system.
 _NO_DISK_LIMIT = re.compile(r"storage.opt(ion)?\b", re.IGNORECASE)
 

@@ -24,8 +24,6 @@ from runtimes.errors import ImageBuildError
 from runtimes.process import ContainerProcess
 from runtimes.spec import BuildSpec, ContainerSpec
 
-__all__ = ["ServedFiles", "serve_files"]
-
 _PORT = 8731
 _PLACE = "/dev/shm/rlm-build"  # noqa: S108  # in the build's container
 

@@ -22,8 +22,6 @@ from runtimes.errors import (
 )
 from runtimes.spec import BuildSpec
 
-__all__ = ["NO_IMAGE", "EngineImages", "last_lines", "parse_list"]
-
 #: Seconds that moving an image may take: gigabytes over a slow line, or to a slow disk.
 TRANSFER_TIMEOUT = 3600.0
 

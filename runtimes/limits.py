@@ -6,8 +6,6 @@ from collections.abc import Iterable
 
 from runtimes.spec import ContainerSpec
 
-__all__ = ["CONTROLLERS", "limit_args", "no_disk_limit", "unenforced_limits", "whole_number"]
-
 #: The cgroup controller behind each limit.
 CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 

@@ -30,8 +30,6 @@ from runtimes.limits import CONTROLLERS, no_disk_limit, unenforced_limits, whole
 from runtimes.network import HostRoute, InternalNetwork
 from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest
 
-__all__ = ["PodmanRuntime"]
-
 # `rm --time` came with 4.0, and with it the rootless network that DESIGN's route relies on.
 MINIMUM = (4, 0)
 

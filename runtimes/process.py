@@ -9,8 +9,6 @@ import threading
 
 import sh
 
-__all__ = ["ContainerProcess"]
-
 
 class ContainerProcess:
     """The command-line client that holds a running container's standard streams.

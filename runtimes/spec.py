@@ -10,8 +10,6 @@ from typing import Literal
 from runtimes.errors import MountError
 from runtimes.network import InternalNetwork
 
-__all__ = ["BuildSpec", "ContainerSpec", "GpuRequest", "Mount"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class GpuRequest:

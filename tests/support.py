@@ -21,26 +21,7 @@ from typing import Any
 import pytest
 
 from rlm_containers import CellResult, Sandbox
-from rlm_containers.sandbox.sandbox import LABEL
-from rlm_containers.state.hostfiles import passing_snapshots_directory
-from rlm_containers.state.workspace import workspaces_directory
-
-__all__ = [
-    "ENGINES",
-    "PATIENCE",
-    "Engine",
-    "assert_gone",
-    "eventually",
-    "execute",
-    "leftovers",
-    "missing",
-    "on_ci",
-    "printed",
-    "processes",
-    "usable",
-    "warnings_of",
-    "workspace",
-]
+from rlm_containers.state import LABEL, passing_snapshots_directory, workspaces_directory
 
 #: What ``--engine`` takes. The last is podman too, run by an ordinary user.
 ENGINES = ("docker", "podman", "podman-rootless")

@@ -13,9 +13,7 @@ from rlm_containers.cli.contexts import context_option, read_contexts
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
 
 if TYPE_CHECKING:
-    from rlm_containers.integrations.rlms.trajectory import Trajectory, Turn
-
-__all__ = ["command"]
+    from rlm_containers.integrations.rlms import Trajectory, Turn
 
 # rlms's own, which is not installed with the command line; a test compares them.
 BACKENDS = (
@@ -117,7 +115,7 @@ def command(ctx: click.Context, /, question: str, contexts: tuple[Path, ...], **
     Ends with 1 if there is no answer: the model failed, or a limit was reached.
     """
     try:
-        from rlm_containers.integrations.rlms.completion import Completion, Model
+        from rlm_containers.integrations.rlms import Completion, Model
     except ImportError as error:
         raise click.UsageError(
             f"This needs rlms ({error}): pip install 'rlm-containers[rlms]'"
@@ -167,7 +165,7 @@ def command(ctx: click.Context, /, question: str, contexts: tuple[Path, ...], **
 
 
 def _sub_model(given: dict[str, Any]) -> Any:
-    from rlm_containers.integrations.rlms.completion import Model
+    from rlm_containers.integrations.rlms import Model
 
     if not given["sub_model"]:
         if given["sub_backend"] or given["sub_base_url"]:
@@ -227,7 +225,7 @@ def _summary(trajectory: Trajectory) -> str:
 
 def _write(trajectory: Trajectory, path: Path) -> None:
     from rlm_containers.cli.messages import say
-    from rlm_containers.integrations.rlms.page import write_report
+    from rlm_containers.integrations.rlms import write_report
 
     try:
         write_report(trajectory, path)

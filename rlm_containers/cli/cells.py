@@ -9,9 +9,7 @@ from typing import Any
 from rlm_containers import CellResult, Sandbox
 from rlm_containers.cli.messages import say
 from rlm_containers.cli.terminal import OutputWriter
-from rlm_containers.interpreter.results import OutputCallback
-
-__all__ = ["CellPrinter", "describe_result", "run_cell"]
+from rlm_containers.interpreter import OutputCallback
 
 
 class CellPrinter:

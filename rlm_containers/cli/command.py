@@ -15,8 +15,6 @@ import click
 from rlm_containers.cli import messages
 from rlm_containers.errors import ContainersError, OptionError
 
-__all__ = ["Command", "ExitCode", "Group", "json_option"]
-
 #: What a command is good for, and what to write behind ``rlm-containers``.
 Example = tuple[str, str]
 

@@ -6,8 +6,6 @@ import click
 
 from rlm_containers.cli.command import Command
 
-__all__ = ["command"]
-
 
 @click.command(
     cls=Command,

@@ -7,8 +7,6 @@ import click
 from rlm_containers.cli.command import Group, json_option, print_json
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
 
-__all__ = ["command"]
-
 
 @click.group(
     "config",
@@ -40,7 +38,7 @@ def command() -> None:
 def show_command(ctx: click.Context, as_json: bool) -> None:
     """Show every option, its value, and where that comes from. Secrets are left out."""
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.options.sources import explain_options
+    from rlm_containers.options import explain_options
 
     settings = explain_options(given_options(ctx))
     if as_json:
@@ -54,7 +52,7 @@ def show_command(ctx: click.Context, as_json: bool) -> None:
 @command.command("path", examples=(("Edit it", 'config path    # $EDITOR "$(…)"'),))
 def path_command() -> None:
     """Print where the configuration file is, or would be."""
-    from rlm_containers.options.file import config_path
+    from rlm_containers.options import config_path
 
     click.echo(config_path())
 
@@ -67,8 +65,7 @@ def check_command() -> None:
     named: it may be another program's.
     """
     from rlm_containers.cli.messages import say
-    from rlm_containers.options.file import config_path
-    from rlm_containers.options.sources import check_config, unknown_variables
+    from rlm_containers.options import check_config, config_path, unknown_variables
 
     profiles = check_config()
     for variable in unknown_variables():

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import click
 
-from rlm_containers.sandbox.context import Context
-
-__all__ = ["context_option", "read_contexts"]
+from rlm_containers.sandbox import Context
 
 context_option = click.option(
     "--context",

@@ -13,8 +13,6 @@ from rlm_containers.cli.command import Command, ExitCode, json_option, print_jso
 if TYPE_CHECKING:
     from rlm_containers.doctor import Check, Diagnosis
 
-__all__ = ["command"]
-
 _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", "red")}
 _PLAIN_MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped": "skipped"}
 

@@ -11,8 +11,6 @@ from rlm_containers.errors import ContainersError
 from runtimes import Runtime, get_runtime
 from runtimes.detect import runtime_names
 
-__all__ = ["answering", "runtimes_option"]
-
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
 

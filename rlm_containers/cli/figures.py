@@ -11,9 +11,7 @@ import click
 
 from rlm_containers import CellResult, ContainersError, Sandbox
 from rlm_containers.cli.messages import say, show_error
-from rlm_containers.cli.units import format_size
-
-__all__ = ["Figures", "figures_option"]
+from rlm_containers.errors import format_size
 
 figures_option = click.option(
     "--figures",

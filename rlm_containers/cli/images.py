@@ -10,9 +10,8 @@ import click
 from rlm_containers.cli.command import Group, json_option, print_json
 from rlm_containers.cli.engines import answering, runtimes_option
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
-from rlm_containers.cli.units import AGE, SIZE, ago, format_size
-
-__all__ = ["command"]
+from rlm_containers.cli.units import AGE, SIZE, ago
+from rlm_containers.errors import format_size
 
 # Of the options of a sandbox those that say what its image is.
 _OF_IMAGES = (
@@ -50,7 +49,7 @@ def command() -> None:
 def list_command(names: tuple[str, ...], as_json: bool) -> None:
     """List the images and the exported files; what was used last is the last."""
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.images.inventory import list_images
+    from rlm_containers.images import list_images
 
     entries = list_images(answering(names).values())
     if as_json:
@@ -75,8 +74,8 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
 def warm_command(ctx: click.Context) -> None:
     """Pull or build what sandboxes with these options need, and print the image's name."""
     from rlm_containers.cli.progress import engine_progress
-    from rlm_containers.images.build import warm_image
-    from rlm_containers.options.sources import configured_options
+    from rlm_containers.images import warm_image
+    from rlm_containers.options import configured_options
 
     options = configured_options(given_options(ctx))
     with engine_progress(f"preparing {options.image}") as on_line:
@@ -101,7 +100,7 @@ def export_command(image: str, file: Path | None, runtime: str | None) -> None:
     they ask a registry or build.
     """
     from rlm_containers.cli.messages import activity
-    from rlm_containers.images.cache import ImageCache
+    from rlm_containers.images import ImageCache
     from runtimes import get_runtime
 
     with activity(f"exporting {image}"):
@@ -119,7 +118,7 @@ def import_command(file: Path, runtime: str | None) -> None:
     """
     from rlm_containers.cli.messages import activity
     from rlm_containers.cli.terminal import harmless
-    from rlm_containers.images.cache import ImageCache
+    from rlm_containers.images import ImageCache
     from runtimes import get_runtime
 
     with activity(f"importing {file.name}"):
@@ -150,7 +149,7 @@ def prune_command(
     """
     from rlm_containers.cli.messages import say
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.images.inventory import prune_images
+    from rlm_containers.images import prune_images
 
     if keep is None and unused is None:
         raise click.UsageError("Say what is to go: --keep SIZE, --unused TIME, or both.")

@@ -14,8 +14,6 @@ from rlm_containers.errors import ContainersError
 if TYPE_CHECKING:
     from rich.status import Status
 
-__all__ = ["activity", "say", "show_error", "show_log", "show_remedy"]
-
 _LOGGERS = ("rlm_containers", "runtimes")
 
 

@@ -9,8 +9,6 @@ import click
 from rlm_containers import __version__
 from rlm_containers.cli.command import Command, Group
 
-__all__ = ["program"]
-
 #: Each is a module of this package with the command's name, and has the command as ``command``.
 COMMANDS = (
     "run",

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from rlm_containers.cli.messages import activity
 from rlm_containers.cli.terminal import console, harmless
 
-__all__ = ["Steps", "engine_progress"]
-
 # `Step 2/5 : RUN …` of docker's older builder, `STEP 2/5: RUN …` of podman, `#7 [2/5] RUN …` and
 # `#7 [stage 2/5] …` of BuildKit.
 _STEP = re.compile(r"(?:step |#\d+ \[(?:[\w.-]+ )?)\s*(\d{1,4})/(\d{1,4})\b", re.IGNORECASE)

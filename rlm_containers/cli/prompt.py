@@ -25,8 +25,6 @@ from pygments.lexers.python import PythonLexer
 from rlm_containers import ContainersError, Sandbox
 from rlm_containers.cli.messages import say
 
-__all__ = ["Prompt", "is_complete"]
-
 _COMMANDS = (":help", ":load", ":quit", ":unsaved", ":vars")
 
 # What cells find without having made it.

@@ -7,8 +7,6 @@ import click
 from rlm_containers.cli.command import Command, json_option, print_json
 from rlm_containers.cli.engines import answering, runtimes_option
 
-__all__ = ["command"]
-
 
 @click.command(
     cls=Command,
@@ -29,7 +27,7 @@ def command(ctx: click.Context, dry_run: bool, names: tuple[str, ...], as_json: 
     """
     from rlm_containers.cli.messages import say, show_error
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.container.prune import prune
+    from rlm_containers.container import prune
 
     pruned = prune(answering(names).values(), dry_run=dry_run)
     kinds = {

@@ -7,8 +7,6 @@ import click
 from rlm_containers.cli.command import Command, json_option, print_json
 from rlm_containers.cli.engines import answering, runtimes_option
 
-__all__ = ["command"]
-
 
 @click.command(
     cls=Command,
@@ -25,7 +23,7 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
     An owner that is gone has been killed, and its reaper as well: `prune` removes what it has left.
     """
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.state.owner import LABEL, Owner
+    from rlm_containers.state import LABEL, Owner
 
     found = []
     for name, runtime in answering(names).items():

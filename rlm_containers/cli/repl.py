@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from rlm_containers import Sandbox
     from rlm_containers.cli.prompt import Prompt
 
-__all__ = ["command"]
-
 _HELP = """\
 Python runs in the sandbox, cell by cell. Enter runs a cell that is complete, and goes on with the
 next line of one that is not; Alt-Enter runs it in any case. The arrows bring back earlier cells,

@@ -13,8 +13,6 @@ from rlm_containers.cli.contexts import context_option, read_contexts
 from rlm_containers.cli.figures import Figures, figures_option
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
 
-__all__ = ["command"]
-
 
 @click.command(
     cls=Command,

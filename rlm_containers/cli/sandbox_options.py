@@ -13,10 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import click
 
 from rlm_containers.errors import OptionError
-from rlm_containers.options.options import OptionArguments, SandboxOptions
-from rlm_containers.options.texts import accepted
-
-__all__ = ["given_options", "sandbox_options"]
+from rlm_containers.options import OptionArguments, SandboxOptions, accepted
 
 _META = "rlm_containers.sandbox_options"
 

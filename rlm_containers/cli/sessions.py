@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlm_containers.cli.command import Group, json_option, print_json
-from rlm_containers.cli.units import SIZE, ago, format_size
+from rlm_containers.cli.units import SIZE, ago
+from rlm_containers.errors import format_size
 
 if TYPE_CHECKING:
-    from rlm_containers.state.manifest import Manifest
-    from rlm_containers.state.sessions import SessionInfo
-
-__all__ = ["command"]
+    from rlm_containers.state import Manifest, SessionInfo
 
 
 def _complete(ctx: click.Context, argument: click.Parameter, incomplete: str) -> list[str]:
-    from rlm_containers.state.sessions import SessionStore
+    from rlm_containers.state import SessionStore
 
     return [name for name in SessionStore().names() if name.startswith(incomplete)]
 
@@ -50,7 +48,7 @@ def command() -> None:
 def list_command(as_json: bool) -> None:
     """List the sessions."""
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.state.sessions import SessionStore
+    from rlm_containers.state import SessionStore
 
     store = SessionStore()
     found = [store.inspect(name) for name in store.names()]
@@ -80,7 +78,7 @@ def list_command(as_json: bool) -> None:
 def show_command(name: str, as_json: bool) -> None:
     """Show what is in a session: variables, what could not be saved, snapshots."""
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.state.sessions import SessionStore
+    from rlm_containers.state import SessionStore
 
     store = SessionStore()
     info = store.inspect(name)
@@ -122,7 +120,7 @@ def show_command(name: str, as_json: bool) -> None:
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def remove_command(names: tuple[str, ...], yes: bool) -> None:
     """Remove sessions, with their snapshots."""
-    from rlm_containers.state.sessions import SessionStore
+    from rlm_containers.state import SessionStore
 
     store = SessionStore()
     sizes = {name: store.inspect(name).size for name in names}
@@ -139,7 +137,7 @@ def remove_command(names: tuple[str, ...], yes: bool) -> None:
 def snapshots_command(name: str, as_json: bool) -> None:
     """List the snapshots of a session, the oldest first."""
     from rlm_containers.cli.terminal import print_table
-    from rlm_containers.state.sessions import SessionStore
+    from rlm_containers.state import SessionStore
 
     found = SessionStore().snapshots(name)
     if as_json:
@@ -161,7 +159,7 @@ def snapshots_command(name: str, as_json: bool) -> None:
 @click.option("--note", default="", help="What to remember it by.")
 def snapshot_command(name: str, note: str) -> None:
     """Keep the present state of a session that nobody uses, and print the snapshot's id."""
-    from rlm_containers.state.sessions import SessionStore
+    from rlm_containers.state import SessionStore
 
     click.echo(SessionStore().snapshot(name, note).id)
 
@@ -171,7 +169,7 @@ def snapshot_command(name: str, note: str) -> None:
 @click.argument("snapshot")
 def restore_command(name: str, snapshot: str) -> None:
     """Have a session go on from a snapshot. What it is now is lost, unless there is one of it."""
-    from rlm_containers.state.sessions import SessionStore
+    from rlm_containers.state import SessionStore
 
     SessionStore().restore(name, snapshot)
 
@@ -182,7 +180,7 @@ def restore_command(name: str, snapshot: str) -> None:
 @click.option("--from", "snapshot", metavar="ID", help="A snapshot. [default: the present state]")
 def fork_command(name: str, new: str, snapshot: str | None) -> None:
     """Make a new session of another, or of a snapshot of it."""
-    from rlm_containers.state.sessions import SessionStore
+    from rlm_containers.state import SessionStore
 
     SessionStore().fork(name, new, snapshot)
 
@@ -195,7 +193,7 @@ def fork_command(name: str, new: str, snapshot: str | None) -> None:
 def export_command(name: str, file: Path, no_snapshots: bool, force: bool) -> None:
     """Write a session to a file; compressed if its name ends in .tgz or .gz."""
     from rlm_containers.cli.messages import activity, say
-    from rlm_containers.state.transfer import export_session
+    from rlm_containers.state import export_session
 
     with activity(f"exporting {name}"):
         skipped = export_session(name, file, snapshots=not no_snapshots, overwrite=force)
@@ -215,7 +213,7 @@ def import_command(file: Path, name: str | None, max_size: int | None) -> None:
     a sandbox.
     """
     from rlm_containers.cli.messages import activity
-    from rlm_containers.state.transfer import import_session
+    from rlm_containers.state import import_session
 
     limits: dict[str, Any] = {} if max_size is None else {"max_size": max_size}
     with activity(f"importing {file.name}"):

@@ -9,10 +9,8 @@ from rlm_containers import Sandbox
 from rlm_containers.cli.messages import activity
 from rlm_containers.cli.progress import engine_progress
 from rlm_containers.cli.terminal import console
-from rlm_containers.options.sources import configured_options
-from rlm_containers.sandbox.context import Context
-
-__all__ = ["prepare_image", "start_sandbox"]
+from rlm_containers.options import configured_options
+from rlm_containers.sandbox import Context
 
 
 def start_sandbox(options: Mapping[str, Any], context: Context | None) -> Sandbox:
@@ -41,7 +39,7 @@ def prepare_image(options: Mapping[str, Any]) -> None:
     """
     if not console(stderr=True).is_terminal:
         return
-    from rlm_containers.images.build import warm_image
+    from rlm_containers.images import warm_image
 
     checked = configured_options(options)
     with engine_progress(f"preparing {checked.image}") as on_line:

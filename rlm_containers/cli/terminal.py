@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["OutputWriter", "console", "harmless", "print_table"]
-
 # Escape sequences of a cell could change the title, write to the clipboard, or hide what was said
 # before. What is let through sets colours and clears the rest of a line, which progress bars need.
 _ALLOWED = r"\x1b\[[0-9;:]*[mK]"

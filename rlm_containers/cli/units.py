@@ -8,10 +8,6 @@ from typing import Any
 
 import click
 
-from rlm_containers.options.sizes import format_size
-
-__all__ = ["AGE", "SIZE", "ago", "format_size"]
-
 _BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 

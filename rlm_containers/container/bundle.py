@@ -23,11 +23,7 @@ from pathlib import Path, PurePosixPath
 import platformdirs
 
 from rlm_containers.errors import SandboxError
-
-__all__ = ["TARGET", "Bundle", "guest_bundle"]
-
-#: Where a container sees it.
-TARGET = "/opt/rlm-containers"
+from rlm_containers.guest import wire
 
 #: The oldest Python that the guest's own modules run on.
 GUEST_PYTHON = (3, 9)
@@ -101,7 +97,7 @@ def _plan(folder: Path) -> tuple[Bundle, list[Distribution], list[Distribution]]
         ) from error
     dill_python = max(GUEST_PYTHON, *(_oldest_python(package) for package in dill))
     boot = _BOOT.format(
-        target=TARGET,
+        target=wire.BUNDLE,
         too_old=TOO_OLD,
         dill_python=dill_python,
         requests_python=max(dill_python, *(_oldest_python(package) for package in requests)),

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rlm_containers.options.options import SandboxOptions
-from rlm_containers.state.owner import Owner
+from rlm_containers.options import SandboxOptions
+from rlm_containers.state import Owner
 from runtimes import Runtime
 
 if TYPE_CHECKING:
-    from rlm_containers.images.recipe import Recipe
-
-__all__ = ["SandboxImage"]
+    from rlm_containers.images import Recipe
 
 
 class SandboxImage:
@@ -32,7 +30,7 @@ class SandboxImage:
         """The image to start, made of the one that was named if anything is to be added to it."""
         if self._recipe is None:
             return self._name
-        from rlm_containers.images.build import derive_image  # noqa: PLC0415  # see _recipe
+        from rlm_containers.images import derive_image  # noqa: PLC0415  # see _recipe
 
         return derive_image(
             runtime,
@@ -44,7 +42,7 @@ class SandboxImage:
 
     def fetch(self, runtime: Runtime, image: str) -> None:
         """Get the image, which is not in the engine's store."""
-        from rlm_containers.images.cache import ImageCache  # noqa: PLC0415
+        from rlm_containers.images import ImageCache  # noqa: PLC0415
 
         if self._recipe is None:
             ImageCache().fetch(runtime, image)
@@ -58,6 +56,6 @@ def _recipe(options: SandboxOptions) -> Recipe | None:
         options.packages or options.requirements or options.system_packages or options.dockerfile
     ):
         return None
-    from rlm_containers.images.recipe import recipe_of  # noqa: PLC0415
+    from rlm_containers.images import recipe_of  # noqa: PLC0415
 
     return recipe_of(options)

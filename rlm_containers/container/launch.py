@@ -19,16 +19,13 @@ from rlm_containers.errors import (
     GuestPythonError,
     ImageNotFoundError,
     SandboxStartError,
+    format_size,
 )
-from rlm_containers.interpreter.pipe import KILLED, Channel, Closed, Event
-from rlm_containers.interpreter.untrusted import printable
-from rlm_containers.options.options import SandboxOptions
-from rlm_containers.options.sizes import format_size
-from rlm_containers.state import workspace as workspaces
-from rlm_containers.state.workspace import Workspace
+from rlm_containers.guest import wire
+from rlm_containers.interpreter import KILLED, Closed, Event, Pipe, printable
+from rlm_containers.options import SandboxOptions
+from rlm_containers.state import Workspace
 from runtimes import ContainerSpec, GpuRequest, InternalNetwork, Mount, Runtime
-
-__all__ = ["HOST_ALIAS", "Launch"]
 
 logger = logging.getLogger("rlm_containers")
 
@@ -66,7 +63,7 @@ class Launch:
         name: the container's name.
         labels: the container's labels.
         fetch: gets the image into the engine's store.
-        on_call: see :class:`Channel`.
+        on_call: see :class:`Pipe`.
         watch: told the process id of every client that is started.
     """
 
@@ -81,11 +78,11 @@ class Launch:
     on_call: Callable[[int, bytes], None]
     watch: Callable[[int], None] = lambda client: None
 
-    def run(self) -> tuple[Channel, str]:
+    def run(self) -> tuple[Pipe, str]:
         """Start the container and wait for its guest's greeting.
 
         Returns:
-            The channel to it, and the version of its Python.
+            The pipe to it, and the version of its Python.
 
         Raises:
             ImageNotFoundError: the image is not here and cannot be pulled.
@@ -102,15 +99,15 @@ class Launch:
             started = time.time()
             process = self.runtime.open(spec)
             self.watch(process.pid)
-            channel = Channel(process, self.on_call)
+            pipe = Pipe(process, self.on_call)
             try:
-                greeting = self._greeting(channel)
+                greeting = self._greeting(pipe)
             except BaseException:
-                self._abandon(channel)
+                self._abandon(pipe)
                 raise
             if isinstance(greeting, str):
-                return channel, greeting
-            channel.close(_PATIENCE)
+                return pipe, greeting
+            pipe.close(_PATIENCE)
             if _NO_PROGRAM.search(greeting.stderr) and len(interpreters) > 1:
                 interpreters.pop(0)
                 continue
@@ -128,12 +125,12 @@ class Launch:
                 continue
             raise error
 
-    def _greeting(self, channel: Channel) -> str | Closed:
+    def _greeting(self, pipe: Pipe) -> str | Closed:
         """The version of the guest's Python, or how the container ended instead."""
         deadline = time.monotonic() + self.options.start_timeout
         while True:
             try:
-                item = channel.receive(max(0.0, deadline - time.monotonic()))
+                item = pipe.receive(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 self._remove()  # at once: its program may be one that reads nothing
                 raise SandboxStartError(
@@ -146,10 +143,10 @@ class Launch:
             if isinstance(item, Event) and item.content.get("event") == "hello":
                 return printable(item.content.get("python"), 20)
 
-    def _abandon(self, channel: Channel) -> None:
+    def _abandon(self, pipe: Pipe) -> None:
         """End a start that nobody waits for any more."""
-        channel.close(_PATIENCE)
-        ended = channel.closed
+        pipe.close(_PATIENCE)
+        ended = pipe.closed
         if ended is None or ended.exit_code != 0:
             # A slow engine may have made the container after it was removed.
             self._remove()
@@ -172,13 +169,13 @@ class Launch:
             name=self.name,
             labels=self.labels,
             mounts=(
-                Mount(source=bundle.path, target=guest.TARGET, shared=True),
-                Mount(source=self.workspace.path, target=workspaces.TARGET, read_only=False),
+                Mount(source=bundle.path, target=wire.BUNDLE, shared=True),
+                Mount(source=self.workspace.path, target=wire.WORKSPACE, read_only=False),
                 *options.mounts,
             ),
             # A home that exists and is writable, whoever the user is in the image.
-            env={"HOME": workspaces.TARGET},
-            workdir=workspaces.TARGET,
+            env={"HOME": wire.WORKSPACE},
+            workdir=wire.WORKSPACE,
             user=options.user,
             network=self.network,
             host_alias=HOST_ALIAS,

@@ -7,13 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from rlm_containers.options.conflicts import set_by_arguments
-from rlm_containers.options.options import SandboxOptions
-from rlm_containers.options.sizes import AUTO, format_size
+from rlm_containers.options import AUTO, SandboxOptions, set_by_arguments
 from runtimes import EngineInfo
 from runtimes.errors import UnsupportedByEngineError
-
-__all__ = ["Limits", "memory_death"]
 
 logger = logging.getLogger("rlm_containers")
 
@@ -146,22 +142,3 @@ def _tell(
 
 def _listed(names: list[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-def memory_death(report: object) -> str:
-    """How something died of SIGKILL, by what the guest knows of the kernel's reasons.
-
-    Args:
-        report: from an event of the guest's, so it may be anything. ``{"limit": bytes}``, where
-            the limit is ``None`` if it was the machine that had no more memory; ``None`` if
-            the guest cannot find out.
-    """
-    if not isinstance(report, dict):
-        return "was killed by SIGKILL, perhaps for its memory: the kernel does not say"
-    limit = report.get("limit")
-    if isinstance(limit, int) and 0 < limit < 1 << 62:
-        return (
-            "was killed for its memory (SIGKILL): the container may use no more than "
-            f"{format_size(limit)} (memory=…)"
-        )
-    return "was killed for its memory (SIGKILL): the machine had no more"

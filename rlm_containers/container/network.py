@@ -16,8 +16,6 @@ from collections.abc import Mapping
 
 from runtimes import InternalNetwork, Runtime
 
-__all__ = ["NetworkLease"]
-
 logger = logging.getLogger("rlm_containers")
 
 

@@ -1,6 +1,6 @@
 """Removes what was left when a process and its reaper died at once: a machine that lost its power.
 
-Only what is certainly nobody's any more, see :class:`~rlm_containers.state.owner.Owner`: sandboxes of
+Only what is certainly nobody's any more, see :class:`Owner`: sandboxes of
 living processes, of other users and of other machines on the same engine are left alone.
 """
 
@@ -13,19 +13,23 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from rlm_containers.errors import ContainersError
-from rlm_containers.state.hostfiles import passing_snapshots_directory
-from rlm_containers.state.owner import LABEL, Owner
-from rlm_containers.state.workspace import record_of, recorded_by, remove_tree, workspaces_directory
+from rlm_containers.state import (
+    LABEL,
+    Owner,
+    passing_snapshots_directory,
+    record_of,
+    recorded_by,
+    remove_tree,
+    workspaces_directory,
+)
 from runtimes import ContainerRecord, Runtime
 from runtimes.base import NetworkRecord
-
-__all__ = ["Pruned", "prune", "prune_once"]
 
 logger = logging.getLogger("rlm_containers")
 
 
 @dataclass
-class Pruned:
+class PrunedSandboxes:
     """What was removed, or would be: the names of each, and what could not be."""
 
     containers: list[str] = field(default_factory=list)
@@ -36,7 +40,7 @@ class Pruned:
 
 def prune(
     runtimes: Iterable[Runtime] = (), *, dry_run: bool = False, everywhere: bool = True
-) -> Pruned:
+) -> PrunedSandboxes:
     """Remove the containers, networks and workspaces whose owners are gone.
 
     Args:
@@ -50,7 +54,7 @@ def prune(
         What was removed. An engine that does not answer, or a directory that cannot be removed, is
         an error in it and keeps nothing else from being removed.
     """
-    pruned = Pruned()
+    pruned = PrunedSandboxes()
     answered = set()
     for runtime in runtimes:
         try:
@@ -64,7 +68,7 @@ def prune(
     return pruned
 
 
-def _prune_engine(runtime: Runtime, pruned: Pruned, *, dry_run: bool) -> None:
+def _prune_engine(runtime: Runtime, pruned: PrunedSandboxes, *, dry_run: bool) -> None:
     containers = runtime.find({LABEL: ""})
     pruned.containers += _remove_gone(containers, runtime.remove, pruned, dry_run=dry_run)
     networks = runtime.find_networks({LABEL: ""})
@@ -74,7 +78,7 @@ def _prune_engine(runtime: Runtime, pruned: Pruned, *, dry_run: bool) -> None:
 def _remove_gone(
     found: Iterable[ContainerRecord | NetworkRecord],
     remove: Callable[[str], None],
-    pruned: Pruned,
+    pruned: PrunedSandboxes,
     *,
     dry_run: bool,
 ) -> Iterator[str]:
@@ -89,7 +93,7 @@ def _remove_gone(
                 pruned.errors.append(error)
 
 
-def _prune_workspace(name: str, pruned: Pruned, *, dry_run: bool) -> None:
+def _prune_workspace(name: str, pruned: PrunedSandboxes, *, dry_run: bool) -> None:
     path = workspaces_directory() / name
     try:
         if not dry_run:

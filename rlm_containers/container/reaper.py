@@ -11,10 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlm_containers.state.workspace import record_of
+from rlm_containers.state import record_of
 from runtimes.command import EngineCommand
-
-__all__ = ["Reaper"]
 
 # Arguments: tenths of a second to wait for the client; the workspace to remove, its record, and
 # another directory to remove, or nothing in their places; and the command line that removes the

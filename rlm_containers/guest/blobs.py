@@ -9,8 +9,6 @@ import zlib
 from .loaded import Reference
 from .statefile import open_regular
 
-__all__ = ["BLOB_SIZE", "BlobStore"]
-
 #: Strings of at least this many characters or bytes get a file of their own.
 BLOB_SIZE = 256 * 1024
 

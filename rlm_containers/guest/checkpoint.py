@@ -30,8 +30,6 @@ from .shortforms import error_text, type_name
 from .statefile import Sink, Source, SpoolFile, open_regular, read_index, write_index
 from .statepair import StatePair
 
-__all__ = ["Checkpoint"]
-
 _TOO_LONG = "saving it took too long"
 
 

@@ -16,8 +16,6 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["reduce_class", "reduce_type_variable"]
-
 #: What every class gets by itself, or must not be copied.
 _OWN = frozenset(("__dict__", "__weakref__", "_abc_impl", "__abstractmethods__", "__slots__"))
 

@@ -6,8 +6,6 @@ import ast
 import sys
 from typing import Any
 
-__all__ = ["run_displaying"]
-
 # Bound only while the cell runs. No name that Python code can have by accident.
 _VALUE = "<value>"
 

@@ -14,8 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from .figures import current
 
-__all__ = ["FigureCanvas", "FigureManager"]
-
 
 class FigureManager(FigureManagerBase):
     """Shows one figure."""

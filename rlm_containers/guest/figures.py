@@ -11,8 +11,6 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["Figures"]
-
 #: Where those go that are shown, in the workspace.
 FOLDER = "figures"
 

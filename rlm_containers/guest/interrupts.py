@@ -12,8 +12,6 @@ import types
 from _signal import pthread_sigmask as _set_mask  # type: ignore[import-not-found]
 from _signal import signal as _set_handler
 
-__all__ = ["Interrupts"]
-
 #: Seconds for which an interrupt of a request does not disturb the checkpoint before it.
 _PATIENCE = 0.5
 

@@ -21,8 +21,6 @@ from . import wire
 if TYPE_CHECKING:
     import http.client
 
-__all__ = ["llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched"]
-
 Prompt = Any  # str, or whatever JSON the model's client takes: a list of messages, for instance
 
 #: Seconds to find out at start whether the proxy can be reached.

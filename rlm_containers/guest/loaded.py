@@ -22,8 +22,6 @@ from typing import Any
 
 from .statefile import open_regular
 
-__all__ = ["LoadedFiles", "Reference"]
-
 #: What stands for a value in a checkpoint: ``("text", file, size, checksum)`` or
 #: ``("json", file, size, checksum, path)``. It is in a pickle, so it is of plain types.
 Reference = tuple[Any, ...]

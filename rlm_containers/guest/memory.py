@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["MemoryWatch", "offer_to_kernel"]
-
 #: Bytes that the kernel may not get to give out below a limit, for it takes many pages at once.
 _SLACK = 1 << 20
 

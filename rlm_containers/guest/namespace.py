@@ -12,8 +12,6 @@ from . import lm, wire
 from .interrupts import Interrupts
 from .shortforms import short_form, type_name
 
-__all__ = ["Namespace"]
-
 #: Characters of all short forms together.
 _FORMS_BUDGET = 32_768
 #: Characters of the name of a variable that is listed at all.

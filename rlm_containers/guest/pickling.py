@@ -18,9 +18,6 @@ from .classes import reduce_class, reduce_type_variable
 from .loaded import Reference
 from .statefile import Sink, Source
 
-__all__ = ["StatePickler", "StateUnpickler"]
-
-
 _TYPE_VARIABLES = tuple(
     getattr(typing, name)
     for name in ("TypeVar", "ParamSpec", "TypeVarTuple", "NewType")

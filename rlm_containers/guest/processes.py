@@ -6,8 +6,6 @@ import os
 import signal
 import time
 
-__all__ = ["sweep"]
-
 #: Looking again finds what was started while looking. Whoever forks faster than this is stopped by
 #: the container's limit of processes: a stopped one still counts.
 _ROUNDS = 100

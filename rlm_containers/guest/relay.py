@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 from . import wire
 
-__all__ = ["CallRelay"]
-
 
 class CallRelay:
     """The calls that are waiting for the host's answer.

@@ -9,8 +9,6 @@ from typing import Any
 
 from .interrupts import Interrupts
 
-__all__ = ["error_text", "short_form", "type_name"]
-
 _LIMIT = 120
 _TYPE_LIMIT = 80
 _STRING_LIMIT = 60

@@ -26,16 +26,6 @@ import sys
 import zlib
 from typing import Any, BinaryIO
 
-__all__ = [
-    "Sink",
-    "Source",
-    "SpoolFile",
-    "StateFileError",
-    "open_regular",
-    "read_index",
-    "write_index",
-]
-
 FORMAT = 2
 _MAGIC = b"RLMSTAT"
 _TRAILER = 32

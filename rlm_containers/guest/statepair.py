@@ -12,8 +12,6 @@ from typing import Any
 
 from .statefile import SpoolFile, open_regular, read_index
 
-__all__ = ["StatePair"]
-
 
 class StatePair:
     """The last state file and the one before it.

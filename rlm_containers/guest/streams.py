@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
-__all__ = ["StandardStreams", "print_exception", "print_exit_code"]
-
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 #: Audit events (https://docs.python.org/3/library/audit_events.html) of starting a process,

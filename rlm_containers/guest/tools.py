@@ -13,8 +13,6 @@ from typing import Any
 
 from . import lm
 
-__all__ = ["HostTool", "bind_tools"]
-
 _PATH = "/tool"
 
 

@@ -29,22 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-__all__ = [
-    "CALL",
-    "EVENT",
-    "INTERRUPT",
-    "MAX_FORMS",
-    "MAX_FRAME",
-    "MESSAGE",
-    "RESTART",
-    "STDERR",
-    "STDOUT",
-    "SWEEP",
-    "FrameDecoder",
-    "FrameError",
-    "encode",
-]
-
 MESSAGE = 0x6D  # m
 EVENT = 0x65  # e
 STDOUT = 0x6F  # o
@@ -58,6 +42,12 @@ _KINDS = frozenset((MESSAGE, EVENT, STDOUT, STDERR, CALL, INTERRUPT, RESTART, SW
 
 #: Bytes that a frame's payload may have. A prompt of this size is past any model's context.
 MAX_FRAME = 64 * 1024 * 1024
+#: Where a container has its workspace, and the guest and its packages.
+WORKSPACE = "/workspace"
+BUNDLE = "/opt/rlm-containers"
+#: The file in the workspace that the variables are saved in.
+STATE = "state.dill"
+
 #: Variables whose short forms are in a message.
 MAX_FORMS = 500
 

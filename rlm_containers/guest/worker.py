@@ -18,8 +18,6 @@ from .namespace import Namespace
 from .shortforms import error_text
 from .streams import StandardStreams, print_exception, print_exit_code
 
-__all__ = ["main"]
-
 #: Where the workspace of the host is mounted.
 WORKSPACE = "/workspace"
 

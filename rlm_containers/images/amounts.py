@@ -6,8 +6,6 @@ import re
 
 from rlm_containers.errors import OptionError
 
-__all__ = ["parse_bytes", "parse_seconds"]
-
 _SIZES = {"": 1, "b": 1}
 _SIZES |= {f"{unit}b": 1000 ** (n + 1) for n, unit in enumerate("kmgt")}
 _SIZES |= {f"{unit}{ib}": 1024 ** (n + 1) for n, unit in enumerate("kmgt") for ib in ("", "ib")}

@@ -22,8 +22,6 @@ from typing import IO, Any, NoReturn
 
 from rlm_containers.errors import ImageArchiveError
 
-__all__ = ["ImageArchive", "pack_archive", "read_archive"]
-
 #: What a JSON document in an archive may measure: they are a few kilobytes.
 _LARGEST_DOCUMENT = 8 * 1024**2
 

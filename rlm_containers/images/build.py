@@ -19,10 +19,8 @@ from rlm_containers.images.recipe import (
     Recipe,
     recipe_of,
 )
-from rlm_containers.options.options import SandboxOptions
+from rlm_containers.options import SandboxOptions
 from runtimes import BuildSpec, ImageRecord, Runtime, get_runtime
-
-__all__ = ["derive_image", "warm_image"]
 
 logger = logging.getLogger("rlm_containers")
 

@@ -14,10 +14,8 @@ from pathlib import Path
 
 from rlm_containers.errors import ContainersError, ImageArchiveError, ImageNotFoundError
 from rlm_containers.images.archive import ImageArchive, pack_archive, read_archive
-from rlm_containers.images.index import Entry, Index, images_directory, locked, store_of
+from rlm_containers.images.index import ImageEntry, Index, images_directory, locked, store_of
 from runtimes import ImageRecord, Runtime
-
-__all__ = ["ARCHIVES", "DERIVED", "LABEL", "ORIGIN_LABEL", "ImageCache"]
 
 logger = logging.getLogger("rlm_containers")
 
@@ -112,13 +110,13 @@ class ImageCache:
         Args:
             runtime: the engine.
             image: the image's name.
-            kind: see :class:`Entry`.
-            origin: see :class:`Entry`.
+            kind: see :class:`ImageEntry`.
+            origin: see :class:`ImageEntry`.
             below: bytes of it that belong to the image that it stands on.
         """
         record = runtime.inspect_image(image)
         now = time.time()
-        entry = Entry(
+        entry = ImageEntry(
             store=store_of(runtime),
             name=image,
             kind=kind,
@@ -170,7 +168,7 @@ class ImageCache:
                 now = time.time()
                 origin = record.labels.get(ORIGIN_LABEL, image)
                 self.index.put(
-                    Entry(
+                    ImageEntry(
                         store=ARCHIVES,
                         name=target.name,
                         kind="exported",

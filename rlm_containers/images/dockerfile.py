@@ -14,8 +14,6 @@ from pathlib import Path
 
 from rlm_containers.errors import OptionError
 
-__all__ = ["Dockerfile", "read_dockerfile"]
-
 _INSTRUCTION = re.compile(r"\s*([A-Za-z]+)\s+(.*)", re.DOTALL)
 _FLAG = re.compile(r"--([a-z-]+)(?:=(\S*))?\s+")
 _HEREDOC = re.compile(r"<<-?\s*([\"']?)([A-Za-z_][A-Za-z0-9_]*)\1")

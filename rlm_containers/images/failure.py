@@ -6,8 +6,6 @@ import re
 
 from rlm_containers.errors import ImageBuildError
 
-__all__ = ["build_failure", "without_credentials"]
-
 #: Lines of the log that an error shows.
 _SHOWN = 20
 

@@ -23,8 +23,6 @@ import platformdirs
 from rlm_containers.errors import ContainersError
 from runtimes import Runtime
 
-__all__ = ["Entry", "Index", "images_directory", "locked", "note_use", "store_of"]
-
 logger = logging.getLogger("rlm_containers")
 
 _VERSION = 1
@@ -35,11 +33,11 @@ _TOUCH = 3600.0
 #: What the file may measure; more is not an index.
 _LARGEST = 64 * 1024**2
 
-_Entries = dict[tuple[str, str], "Entry"]
+_Entries = dict[tuple[str, str], "ImageEntry"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ImageEntry:
     """One image in one store, or one archive.
 
     Attributes:
@@ -80,11 +78,11 @@ class Index:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "index.json"
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[ImageEntry]:
         """All entries, as they are at this moment."""
         return list(self._read()[0].values())
 
-    def put(self, *entries: Entry) -> None:
+    def put(self, *entries: ImageEntry) -> None:
         """Add entries, or replace those of the same store and name.
 
         Raises:
@@ -174,9 +172,9 @@ def note_use(runtime: Runtime, image: str, index: Index | None = None) -> None:
         logger.debug("the use of %s could not be noted: %s", image, error)
 
 
-def _entry(row: dict[str, Any]) -> Entry:
-    entry = Entry(**row)
-    for field in dataclasses.fields(Entry):
+def _entry(row: dict[str, Any]) -> ImageEntry:
+    entry = ImageEntry(**row)
+    for field in dataclasses.fields(ImageEntry):
         kind = {"str": str, "int": int}.get(str(field.type), (int, float))
         if not isinstance(getattr(entry, field.name), kind):
             raise TypeError(field.name)

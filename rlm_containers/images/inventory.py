@@ -10,19 +10,17 @@ from pathlib import Path
 
 from rlm_containers.errors import ContainersError
 from rlm_containers.images.cache import ARCHIVES, DERIVED, LABEL, ORIGIN_LABEL, ImageCache
-from rlm_containers.images.index import Entry, store_of
+from rlm_containers.images.index import ImageEntry, store_of
 from runtimes import Runtime
-
-__all__ = ["Pruned", "list_images", "prune_images"]
 
 # What a crash has left of a build or an export is nobody's any more after this many seconds.
 _ABANDONED = 86_400.0
 
-_Entries = dict[tuple[str, str], Entry]
+_Entries = dict[tuple[str, str], ImageEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned:
+class PrunedImage:
     """What became of an entry that was to be removed.
 
     Attributes:
@@ -30,11 +28,11 @@ class Pruned:
         reason: why it is still there; empty if it is gone.
     """
 
-    entry: Entry
+    entry: ImageEntry
     reason: str = ""
 
 
-def list_images(runtimes: Iterable[Runtime], cache: ImageCache | None = None) -> list[Entry]:
+def list_images(runtimes: Iterable[Runtime], cache: ImageCache | None = None) -> list[ImageEntry]:
     """The images of these engines, and the archives; what was used last is the last.
 
     The index is put right on the way: what is gone goes, and what it has lost is taken from the
@@ -66,7 +64,7 @@ def prune_images(
     unused: float | None = None,
     dry_run: bool = False,
     cache: ImageCache | None = None,
-) -> list[Pruned]:
+) -> list[PrunedImage]:
     """Remove images and archives, those first that were not used for longest.
 
     Only what was built, pulled, imported or exported by this project goes, and nothing that a
@@ -101,7 +99,7 @@ def prune_images(
         reason = "" if dry_run else _remove(cache, engines.get(entry.store), entry)
         if not reason:
             total -= entry.size
-        pruned.append(Pruned(entry=entry, reason=reason))
+        pruned.append(PrunedImage(entry=entry, reason=reason))
     if not dry_run:
         cache.index.remove(*(item.entry.key for item in pruned if not item.reason))
     return pruned
@@ -111,7 +109,7 @@ def _archives(cache: ImageCache, known: _Entries) -> _Entries:
     found: _Entries = {}
     for path in sorted(cache.archives.glob("[!.]*.tar")):
         status = path.stat()
-        entry = Entry(
+        entry = ImageEntry(
             store=ARCHIVES,
             name=path.name,
             kind="exported",
@@ -131,7 +129,7 @@ def _images(runtime: Runtime, known: _Entries) -> _Entries:
         for name in record.tags:
             # Not what somebody has built on top of ours: it has the labels, too.
             if _is_derived(name):
-                entry = Entry(
+                entry = ImageEntry(
                     store=store,
                     name=name,
                     kind="built",
@@ -151,7 +149,7 @@ def _is_derived(name: str) -> bool:
     return name.startswith(f"{DERIVED}:")
 
 
-def _remove(cache: ImageCache, runtime: Runtime | None, entry: Entry) -> str:
+def _remove(cache: ImageCache, runtime: Runtime | None, entry: ImageEntry) -> str:
     """Remove what an entry stands for; why not, if it cannot be."""
     try:
         if runtime is None:

@@ -20,8 +20,6 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from rlm_containers.errors import OptionError
 from runtimes.builder import PROXIES
 
-__all__ = ["CA_BUNDLE", "CLIENT_CERTIFICATE", "PIP_CONFIG", "pip_secrets", "warn_of_proxies"]
-
 logger = logging.getLogger("rlm_containers")
 
 #: The names of the secrets.

@@ -13,9 +13,7 @@ from pathlib import Path
 from rlm_containers.errors import OptionError
 from rlm_containers.images.dockerfile import Dockerfile, read_dockerfile
 from rlm_containers.images.requirements import Requirements, read_requirements
-from rlm_containers.options.options import SandboxOptions
-
-__all__ = ["DockerfileLayer", "Layer", "PackageLayer", "Recipe", "read_recipe", "recipe_of"]
+from rlm_containers.options import SandboxOptions
 
 # Part of every hash: raise it when a build makes something else of the same recipe.
 _VERSION = 1

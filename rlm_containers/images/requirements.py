@@ -11,8 +11,6 @@ from pathlib import Path
 
 from rlm_containers.errors import OptionError
 
-__all__ = ["Requirements", "read_requirements"]
-
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 
 # Strict enough to catch "numpy pandas" and "-r file" at once; what exactly a version may look like

@@ -6,8 +6,6 @@ import re
 import unicodedata
 from collections.abc import Set
 
-__all__ = ["Acknowledged"]
-
 #: A name, as far as code has one there: a word in a string or a comment counts, too. What is not
 #: ASCII may be part of it, as the marks of some scripts are, which ``\w`` leaves out.
 _WORD = re.compile(r"(?:[A-Za-z_]|[^\x00-\x7f])(?:[A-Za-z0-9_]|[^\x00-\x7f])*")

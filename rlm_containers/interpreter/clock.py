@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-__all__ = ["CellClock"]
-
 #: Seconds by which two sums of the same times may differ.
 _ROUNDING = 1e-6
 

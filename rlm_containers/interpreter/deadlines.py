@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 
-from rlm_containers.interpreter import request as exchanges
+from rlm_containers.interpreter import request as requests
 from rlm_containers.interpreter.clock import CellClock
-from rlm_containers.interpreter.request import Action, Exchange, Stop
-
-__all__ = ["Patience"]
+from rlm_containers.interpreter.request import Action, Escalation, Request
 
 
-class Patience:
+class Deadlines:
     """The limits of one session, and where in them it is.
 
     A request waits for three things: for a worker that is ready, for the checkpoint before it, and
@@ -51,67 +49,67 @@ class Patience:
         self.ready_by = None
         self.is_fresh = True
 
-    def send(self, exchange: Exchange) -> None:
+    def send(self, request: Request) -> None:
         """A request is about to be sent."""
-        exchange.begun = False
-        limit = exchange.limit if self.cell_timeout is None else self.cell_timeout
+        request.begun = False
+        limit = request.limit if self.cell_timeout is None else self.cell_timeout
         if limit is not None:
             # A new worker has imports to do before its first request, which belong to its start.
             seconds = max(limit, self.start_timeout if self.is_fresh else 0.0)
-            exchange.begin_by = time.monotonic() + seconds
+            request.begin_by = time.monotonic() + seconds
         self.clock.reset()
 
-    def begin(self, exchange: Exchange) -> bool:
+    def begin(self, request: Request) -> bool:
         """The guest has begun with it. Whether the checkpoint before it had to be interrupted."""
-        exchange.begun = True
+        request.begun = True
         self.is_fresh = False
-        if exchange.limit is not None:
-            self.clock.start(exchange.limit)
-        stop = exchange.stop
+        if request.limit is not None:
+            self.clock.start(request.limit)
+        stop = request.stop
         if stop is None or stop.cause != "checkpoint" or stop.killed:
             return False
-        exchange.stop = None
+        request.stop = None
         return True
 
-    def left(self, exchange: Exchange) -> float | None:
+    def left(self, request: Request) -> float | None:
         """Seconds until something is to be done about a request; ``None`` for never."""
-        waits = exchange.stop is None or exchange.stop.cause == "checkpoint"
-        if exchange.interrupted and waits and self.ready_by is None:
-            exchange.stop = Stop("interrupt", exchange.step)
-            exchange.stop.take()  # the first interrupt has been sent
-        if exchange.stop is not None:
-            return exchange.stop.left()
+        waits = request.stop is None or request.stop.cause == "checkpoint"
+        if request.interrupted and waits and self.ready_by is None:
+            request.stop = Escalation("interrupt", request.step)
+            request.stop.take()  # the first interrupt has been sent
+        if request.stop is not None:
+            return request.stop.left()
         if self.ready_by is not None:
             return self.ready_by - time.monotonic()
-        if exchange.limit is None:
+        if request.limit is None:
             return None
-        if not exchange.begun:
-            return exchange.begin_by - time.monotonic()
+        if not request.begun:
+            return request.begin_by - time.monotonic()
         return self.clock.left()
 
-    def act(self, exchange: Exchange, backlog: int) -> tuple[Action, int]:
+    def act(self, request: Request, backlog: int) -> tuple[Action, int]:
         """What to do now that nothing is left, and to which step.
 
         Args:
-            exchange: the request.
+            request: the request.
             backlog: how many items from the guest wait to be looked at.
         """
-        if exchange.stop is None:
+        if request.stop is None:
             if self.ready_by is not None:
-                exchange.stop = Stop("restore", 0)
-            elif not exchange.begun:
-                exchange.stop = Stop("checkpoint", exchange.step - 1)
+                request.stop = Escalation("restore", 0)
+            elif not request.begun:
+                request.stop = Escalation("checkpoint", request.step - 1)
             else:
-                exchange.stop = Stop("limit", exchange.step, backlog)
-        return exchange.stop.take(), exchange.stop.step
+                request.stop = Escalation("limit", request.step, backlog)
+        return request.stop.take(), request.stop.step
 
-    def explain(self, exchange: Exchange) -> None:
+    def explain(self, request: Request) -> None:
         """Say in the outcome what was stopped, and why, once that has had its effect."""
-        stop, notices = exchange.stop, exchange.outcome.notices
+        stop, notices = request.stop, request.outcome.notices
         if stop is None:
             return
         if stop.cause == "limit":
-            name = "cell_timeout" if exchange.is_cell else "start_timeout"
+            name = "cell_timeout" if request.is_cell else "start_timeout"
             notices.append(self.reached("The cell", name))
         elif stop.cause == "restore":
             notices.append(self.reached("Restoring the variables", "start_timeout"))
@@ -120,7 +118,7 @@ class Patience:
         elif stop.cause == "checkpoint":
             notices.append(self.reached("The checkpoint before this cell", "cell_timeout"))
         if stop.killed:
-            seconds = f"{exchanges.GRACE:g} s"
+            seconds = f"{requests.GRACE:g} s"
             notices.append(f"It did not end within {seconds} after its interrupt and was killed.")
 
     def reached(self, what: str, option: str) -> str:

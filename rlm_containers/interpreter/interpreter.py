@@ -8,18 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rlm_containers.container.limits import memory_death
 from rlm_containers.errors import OptionError, SandboxLostError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.deadlines import Patience
-from rlm_containers.interpreter.outcome import Outcome, UnsavedVariable
-from rlm_containers.interpreter.pipe import Channel, Closed, Event, Item, Message, Output
-from rlm_containers.interpreter.reports import GuestReports, listed
-from rlm_containers.interpreter.request import Exchange
-from rlm_containers.interpreter.results import OutputCallback, OutputCollector
+from rlm_containers.interpreter.deadlines import Deadlines
+from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.pipe import Closed, Event, Item, Message, Output, Pipe
+from rlm_containers.interpreter.reports import WorkerReports, listed, memory_death
+from rlm_containers.interpreter.request import Request
+from rlm_containers.interpreter.results import OutputCallback, OutputCollector, UnsavedVariable
 from rlm_containers.interpreter.workers import Workers
-
-__all__ = ["Session"]
 
 logger = logging.getLogger("rlm_containers")
 
@@ -30,11 +27,11 @@ _NOTICES = 10
 _INTERVAL = 0.05
 
 
-class Session:
+class Interpreter:
     """Requests to one guest, one at a time.
 
     Args:
-        channel: the pipe.
+        pipe: the pipe.
         told: what every worker is told at its start: ``{"lm": bool, "proxy": dict | None,
             "env": dict, "file_limit": int | None, "scaffold": bool, "tools": list, "kept": list,
             "kept_names": list, "kept_session": bool}``: among them the most bytes of a file that
@@ -42,39 +39,39 @@ class Session:
             the ``load`` request that binds it; the names of those that are not to be bound anew;
             and whether the session outlives the container.
         max_output: characters to keep of each output stream of a cell.
-        patience: how long to wait for what.
+        deadlines: how long to wait for what.
         abandon: called when the guest does not even answer to being killed; removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
     """
 
     def __init__(
         self,
-        channel: Channel,
+        pipe: Pipe,
         told: dict[str, Any],
         max_output: int,
         *,
-        patience: Patience,
+        deadlines: Deadlines,
         abandon: Callable[[], None],
         memory_loss: Callable[[float], str | None] = lambda since: None,
     ) -> None:
-        self.channel = channel
-        self._workers = Workers(channel, told, patience, abandon=abandon, memory_loss=memory_loss)
+        self.pipe = pipe
+        self._workers = Workers(pipe, told, deadlines, abandon=abandon, memory_loss=memory_loss)
         self._max_output = max_output
-        self._patience = patience
+        self._deadlines = deadlines
         self._abandon = abandon
         self._number = 0
         self._cells = 0
-        self._exchange: Exchange | None = None
-        patience.clock.wake = channel.wake
+        self._request: Request | None = None
+        deadlines.clock.wake = pipe.wake
 
     @property
-    def reports(self) -> GuestReports:
+    def reports(self) -> WorkerReports:
         """What the guest has told of its worker."""
         return self._workers.reports
 
     @property
     def _container(self) -> str:
-        return self.channel.process.name
+        return self.pipe.process.name
 
     def start(self) -> None:
         """Tell the worker what it needs to know and wait until it is ready.
@@ -83,7 +80,7 @@ class Session:
             SandboxStartError: it was not in time.
         """
         # It counts from when the container was started.
-        deadline = self.channel.opened + self._patience.start_timeout
+        deadline = self.pipe.opened + self._deadlines.start_timeout
         self._workers.await_first(deadline, self._outcome(None))
 
     def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Outcome:
@@ -101,31 +98,31 @@ class Session:
         self._finish_earlier()
         self._number += 1
         message = {"op": op, "id": self._number, **content}
-        limit = self._patience.limit(op)
+        limit = self._deadlines.limit(op)
         if op == "cell" and "name" not in content:
             self._cells += 1
             message["name"] = f"cell {self._cells}"  # in tracebacks
         if limit is not None or op != "cell":
             message["announce"] = True
-        exchange = Exchange(self._number, message, self._outcome(on_output), limit)
-        self._run(exchange)
-        return exchange.outcome
+        request = Request(self._number, message, self._outcome(on_output), limit)
+        self._run(request)
+        return request.outcome
 
     def _finish_earlier(self) -> None:
         """See an earlier request to its end whose caller did not wait for that."""
-        if self._exchange is not None:
-            self._end(self._exchange)
+        if self._request is not None:
+            self._end(self._request)
 
-    def _run(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def _run(self, request: Request) -> None:
+        self._request = request
         try:
-            self._send(exchange)
-            self._wait(exchange)
+            self._send(request)
+            self._wait(request)
         except SandboxLostError:
-            self._exchange = None
+            self._request = None
             raise
         except wire.FrameError as error:
-            self._exchange = None
+            self._request = None
             raise OptionError(
                 f"The request is too large to be sent: {error}.",
                 remedy="Send what is long as a context, with Sandbox.load().",
@@ -134,27 +131,27 @@ class Session:
         except BaseException:
             # Ctrl-C here is meant for the cell as well; a callback that fails ends it, too. In
             # any case the session must stay in step with the guest.
-            exchange.outcome.forget_callback()
-            self._end(exchange)
-            if exchange.outcome.notices:  # which nobody else will get to know
-                notices = " ".join(exchange.outcome.notices)
+            request.outcome.forget_callback()
+            self._end(request)
+            if request.outcome.notices:  # which nobody else will get to know
+                notices = " ".join(request.outcome.notices)
                 logger.warning("%s: %s", self._container, notices)
             raise
-        self._exchange = None
+        self._request = None
         self._workers.answered_at = time.time()
 
     def interrupt(self) -> None:
-        """Interrupt the request that is under way, in whatever thread. See :class:`Stop`."""
-        exchange = self._exchange
-        if exchange is None or exchange.done or (exchange.begun and not exchange.is_cell):
+        """Interrupt the request that is under way, in whatever thread. See :class:`Escalation`."""
+        request = self._request
+        if request is None or request.done or (request.begun and not request.is_cell):
             return
         now = time.monotonic()
-        if now < exchange.interrupted_at + _INTERVAL:
+        if now < request.interrupted_at + _INTERVAL:
             return
-        exchange.interrupted_at = now
+        request.interrupted_at = now
         with contextlib.suppress(SandboxLostError):  # which whoever waits is told
-            self._interrupt(exchange)
-        self.channel.wake()
+            self._interrupt(request)
+        self.pipe.wake()
 
     def unsaved(self) -> Sequence[UnsavedVariable]:
         """See :attr:`Sandbox.unsaved`."""
@@ -178,11 +175,11 @@ class Session:
         self._finish_earlier()
         self._number += 1
         message = {"op": "sync", "id": self._number, "announce": True}
-        exchange = Exchange(self._number, message, self._outcome(None), timeout)
-        self._run(exchange)
-        if exchange.outcome.notices:
-            logger.warning("%s: %s", self._container, " ".join(exchange.outcome.notices))
-        return exchange.deaths == 0
+        request = Request(self._number, message, self._outcome(None), timeout)
+        self._run(request)
+        if request.outcome.notices:
+            logger.warning("%s: %s", self._container, " ".join(request.outcome.notices))
+        return request.deaths == 0
 
     def restart(self, between: Callable[[], None], *, restores: bool) -> Sequence[UnsavedVariable]:
         """Kill the worker and start another, with a step in between when neither uses any file.
@@ -205,45 +202,45 @@ class Session:
 
     # Answers
 
-    def _wait(self, exchange: Exchange) -> None:
+    def _wait(self, request: Request) -> None:
         """Take what comes until the answer is there."""
-        while not exchange.done:
-            item = self._receive(exchange)
+        while not request.done:
+            item = self._receive(request)
             if isinstance(item, Event):
-                self._workers.bury(item, exchange)
+                self._workers.bury(item, request)
             elif isinstance(item, Message):
                 op, number = item.content.get("op"), item.content.get("id")
-                if self._patience.ready_by is not None:
+                if self._deadlines.ready_by is not None:
                     if op == "ready":
-                        self._workers.revive(item.content, exchange)
-                        if not exchange.done:
-                            self._send(exchange)
-                elif op == "begun" and number == exchange.number:
-                    self._begin(exchange)
-                elif op == "result" and number == exchange.number:
-                    self._finish(item.content, exchange)
+                        self._workers.revive(item.content, request)
+                        if not request.done:
+                            self._send(request)
+                elif op == "begun" and number == request.number:
+                    self._begin(request)
+                elif op == "result" and number == request.number:
+                    self._finish(item.content, request)
 
-    def _receive(self, exchange: Exchange) -> Item:
+    def _receive(self, request: Request) -> Item:
         """The next item that is not output. The news of a checkpoint is noted on its way."""
         while True:
-            left = self._patience.left(exchange)
+            left = self._deadlines.left(request)
             if left is not None and left <= 0:
-                if exchange.unread is None:
+                if request.unread is None:
                     # Who is to be killed may have answered.
-                    is_final = exchange.stop is not None and exchange.stop.is_final
-                    exchange.unread = self.channel.waiting() if is_final else 0
-                if exchange.unread <= 0:
-                    self._act(exchange)
-                    exchange.unread = None
+                    is_final = request.stop is not None and request.stop.is_final
+                    request.unread = self.pipe.waiting() if is_final else 0
+                if request.unread <= 0:
+                    self._act(request)
+                    request.unread = None
                     continue
-                exchange.unread -= 1
+                request.unread -= 1
             try:
-                item = self.channel.receive(left)
+                item = self.pipe.receive(left)
             except TimeoutError:
                 continue
-            outcome = exchange.outcome
-            if exchange.stop is not None:
-                exchange.stop.backlog -= 1
+            outcome = request.outcome
+            if request.stop is not None:
+                request.stop.backlog -= 1
             if isinstance(item, Output):
                 stream = outcome.stdout if item.stream == wire.STDOUT else outcome.collected_stderr
                 stream.feed(item.data)
@@ -259,47 +256,47 @@ class Session:
                     self.reports.note_saved(item.content)
                 return item
 
-    def _begin(self, exchange: Exchange) -> None:
+    def _begin(self, request: Request) -> None:
         """The guest has begun with a request; nothing else is in its way any more."""
-        if not exchange.begun and self._patience.begin(exchange) and self.reports.unsaved:
-            reached = self._patience.reached("The checkpoint before this cell", "cell_timeout")
+        if not request.begun and self._deadlines.begin(request) and self.reports.unsaved:
+            reached = self._deadlines.reached("The checkpoint before this cell", "cell_timeout")
             names = listed([str(variable) for variable in self.reports.unsaved], "; ")
-            exchange.outcome.notices.append(f"{reached} Not saved: {names}.")
+            request.outcome.notices.append(f"{reached} Not saved: {names}.")
 
-    def _finish(self, content: dict[str, Any], exchange: Exchange) -> None:
+    def _finish(self, content: dict[str, Any], request: Request) -> None:
         """The answer is there."""
-        stop = exchange.stop
+        stop = request.stop
         if stop is not None and stop.killed:
             return  # too late: the news of the death is on its way, and is what holds
-        self._patience.is_fresh = False  # cells without a limit do not say that they have begun
-        outcome = exchange.outcome
+        self._deadlines.is_fresh = False  # cells without a limit do not say that they have begun
+        outcome = request.outcome
         self.reports.note_result(content, outcome)
         if content.get("skipped") is True:
             outcome.notices.append("It was interrupted before it began.")
         else:
             self._workers.acknowledged.add(
-                exchange.number,
-                exchange.message.get("code") or _bound(exchange.message),
+                request.number,
+                request.message.get("code") or _bound(request.message),
                 saved=not self.reports.checkpoint_failed,
             )
-        if stop is not None or exchange.interrupted:
-            self.channel.send(wire.SWEEP)
+        if stop is not None or request.interrupted:
+            self.pipe.send(wire.SWEEP)
         if stop is not None and stop.cause == "limit" and stop.backlog < 0:
-            self._patience.explain(exchange)
+            self._deadlines.explain(request)
             outcome.status = "timeout"
-        exchange.done = True
+        request.done = True
 
     # Time
 
-    def _act(self, exchange: Exchange) -> None:
+    def _act(self, request: Request) -> None:
         """Something has lasted too long: do the next thing about it."""
-        action, step = self._patience.act(exchange, self.channel.waiting())
+        action, step = self._deadlines.act(request, self.pipe.waiting())
         if action == "interrupt":
-            self.channel.send(wire.INTERRUPT, step.to_bytes(8, "big"))
+            self.pipe.send(wire.INTERRUPT, step.to_bytes(8, "big"))
         elif action == "kill":
-            self.channel.send(wire.RESTART)
+            self.pipe.send(wire.RESTART)
         else:
-            self.channel.hang_up("it did not answer any more")
+            self.pipe.hang_up("it did not answer any more")
             self._abandon()
             raise SandboxLostError(
                 "The guest does not answer any more, not even to being killed.",
@@ -307,33 +304,33 @@ class Session:
                 container=self._container,
             )
 
-    def _interrupt(self, exchange: Exchange) -> None:
-        exchange.interrupted = True
-        if self._patience.ready_by is None:  # else it would cost variables that are being restored
-            self.channel.send(wire.INTERRUPT, exchange.step.to_bytes(8, "big"))
+    def _interrupt(self, request: Request) -> None:
+        request.interrupted = True
+        if self._deadlines.ready_by is None:  # else it would cost variables that are being restored
+            self.pipe.send(wire.INTERRUPT, request.step.to_bytes(8, "big"))
 
-    def _end(self, exchange: Exchange) -> None:
+    def _end(self, request: Request) -> None:
         """Interrupt a request that nobody waits for any more, and wait until it has ended.
 
         Another KeyboardInterrupt meanwhile has its worker killed at once, and a third one leaves
         the rest of the waiting to the next request.
         """
-        if not exchange.interrupted and not exchange.done:
-            self._interrupt(exchange)
-        while not exchange.done:
+        if not request.interrupted and not request.done:
+            self._interrupt(request)
+        while not request.done:
             try:
-                self._wait(exchange)
+                self._wait(request)
             except KeyboardInterrupt:
-                if exchange.stop is None or exchange.stop.killed:
+                if request.stop is None or request.stop.killed:
                     raise
-                exchange.stop.hurry()
-        self._exchange = None
+                request.stop.hurry()
+        self._request = None
 
     # The rest
 
-    def _send(self, exchange: Exchange) -> None:
-        self._patience.send(exchange)
-        self.channel.send_message(**exchange.message)
+    def _send(self, request: Request) -> None:
+        self._deadlines.send(request)
+        self.pipe.send_message(**request.message)
 
     def _outcome(self, on_output: OutputCallback | None) -> Outcome:
         return Outcome(

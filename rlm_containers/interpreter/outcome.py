@@ -5,23 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlm_containers.interpreter.results import EXIT_CODES, CellResult, CellStatus, OutputCollector
-from rlm_containers.lm.broker import LMCall
-
-__all__ = ["Outcome", "UnsavedVariable"]
-
-
-@dataclass(frozen=True)
-class UnsavedVariable:
-    """A variable that is not in the checkpoint: its name, its type's name, and why."""
-
-    name: str
-    type: str
-    reason: str
-
-    def __str__(self) -> str:
-        kind = f" ({self.type})" if self.type else ""
-        return f"{self.name}{kind}: {self.reason}"
+from rlm_containers.interpreter.results import (
+    EXIT_CODES,
+    CellResult,
+    CellStatus,
+    LMCall,
+    OutputCollector,
+)
 
 
 @dataclass

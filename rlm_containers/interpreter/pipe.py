@@ -2,7 +2,7 @@
 
 One thread reads. Whatever comes is untrusted: the code in a cell runs as the same user as the
 supervisor and can write to its descriptors. Frames are bounded, JSON is parsed with errors
-expected, and a stream that is no longer frames closes the channel.
+expected, and a stream that is no longer frames closes the pipe.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from rlm_containers.guest import wire
 from rlm_containers.interpreter.backlog import Backlog
 from rlm_containers.interpreter.untrusted import UntrustedJSON
 from runtimes import ContainerProcess
-
-__all__ = ["KILLED", "Channel", "Closed", "Event", "FloodError", "Message", "Output"]
 
 #: The exit status of a client whose container was ended by SIGKILL.
 KILLED = 128 + 9
@@ -88,7 +86,7 @@ class Closed:
     Attributes:
         exit_code: the client's exit status, if it ended.
         stderr: the last that was written to standard error.
-        reason: why the channel gave up, where it was not the container that ended.
+        reason: why the pipe gave up, where it was not the container that ended.
     """
 
     exit_code: int | None
@@ -104,7 +102,7 @@ class FloodError(Exception):
 
 
 @dataclass
-class Channel:
+class Pipe:
     """Frames to and from one container.
 
     Args:
@@ -131,7 +129,7 @@ class Channel:
         # A full pipe must not hold the writer for ever, see send().
         os.set_blocking(self.process.stdin, False)
         self._reader = threading.Thread(
-            target=self._read, name=f"rlm-channel-{self.process.name}", daemon=True
+            target=self._read, name=f"rlm-pipe-{self.process.name}", daemon=True
         )
         self._reader.start()
 

@@ -9,13 +9,11 @@ from collections.abc import Callable, Sequence, Set
 from itertools import islice
 from typing import Any
 
-from rlm_containers.container.limits import memory_death
+from rlm_containers.errors import format_size
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.outcome import Outcome, UnsavedVariable
-from rlm_containers.interpreter.results import CellStatus
+from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.results import CellStatus, UnsavedVariable
 from rlm_containers.interpreter.untrusted import printable
-
-__all__ = ["GuestReports", "death", "listed"]
 
 logger = logging.getLogger("rlm_containers")
 
@@ -47,7 +45,7 @@ _LISTED = 50
 _LISTED_TEXT = 300
 
 
-class GuestReports:
+class WorkerReports:
     """What is known of the guest's worker, as far as it has told.
 
     Args:
@@ -226,3 +224,22 @@ def _variables(value: object) -> tuple[UnsavedVariable, ...]:
         for entry in value[:_REPORT_COUNT]
         if isinstance(entry, list) and len(entry) == 3
     )
+
+
+def memory_death(report: object) -> str:
+    """How something died of SIGKILL, by what the guest knows of the kernel's reasons.
+
+    Args:
+        report: from an event of the guest's, so it may be anything. ``{"limit": bytes}``, where
+            the limit is ``None`` if it was the machine that had no more memory; ``None`` if
+            the guest cannot find out.
+    """
+    if not isinstance(report, dict):
+        return "was killed by SIGKILL, perhaps for its memory: the kernel does not say"
+    limit = report.get("limit")
+    if isinstance(limit, int) and 0 < limit < 1 << 62:
+        return (
+            "was killed for its memory (SIGKILL): the container may use no more than "
+            f"{format_size(limit)} (memory=…)"
+        )
+    return "was killed for its memory (SIGKILL): the machine had no more"

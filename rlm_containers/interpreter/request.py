@@ -9,8 +9,6 @@ from typing import Any, Literal
 
 from rlm_containers.interpreter.outcome import Outcome
 
-__all__ = ["GRACE", "PATIENCE", "Action", "Cause", "Exchange", "Stop"]
-
 #: Seconds that what is interrupted has for its end before its worker is killed.
 GRACE = 5.0
 
@@ -24,7 +22,7 @@ Cause = Literal["limit", "interrupt", "checkpoint", "restore"]
 Action = Literal["interrupt", "kill", "give up"]
 
 
-class Stop:
+class Escalation:
     """What is done, one after the other, about something that should have ended.
 
     It is interrupted, and once more after half of the grace time: an interrupt may be lost in a
@@ -77,7 +75,7 @@ class Stop:
 
 
 @dataclass
-class Exchange:
+class Request:
     """A request on its way.
 
     Attributes:
@@ -110,7 +108,7 @@ class Exchange:
     killed: bool = False
     died: bool = False
     done: bool = False
-    stop: Stop | None = None
+    stop: Escalation | None = None
     unread: int | None = None
     deaths: int = 0
 

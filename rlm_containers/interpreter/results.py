@@ -5,19 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
-
-from rlm_containers.lm.broker import LMCall
-from rlm_containers.sandbox.artifacts import Artifact
-
-__all__ = [
-    "EXIT_CODES",
-    "CellResult",
-    "CellStatus",
-    "OutputCallback",
-    "OutputCollector",
-    "StreamName",
-]
+from typing import Any, Literal
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -38,6 +26,74 @@ EXIT_CODES: Mapping[str, int] = {
     "interrupted": 130,
     "killed": 137,
 }
+
+
+#: Text, or the JSON that the model's client takes in place of it, such as a list of messages.
+Prompt = str | dict[str, Any] | list[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMCall:
+    """One call of a language model that was answered, or that failed.
+
+    Attributes:
+        prompt: what was asked.
+        response: the answer; empty when it failed.
+        model: the name of the model, as far as the backend knows it.
+        execution_time: seconds.
+        error: why it failed, or ``None``.
+        completion: the backend's own record: what the LM Handler of rlms sent, say.
+    """
+
+    prompt: Prompt
+    response: str
+    model: str | None
+    execution_time: float
+    error: str | None = None
+    completion: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """An image or document in the workspace that a cell has made.
+
+    Attributes:
+        path: its path relative to the workspace, as :meth:`Sandbox.get_file` takes it.
+        mime_type: its kind, by the end of its name, such as ``"image/png"``.
+        size: bytes.
+    """
+
+    path: str
+    mime_type: str
+    size: int
+
+
+@dataclass(frozen=True)
+class UnsavedVariable:
+    """A variable that is not in the checkpoint: its name, its type's name, and why."""
+
+    name: str
+    type: str
+    reason: str
+
+    def __str__(self) -> str:
+        kind = f" ({self.type})" if self.type else ""
+        return f"{self.name}{kind}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkspaceFile:
+    """A file in a workspace.
+
+    Attributes:
+        name: its path relative to the workspace, as :meth:`Sandbox.get_file` takes it.
+        size: bytes.
+        modified: when it was last written to, in seconds of the epoch.
+    """
+
+    name: str
+    size: int
+    modified: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,6 @@ import sys
 from itertools import accumulate
 from typing import Any
 
-__all__ = ["UntrustedJSON", "printable"]
-
 #: Keys, values and elements that one text may have. A batch of prompts has one for each, a list of
 #: messages five.
 _MAX_PARTS = 1_000_000

@@ -10,13 +10,11 @@ from typing import Any
 from rlm_containers.errors import SandboxLostError, SandboxStartError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter.acknowledged import Acknowledged
-from rlm_containers.interpreter.deadlines import Patience
+from rlm_containers.interpreter.deadlines import Deadlines
 from rlm_containers.interpreter.outcome import Outcome
-from rlm_containers.interpreter.pipe import KILLED, Channel, Closed, Event, Item, Message
-from rlm_containers.interpreter.reports import GuestReports, death
-from rlm_containers.interpreter.request import Exchange
-
-__all__ = ["Workers"]
+from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Pipe
+from rlm_containers.interpreter.reports import WorkerReports, death
+from rlm_containers.interpreter.request import Request
 
 logger = logging.getLogger("rlm_containers")
 
@@ -28,9 +26,9 @@ class Workers:
     """One is there at a time. When it dies, the supervisor has forked another.
 
     Args:
-        channel: the pipe.
-        told: what every one is told at its start, see :class:`Session`.
-        patience: how long to wait for what.
+        pipe: the pipe.
+        told: what every one is told at its start, see :class:`Interpreter`.
+        deadlines: how long to wait for what.
         abandon: called when one does not become ready; removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
 
@@ -42,25 +40,25 @@ class Workers:
 
     def __init__(
         self,
-        channel: Channel,
+        pipe: Pipe,
         told: dict[str, Any],
-        patience: Patience,
+        deadlines: Deadlines,
         *,
         abandon: Callable[[], None],
         memory_loss: Callable[[float], str | None],
     ) -> None:
-        self.reports = GuestReports(channel.process.name)
+        self.reports = WorkerReports(pipe.process.name)
         self.acknowledged = Acknowledged()
         self.answered_at = time.time()
-        self._channel = channel
+        self._pipe = pipe
         self._told = told
-        self._patience = patience
+        self._deadlines = deadlines
         self._abandon = abandon
         self._memory_loss = memory_loss
 
     @property
     def _container(self) -> str:
-        return self._channel.process.name
+        return self._pipe.process.name
 
     # With no request on its way
 
@@ -80,7 +78,7 @@ class Workers:
         while True:
             item = self._receive_by(deadline)
             if isinstance(item, Message) and item.content.get("op") == "ready":
-                self._patience.ready()
+                self._deadlines.ready()
                 self.reports.note_ready(item.content, has_proxy=bool(self._told["proxy"]))
                 return
             if isinstance(item, Event) and item.content.get("event") != "killed":
@@ -90,15 +88,15 @@ class Workers:
                 self._send_start()
 
     def replace(self, between: Callable[[], None], number: int, outcome: Outcome) -> None:
-        """Kill the present one and start another, see :meth:`Session.restart`.
+        """Kill the present one and start another, see :meth:`Interpreter.restart`.
 
         Args:
             between: what to do when neither uses any file.
             number: the request whose checkpoint the other goes on from; 0 if there is none.
             outcome: where it is said if one dies.
         """
-        self._channel.send(wire.RESTART)
-        deadline = time.monotonic() + self._patience.start_timeout
+        self._pipe.send(wire.RESTART)
+        deadline = time.monotonic() + self._deadlines.start_timeout
         while True:
             item = self._receive_by(deadline)
             if isinstance(item, Event) and item.content.get("event") == "died":
@@ -110,17 +108,17 @@ class Workers:
             between()
         finally:
             self.acknowledged.restart(number)
-            self.await_first(time.monotonic() + self._patience.start_timeout, outcome)
+            self.await_first(time.monotonic() + self._deadlines.start_timeout, outcome)
 
     def _receive_by(self, deadline: float) -> Item:
         """The next item while there is no worker that is ready."""
         try:
-            item = self._channel.receive(max(0.0, deadline - time.monotonic()))
+            item = self._pipe.receive(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
             self._abandon()
             raise SandboxStartError(
                 "The container is up, but its interpreter was not ready within "
-                f"{self._patience.start_timeout:g} s.",
+                f"{self._deadlines.start_timeout:g} s.",
                 remedy="Raise start_timeout, or see what the container is busy with.",
                 container=self._container,
             ) from None
@@ -130,44 +128,44 @@ class Workers:
 
     # In the middle of one
 
-    def bury(self, item: Event, exchange: Exchange) -> None:
+    def bury(self, item: Event, request: Request) -> None:
         """One died. Another is there: start it."""
-        exchange.deaths += 1
-        self._count(exchange.deaths)
-        if self._patience.ready_by is None and (
-            item.content.get("begun") == exchange.number or exchange.begun
+        request.deaths += 1
+        self._count(request.deaths)
+        if self._deadlines.ready_by is None and (
+            item.content.get("begun") == request.number or request.begun
         ):
-            exchange.died = True
-            exchange.outcome.note_death(item.content)
-            exchange.killed = exchange.stop is not None and exchange.stop.killed
-        self._patience.explain(exchange)
-        exchange.stop = None
-        self._note_death(item, exchange.outcome)
+            request.died = True
+            request.outcome.note_death(item.content)
+            request.killed = request.stop is not None and request.stop.killed
+        self._deadlines.explain(request)
+        request.stop = None
+        self._note_death(item, request.outcome)
         self._send_start()
-        self._patience.restart()
+        self._deadlines.restart()
 
-    def revive(self, content: dict[str, Any], exchange: Exchange) -> None:
+    def revive(self, content: dict[str, Any], request: Request) -> None:
         """The next one is ready, with what was saved.
 
         The request is done if the one before died of it. Else that died before it came to it, so
         that nothing of it was done.
         """
-        self._patience.explain(exchange)
-        exchange.stop = None
-        outcome = exchange.outcome
-        self._patience.ready()
+        self._deadlines.explain(request)
+        request.stop = None
+        outcome = request.outcome
+        self._deadlines.ready()
         self.reports.note_restored(content, outcome, has_proxy=bool(self._told["proxy"]))
         outcome.locals = dict(self.reports.locals)
-        exchange.done = exchange.died or exchange.interrupted
-        if exchange.died:
-            outcome.status = "killed" if exchange.killed else "died"
-        elif exchange.interrupted:
+        request.done = request.died or request.interrupted
+        if request.died:
+            outcome.status = "killed" if request.killed else "died"
+        elif request.interrupted:
             outcome.status = "interrupted"
             outcome.notices.append("It was interrupted before it began.")
 
     def _send_start(self) -> None:
         expected = self.acknowledged.number > 0
-        self._channel.send_message(op="start", expected=expected, **self._told)
+        self._pipe.send_message(op="start", expected=expected, **self._told)
 
     def _note_death(self, item: Event, outcome: Outcome) -> None:
         how = death(item.content)

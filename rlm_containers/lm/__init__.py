@@ -1,1 +1,19 @@
-"""From a sandbox to a language model: the broker, the ways to it and the ways on from it."""
+"""The calls that cells make to language models and to functions of the host."""
+
+from rlm_containers.lm.backends import AsyncFunctions, CallableBackend, HandlerBackend, LMCallable
+from rlm_containers.lm.broker import LMBroker, SubcallFunction
+from rlm_containers.lm.budget import CallBudget
+from rlm_containers.lm.pipe_calls import PipeCalls
+from rlm_containers.lm.proxy import LMProxy
+
+__all__ = [
+    "AsyncFunctions",
+    "CallBudget",
+    "CallableBackend",
+    "HandlerBackend",
+    "LMBroker",
+    "LMCallable",
+    "LMProxy",
+    "PipeCalls",
+    "SubcallFunction",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 import queue
@@ -14,10 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from rlm_containers.lm.broker import LMCall, Prompt
-from rlm_containers.sandbox.awaitables import AsyncFunctions
-
-__all__ = ["CallableBackend", "HandlerBackend", "LMCallable"]
+from rlm_containers.interpreter import LMCall, Prompt
 
 #: Answers a prompt. May also take the model's name, as ``model``; may be a coroutine function.
 LMCallable = Callable[..., Any]
@@ -256,3 +254,36 @@ def _takes_model(function: LMCallable) -> bool:
     except (TypeError, ValueError):  # some built-in callables have no signature
         return False
     return any(p.name == "model" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+class AsyncFunctions:
+    """Waits, in a thread, for what async functions of the user's return.
+
+    While a cell is awaited they run on the loop that awaits it, which is where a client that they
+    share with the rest of the program belongs; else on a loop of their own.
+    """
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @contextlib.contextmanager
+    def on(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """Run them on a loop, which must run in another thread meanwhile."""
+        before, self._loop = self._loop, loop
+        try:
+            yield
+        finally:
+            self._loop = before
+
+    def result(self, value: Any) -> Any:
+        """The value, or what it turns out to be if it is awaitable."""
+        if not inspect.isawaitable(value):
+            return value
+        loop = self._loop
+        if loop is None:
+            return asyncio.run(_returned(value))
+        return asyncio.run_coroutine_threadsafe(_returned(value), loop).result()
+
+
+async def _returned(value: Any) -> Any:
+    return await value

@@ -21,36 +21,11 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
+from rlm_containers.interpreter import LMCall, Prompt
 from rlm_containers.lm.budget import CallBudget
-
-__all__ = ["LMBackend", "LMBroker", "LMCall", "Prompt", "SubcallFunction"]
-
-#: Text, or the JSON that the model's client takes in place of it, such as a list of messages.
-Prompt = str | dict[str, Any] | list[Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LMCall:
-    """One call of a language model that was answered, or that failed.
-
-    Attributes:
-        prompt: what was asked.
-        response: the answer; empty when it failed.
-        model: the name of the model, as far as the backend knows it.
-        execution_time: seconds.
-        error: why it failed, or ``None``.
-        completion: the backend's own record: what the LM Handler of rlms sent, say.
-    """
-
-    prompt: Prompt
-    response: str
-    model: str | None
-    execution_time: float
-    error: str | None = None
-    completion: Any = None
 
 
 class LMBackend(Protocol):
@@ -117,7 +92,7 @@ class LMBroker:
         Args:
             budget: how many calls its cells may make.
             waiting: entered while one subcall is being answered. A batch of them may take longer
-                than any one request should, see :class:`~rlm_containers.interpreter.clock.CellClock`.
+                than any one request should, see :class:`CellClock`.
         """
         self._budget = budget
         self._waiting = waiting

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 
-__all__ = ["CallBudget"]
-
 
 class CallBudget:
     """Counts prompts before they are asked, whether they are answered or not.

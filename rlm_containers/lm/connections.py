@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-__all__ = ["Connections"]
-
 logger = logging.getLogger("rlm_containers.lm")
 
 #: Strangers that are listened to at once.

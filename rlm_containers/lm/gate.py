@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 
-__all__ = ["Room"]
 
-
-class Room:
+class Gate:
     """A number of bytes that many threads share.
 
     Args:

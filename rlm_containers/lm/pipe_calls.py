@@ -12,11 +12,8 @@ from typing import Any
 
 from rlm_containers.errors import SandboxError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.pipe import FloodError
-from rlm_containers.interpreter.untrusted import UntrustedJSON
-from rlm_containers.lm.gate import Room
-
-__all__ = ["PipeCalls"]
+from rlm_containers.interpreter import FloodError, UntrustedJSON
+from rlm_containers.lm.gate import Gate
 
 logger = logging.getLogger("rlm_containers.lm")
 
@@ -31,7 +28,7 @@ _REFUSED = 16 * _WAITING
 
 #: Bytes of calls that wait or are being answered, parsed ones as they are in memory. The largest
 #: that fits into a frame has room.
-_ROOM = 512 * 1024 * 1024
+_GATE = 512 * 1024 * 1024
 
 _TOO_MANY = b'{"error": "too much is being asked at once; ask less, or wait for answers"}'
 
@@ -54,7 +51,7 @@ class PipeCalls:
         self._answer = answer
         self._send = send
         self._waiting = waiting
-        self._room = Room(_ROOM)
+        self._gate = Gate(_GATE)
         self._changed = threading.Condition()
         self._calls: deque[tuple[int, bytes]] = deque()
         self._refused: deque[int] = deque()
@@ -75,7 +72,7 @@ class PipeCalls:
         with self._changed:
             if self._closed:
                 return
-            if len(self._calls) < _WAITING and self._room.take(len(payload)):
+            if len(self._calls) < _WAITING and self._gate.take(len(payload)):
                 self._calls.append((number, payload))
             elif len(self._refused) < _REFUSED:
                 # Not from here: the container may not be reading.
@@ -121,7 +118,7 @@ class PipeCalls:
         held = len(payload)
         try:
             said = UntrustedJSON(payload)
-            if not self._room.take(said.size):
+            if not self._gate.take(said.size):
                 return _TOO_MANY
             held += said.size
             call = said.load()
@@ -129,7 +126,7 @@ class PipeCalls:
         except (ValueError, KeyError, TypeError):
             return b'{"error": "bad request"}'
         finally:
-            self._room.give_back(held)
+            self._gate.give_back(held)
         if len(reply) > wire.MAX_FRAME - 4:
             text = f"the answer has {len(reply)} bytes, too many for the pipe"
             return json.dumps({"error": text}).encode("ascii")

@@ -21,11 +21,9 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, BinaryIO
 
 from rlm_containers.guest.wire import MAX_FRAME
-from rlm_containers.interpreter.untrusted import UntrustedJSON
+from rlm_containers.interpreter import UntrustedJSON
 from rlm_containers.lm.connections import Connections
-from rlm_containers.lm.gate import Room
-
-__all__ = ["LMProxy"]
+from rlm_containers.lm.gate import Gate
 
 logger = logging.getLogger("rlm_containers.lm")
 
@@ -37,7 +35,7 @@ _MAX_HEAD = 16 * 1024
 
 #: Bytes of requests that are being read or answered, parsed ones as they are in memory. The largest
 #: that is taken has room.
-_ROOM = 512 * 1024 * 1024
+_GATE = 512 * 1024 * 1024
 
 #: Seconds without a byte in the middle of a request or an answer.
 _TIMEOUT = 60.0
@@ -91,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return
         held = int(digits)
-        if not self.server.room.wait_and_take(held):
+        if not self.server.gate.wait_and_take(held):
             self.close_connection = True
             return
         try:
@@ -101,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             try:
                 said = UntrustedJSON(body)
-                if not self.server.room.take(said.size):
+                if not self.server.gate.take(said.size):
                     self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too much is asked at once")
                     return
                 held += said.size
@@ -116,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
                 with self.server.waiting():
                     answer = self.server.answer(self.path, request)
         finally:
-            self.server.room.give_back(held)
+            self.server.gate.give_back(held)
         # Connections that are kept must leave room for callers who have none yet.
         self.close_connection |= self.server.connections.are_many()
         self._respond(HTTPStatus.OK, answer)
@@ -181,14 +179,14 @@ class _Server:
         self.authorization = authorization
         self.answer = answer
         self.waiting = waiting
-        self.room = Room(_ROOM)
+        self.gate = Gate(_GATE)
         self.connections = Connections(listener, self._serve)
 
     def _serve(self, connection: socket.socket, address: str) -> None:
         _Handler(connection, (address, 0), self)  # type: ignore[arg-type]
 
     def close(self) -> None:
-        self.room.close()
+        self.gate.close()
         self.connections.close()
 
 

@@ -9,8 +9,6 @@ from typing import Any
 from rlm_containers.errors import OptionError
 from rlm_containers.options.sizes import AUTO
 
-__all__ = ["check_conflicts", "set_by_arguments"]
-
 #: The engine's options that set the same as an option of ours.
 _FLAGS = {
     "--memory": "memory",

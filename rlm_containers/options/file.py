@@ -11,8 +11,6 @@ import platformdirs
 
 from rlm_containers.errors import ConfigError
 
-__all__ = ["CONFIG_VARIABLE", "ConfigFile", "config_path", "read_config"]
-
 #: Names another configuration file; ``/dev/null`` for none.
 CONFIG_VARIABLE = "RLM_CONTAINERS_CONFIG"
 

@@ -7,16 +7,13 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from rlm_containers.container import bundle
 from rlm_containers.errors import OptionError
-from rlm_containers.state import workspace
+from rlm_containers.guest import wire
 from runtimes import Mount
 from runtimes.errors import MountError
 
-__all__ = ["user_mounts"]
-
 #: What of a container is not to be hidden by a mount, nor have one in it.
-_OURS = (workspace.TARGET, bundle.TARGET)
+_OURS = (wire.WORKSPACE, wire.BUNDLE)
 
 _FORM = '"source:target", "source:target:rw" or a Mount'
 

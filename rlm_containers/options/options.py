@@ -30,10 +30,8 @@ from rlm_containers.options.values import (
     with_group,
     wrong_value,
 )
-from rlm_containers.state.hostfiles import is_session_name
+from rlm_containers.state import is_session_name
 from runtimes import GpuRequest, Mount, Runtime
-
-__all__ = ["DEFAULT_IMAGE", "Network", "OptionArguments", "SandboxOptions", "unknown_option"]
 
 
 class _Default(str):

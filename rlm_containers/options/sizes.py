@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["AUTO", "format_size", "parse_size"]
-
 #: The value of a limit that this library chooses.
 AUTO = "auto"
 
@@ -22,11 +20,3 @@ def parse_size(value: object) -> object:
         if match:
             return int(match[1]) * _UNITS[match[2].lower()]
     return value
-
-
-def format_size(size: int) -> str:
-    """Bytes as people say it, for instance ``"1.5 GiB"``."""
-    for unit, name in ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")):
-        if size >= unit:
-            return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
-    return f"{size} bytes"

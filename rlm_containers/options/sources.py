@@ -22,8 +22,6 @@ from rlm_containers.options.file import CONFIG_VARIABLE, ConfigFile, read_config
 from rlm_containers.options.options import DEFAULT_IMAGE, SandboxOptions, unknown_option
 from rlm_containers.options.texts import readings, resolved, taken
 
-__all__ = ["Setting", "check_config", "configured_options", "explain_options", "unknown_variables"]
-
 #: What every variable's name begins with.
 PREFIX = "RLM_CONTAINERS_"
 

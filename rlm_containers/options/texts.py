@@ -14,8 +14,6 @@ from rlm_containers.errors import ConfigError, OptionError
 from rlm_containers.options.file import ConfigFile
 from rlm_containers.options.options import SandboxOptions
 
-__all__ = ["accepted", "readings", "resolved", "taken"]
-
 # The names of files, which are relative to the configuration file there.
 _PATHS = ("requirements", "dockerfile")
 

@@ -12,24 +12,6 @@ from rlm_containers.errors import OptionError
 from rlm_containers.options.sizes import AUTO
 from runtimes import GpuRequest
 
-__all__ = [
-    "gpu_request",
-    "is_count",
-    "is_cpus",
-    "is_disk",
-    "is_environment",
-    "is_memory",
-    "is_pids",
-    "is_positive",
-    "is_text",
-    "is_text_or_none",
-    "is_user",
-    "path_text",
-    "sequence",
-    "with_group",
-    "wrong_value",
-]
-
 #: Less does not hold an interpreter; nor are there so few processes in a container.
 _LEAST_MEMORY = 32 * 1024**2
 _LEAST_PIDS = 16

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from rlm_containers.errors import WorkspaceError
-from rlm_containers.state.nofollow import open_below, open_regular, relative_parts
-from rlm_containers.state.workspace import Workspace
-
-__all__ = ["Artifact", "found_artifacts"]
+from rlm_containers.interpreter import Artifact
+from rlm_containers.state import Workspace, open_below, open_regular, relative_parts
 
 #: What matplotlib writes, by the end of its name; of another kind nothing is reported. Not from
 #: :mod:`mimetypes`, which reads what this machine has installed.
@@ -29,21 +26,6 @@ _MIME_TYPES = {
     ".tiff": "image/tiff",
     ".webp": "image/webp",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """An image or document in the workspace that a cell has made.
-
-    Attributes:
-        path: its path relative to the workspace, as :meth:`Sandbox.get_file` takes it.
-        mime_type: its kind, by the end of its name, such as ``"image/png"``.
-        size: bytes.
-    """
-
-    path: str
-    mime_type: str
-    size: int
 
 
 def found_artifacts(names: Iterable[str], workspace: Workspace) -> tuple[Artifact, ...]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from rlm_containers.interpreter.results import CellResult, OutputCallback, StreamName
-from rlm_containers.sandbox.awaitables import AsyncFunctions, call_in_thread
+from rlm_containers.interpreter import CellResult, OutputCallback, StreamName
+from rlm_containers.lm import AsyncFunctions
 
 if TYPE_CHECKING:
     from rlm_containers.sandbox.context import Context
-
-__all__ = ["AsyncMethods"]
 
 
 class AsyncMethods:
@@ -122,3 +123,51 @@ class _AwaitedCell:
         except BaseException as error:
             self.failure = error
             self.stop()
+
+
+_T = TypeVar("_T")
+
+
+async def call_in_thread(call: Callable[[], _T], stop: Callable[[], None]) -> _T:
+    """Make a blocking call in a thread of its own.
+
+    Not in the loop's executor: that has a handful of threads, and each sandbox may need one.
+
+    Args:
+        call: made with a copy of the caller's context variables.
+        stop: called if the caller is cancelled; must make the call return soon. That is waited
+            for, so that nothing goes on behind the back of whoever has cancelled.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result: _T | None = None
+        error: BaseException | None = None
+        try:
+            result = call()
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits
+            loop.call_soon_threadsafe(settle, result, error)
+
+    context = contextvars.copy_context()
+    # A daemon: the interpreter must not wait for a cell that nobody awaits any more.
+    threading.Thread(target=context.run, args=(work,), name="rlm-await", daemon=True).start()
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        stop()
+        while not future.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait((future,))
+        future.exception()  # it has been seen
+        raise

@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 from rlm_containers.errors import ContextError
 
-__all__ = ["Context", "encode_context"]
-
 #: What a context may be.
 Context = str | dict[str, Any] | list[Any]
 

@@ -7,47 +7,31 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, overload
 
 from rlm_containers.errors import OptionError, SandboxError, WorkspaceError
-from rlm_containers.state.nofollow import (
+from rlm_containers.guest import wire
+from rlm_containers.interpreter import WorkspaceFile
+from rlm_containers.state import (
     CHUNK,
+    Workspace,
     copy_contents,
     create_file,
     free_space,
     open_below,
     open_regular,
     relative_parts,
+    walk,
 )
-from rlm_containers.state.trees import walk
-from rlm_containers.state.workspace import Workspace
-
-__all__ = ["FileMethods", "WorkspaceFile"]
 
 #: Bytes that :meth:`FileMethods.get_file` returns at most unless told otherwise.
 MAX_SIZE = 256 * 1024**2
 
 #: What the guest keeps the variables in, beside the files of the cells.
 _STATE = frozenset(
-    (".blobs", *(f"state.dill{end}" for end in ("", ".new", ".previous", ".previous.new")))
+    (".blobs", *(f"{wire.STATE}{end}" for end in ("", ".new", ".previous", ".previous.new")))
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkspaceFile:
-    """A file in a workspace.
-
-    Attributes:
-        name: its path relative to the workspace, as :meth:`Sandbox.get_file` takes it.
-        size: bytes.
-        modified: when it was last written to, in seconds of the epoch.
-    """
-
-    name: str
-    size: int
-    modified: float
 
 
 class FileMethods:

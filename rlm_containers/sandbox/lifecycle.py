@@ -11,28 +11,22 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rlm_containers.container.image import SandboxImage
-from rlm_containers.container.launch import HOST_ALIAS, Launch
-from rlm_containers.container.limits import Limits
-from rlm_containers.container.network import NetworkLease
-from rlm_containers.container.prune import prune_once
-from rlm_containers.container.reaper import Reaper
+from rlm_containers.container import (
+    HOST_ALIAS,
+    Launch,
+    Limits,
+    NetworkLease,
+    Reaper,
+    SandboxImage,
+    prune_once,
+)
 from rlm_containers.errors import SandboxError
-from rlm_containers.images.index import note_use
-from rlm_containers.interpreter.clock import CellClock
-from rlm_containers.interpreter.deadlines import Patience
-from rlm_containers.interpreter.interpreter import Session
-from rlm_containers.interpreter.pipe import Channel
-from rlm_containers.lm.broker import LMBroker
-from rlm_containers.lm.pipe_calls import PipeCalls
-from rlm_containers.lm.proxy import LMProxy
-from rlm_containers.options.options import SandboxOptions
-from rlm_containers.state.home import Home, KeptHome
-from rlm_containers.state.owner import Owner
-from rlm_containers.state.workspace import Workspace
+from rlm_containers.images import note_use
+from rlm_containers.interpreter import CellClock, Deadlines, Interpreter, Pipe
+from rlm_containers.lm import LMBroker, LMProxy, PipeCalls
+from rlm_containers.options import SandboxOptions
+from rlm_containers.state import Home, KeptHome, Owner, Workspace
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
-
-__all__ = ["LifeMethods"]
 
 logger = logging.getLogger("rlm_containers")
 
@@ -57,9 +51,9 @@ class LifeMethods:
         _workspace: Workspace | None
         _reaper: Reaper | None
         _lease: NetworkLease | None
-        _channel: Channel | None
+        _pipe: Pipe | None
         _proxy: LMProxy | None
-        _session: Session | None
+        _interpreter: Interpreter | None
         _calls: PipeCalls
         _told: dict[str, Any]
         _closed: bool
@@ -97,7 +91,7 @@ class LifeMethods:
         with self._lock:
             if self._closed:
                 raise self._not_open("was closed")
-            if self._session is not None:
+            if self._interpreter is not None:
                 return self
             atexit.register(self.close)
             try:
@@ -121,7 +115,9 @@ class LifeMethods:
         new = self._seed is not None
         self._home = home = KeptHome(self.name, session, new=new) if session else Home(self.name)
         # In this order, so that nothing exists at any time that nobody would remove.
-        self._reaper = home.reaper(remove)
+        self._reaper = Reaper(
+            self.name, home.passing_workspace, remove, also=home.passing_snapshots, lock=home.lock
+        )
         self._workspace = home.open_workspace(
             runtime.workspace_user(self._user()), owner.json(runtime=repr(runtime))
         )
@@ -139,19 +135,19 @@ class LifeMethods:
             on_call=self._calls.take,
             watch=self._reaper.watch,
         )
-        self._channel, self.python_version = launch.run()
+        self._pipe, self.python_version = launch.run()
         self._connect_lm(runtime, launch.network)
         self._told["file_limit"] = limits.file
-        self._session = Session(
-            self._channel,
+        self._interpreter = Interpreter(
+            self._pipe,
             self._told,
             self.options.max_output,
-            patience=Patience(self._clock, self.options.cell_timeout, self.options.start_timeout),
+            deadlines=Deadlines(self._clock, self.options.cell_timeout, self.options.start_timeout),
             abandon=self._remove_container,
             memory_loss=launch.memory_loss,
         )
-        self._session.reports.on_saved = home.note
-        self._session.start()
+        self._interpreter.reports.on_saved = home.note
+        self._interpreter.start()
         prune_once(runtime)
         note_use(runtime, image)
         self._go_on(self.python_version)
@@ -196,8 +192,8 @@ class LifeMethods:
             WorkspaceError: the workspace could not be removed.
         """
         if not self._lock.acquire(blocking=False):
-            if self._channel is not None:
-                self._channel.hang_up()
+            if self._pipe is not None:
+                self._pipe.hang_up()
             self._lock.acquire()
         try:
             self._close()
@@ -216,9 +212,9 @@ class LifeMethods:
             self._end()
 
     def _end(self) -> None:
-        if self._channel is not None:
-            self._channel.close(_CLOSE_TIMEOUT)
-            ended = self._channel.closed
+        if self._pipe is not None:
+            self._pipe.close(_CLOSE_TIMEOUT)
+            ended = self._pipe.closed
             if (ended is None or ended.exit_code != 0) and self._runtime is not None:
                 # Not by itself, so --rm may not have had its chance.
                 self._remove_container()

@@ -9,29 +9,32 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Unpack
 
-from rlm_containers.container.image import SandboxImage
-from rlm_containers.container.network import NetworkLease
-from rlm_containers.container.reaper import Reaper
+from rlm_containers.container import NetworkLease, Reaper, SandboxImage
 from rlm_containers.errors import (
     OptionError,
     SandboxClosedError,
     SandboxError,
     SetupCodeError,
 )
-from rlm_containers.interpreter.clock import CellClock
-from rlm_containers.interpreter.interpreter import Session
-from rlm_containers.interpreter.outcome import UnsavedVariable
-from rlm_containers.interpreter.pipe import Channel
-from rlm_containers.interpreter.results import CellResult, OutputCallback
-from rlm_containers.lm.backends import CallableBackend, LMCallable
-from rlm_containers.lm.broker import LMBroker
-from rlm_containers.lm.budget import CallBudget
-from rlm_containers.lm.pipe_calls import PipeCalls
-from rlm_containers.lm.proxy import LMProxy
-from rlm_containers.options.options import DEFAULT_IMAGE, OptionArguments
-from rlm_containers.options.sources import configured_options
+from rlm_containers.interpreter import (
+    CellClock,
+    CellResult,
+    Interpreter,
+    OutputCallback,
+    Pipe,
+    UnsavedVariable,
+)
+from rlm_containers.lm import (
+    AsyncFunctions,
+    CallableBackend,
+    CallBudget,
+    LMBroker,
+    LMCallable,
+    LMProxy,
+    PipeCalls,
+)
+from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, configured_options
 from rlm_containers.sandbox.artifacts import found_artifacts
-from rlm_containers.sandbox.awaitables import AsyncFunctions
 from rlm_containers.sandbox.awaiting import AsyncMethods
 from rlm_containers.sandbox.files import FileMethods
 from rlm_containers.sandbox.lifecycle import LifeMethods
@@ -39,12 +42,8 @@ from rlm_containers.sandbox.snapshots import SnapshotMethods
 from rlm_containers.sandbox.tool_methods import ToolMethods
 from rlm_containers.sandbox.tools import ToolFunction
 from rlm_containers.sandbox.variables import ContextMethods
-from rlm_containers.state.home import Home
-from rlm_containers.state.owner import LABEL
-from rlm_containers.state.workspace import Workspace
+from rlm_containers.state import Home, Workspace
 from runtimes import Runtime
-
-__all__ = ["LABEL", "Sandbox"]
 
 
 class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMethods, ToolMethods):
@@ -115,11 +114,11 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         self._workspace: Workspace | None = None
         self._reaper: Reaper | None = None
         self._lease: NetworkLease | None = None
-        self._channel: Channel | None = None
+        self._pipe: Pipe | None = None
         self._proxy: LMProxy | None = None
-        self._session: Session | None = None
+        self._interpreter: Interpreter | None = None
         self._calls = PipeCalls(self._answer, self._send, self._clock.waiting)
-        # What every worker is told at its start, see Session.
+        # What every worker is told at its start, see Interpreter.
         self._told: dict[str, Any] = {
             "lm": False,
             "proxy": None,
@@ -141,7 +140,7 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         return LMBroker(CallableBackend(lm, self.options.lm_timeout, self._async_functions))
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "running" if self._session else "not started"
+        state = "closed" if self._closed else "running" if self._interpreter else "not started"
         return f"<Sandbox {self.name} from {self.options.image}, {state}>"
 
     # Cells
@@ -187,7 +186,7 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         self, code: str, on_output: OutputCallback | None = None, **more: Any
     ) -> CellResult:
         with self._lock:
-            session = self._open_session()
+            session = self._open_interpreter()
             self.broker.begin_cell()
             start = time.perf_counter()
             outcome = session.request("cell", on_output, code=code, **more)
@@ -205,12 +204,12 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         Returns at once. A cell that goes on is killed five seconds later, and the session goes on
         from its checkpoint. A checkpoint that the cell waits for is interrupted, too.
         """
-        if self._session is not None and not self._closed:
-            self._session.interrupt()
+        if self._interpreter is not None and not self._closed:
+            self._interpreter.interrupt()
 
     def _send(self, kind: int, payload: bytes) -> None:
-        if self._channel is not None:
-            self._channel.send(kind, payload)
+        if self._pipe is not None:
+            self._pipe.send(kind, payload)
 
     def run_setup(self, code: str, what: str = "setup code") -> None:
         """Run a cell that must succeed.
@@ -229,7 +228,7 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
     def reset_answer(self) -> None:
         """Forget a final answer: a new question begins."""
         with self._lock:
-            self._open_session().request("reset_answer", None)
+            self._open_interpreter().request("reset_answer", None)
 
     @property
     def unsaved(self) -> Sequence[UnsavedVariable]:
@@ -238,19 +237,19 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         They live on in the interpreter, and would be lost with it. Waits for the checkpoint.
         """
         with self._lock:
-            return self._open_session().unsaved()
+            return self._open_interpreter().unsaved()
 
     @property
     def lm_route(self) -> str | None:
         """How ``llm_query()`` travels: ``"http"``, ``"pipe"``, or ``"none"`` without a model."""
-        return self._session.reports.route if self._session else None
+        return self._interpreter.reports.route if self._interpreter else None
 
-    def _open_session(self) -> Session:
+    def _open_interpreter(self) -> Interpreter:
         if self._closed:
             raise self._not_open("was closed")
-        if self._session is None:
+        if self._interpreter is None:
             raise self._not_open("has not been started")
-        return self._session
+        return self._interpreter
 
     def _not_open(self, how: str) -> SandboxError:
         return SandboxClosedError(

@@ -10,19 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from rlm_containers.errors import OptionError, SessionError, SessionStateError, WorkspaceError
-from rlm_containers.interpreter.interpreter import Session
-from rlm_containers.interpreter.outcome import UnsavedVariable
-from rlm_containers.lm.backends import LMCallable
-from rlm_containers.lm.broker import LMBroker
-from rlm_containers.options.options import SandboxOptions
-from rlm_containers.sandbox.awaitables import call_in_thread
+from rlm_containers.guest import wire
+from rlm_containers.interpreter import Interpreter, UnsavedVariable
+from rlm_containers.lm import LMBroker, LMCallable
+from rlm_containers.options import SandboxOptions
+from rlm_containers.sandbox.awaiting import call_in_thread
 from rlm_containers.sandbox.tools import ToolFunction
-from rlm_containers.state.home import Home
-from rlm_containers.state.snapshots import Snapshot
-from rlm_containers.state.tree_writer import copy_tree
-from rlm_containers.state.workspace import Workspace
-
-__all__ = ["SnapshotMethods"]
+from rlm_containers.state import Home, Snapshot, Workspace, copy_tree
 
 logger = logging.getLogger("rlm_containers")
 
@@ -49,11 +43,11 @@ class SnapshotMethods:
         _files: dict[str, tuple[str | None, int]]
         _home: Home | None
         _workspace: Workspace | None
-        _session: Session | None
+        _interpreter: Interpreter | None
         _seed: Callable[[Workspace], None] | None
         _lock: threading.RLock
 
-        def _open_session(self) -> Session: ...
+        def _open_interpreter(self) -> Interpreter: ...
         def start(self) -> Self: ...
         def close(self) -> None: ...
 
@@ -84,7 +78,7 @@ class SnapshotMethods:
     def snapshots(self) -> list[Snapshot]:
         """The snapshots that there are, the oldest first."""
         with self._lock:
-            self._open_session()
+            self._open_interpreter()
             assert self._home is not None
             return self._home.snapshots.all()
 
@@ -108,13 +102,13 @@ class SnapshotMethods:
             SandboxClosedError, SandboxLostError: as for :meth:`execute`.
         """
         with self._lock:
-            session = self._open_session()
+            session = self._open_interpreter()
             assert self._home is not None
             assert self._workspace is not None
             found = self._home.snapshots.get(snapshot)
             # What belongs to the host, such as a compacted history, is not the cells' to go back.
             kept = {item["file"] for item in self._told["kept"]}
-            state = ("state.dill", "state.dill.previous")
+            state = (wire.STATE, f"{wire.STATE}.previous")
             has_state = any(entry.path in state for entry in found.entries)
             with self._home.snapshots.staged(found, self._workspace) as staged:
                 lost = session.restart(lambda: staged.swap(kept), restores=has_state)
@@ -137,7 +131,7 @@ class SnapshotMethods:
             SnapshotNotFoundError: there is none of that id.
         """
         with self._lock:
-            self._open_session()
+            self._open_interpreter()
             assert self._home is not None
             self._home.snapshots.remove(snapshot)
 
@@ -188,7 +182,7 @@ class SnapshotMethods:
 
     def _settled(self) -> tuple[Home, Workspace]:
         """Where this sandbox lives, once everything that was acknowledged is on disk."""
-        session = self._open_session()
+        session = self._open_interpreter()
         assert self._home is not None
         assert self._workspace is not None
         if not session.settle(_SETTLE_TIMEOUT):
@@ -208,10 +202,10 @@ class SnapshotMethods:
 
     def _settle_for_good(self) -> None:
         """Before a session that is kept is closed: wait for what it has acknowledged."""
-        if self._session is None or self._home is None or not self._home.began:
+        if self._interpreter is None or self._home is None or not self._home.began:
             return
         try:
-            saved = self._session.settle(_SETTLE_TIMEOUT)
+            saved = self._interpreter.settle(_SETTLE_TIMEOUT)
         except Exception as error:
             logger.info("%s: %s", self.name, error)  # it was lost before
         else:
@@ -225,10 +219,10 @@ class SnapshotMethods:
             SessionStateError: nothing of it can be restored.
         """
         assert self._home is not None
-        assert self._session is not None
+        assert self._interpreter is not None
         assert self._workspace is not None
         home, before = self._home, self._home.manifest
-        self.lost = tuple(self._session.reports.unsaved)
+        self.lost = tuple(self._interpreter.reports.unsaved)
         if any(variable.name == "*" for variable in self.lost):
             raise SessionStateError(
                 f"The variables of the session {self.options.session!r} cannot be read: "
@@ -243,7 +237,7 @@ class SnapshotMethods:
         news = [variable for variable in self.lost if variable.name not in known]
         current = dataclasses.replace(before, python=python)
         foreign = bool(before.python) and before.minor != current.minor
-        damage = self._session.reports.damage
+        damage = self._interpreter.reports.damage
         if not news and not foreign and not damage:
             return
         # The next checkpoint will not have them, so that a way back must be kept before it.

@@ -7,12 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlm_containers.errors import SandboxError
-from rlm_containers.interpreter.interpreter import Session
-from rlm_containers.lm.broker import LMBroker
-from rlm_containers.sandbox.awaitables import AsyncFunctions
+from rlm_containers.interpreter import Interpreter
+from rlm_containers.lm import AsyncFunctions, LMBroker
 from rlm_containers.sandbox.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
-
-__all__ = ["ToolMethods"]
 
 
 class ToolMethods:
@@ -24,12 +21,12 @@ class ToolMethods:
         broker: LMBroker
         _lock: threading.RLock
         _closed: bool
-        _session: Session | None
+        _interpreter: Interpreter | None
         _tools: Mapping[str, ToolFunction]
         _async_functions: AsyncFunctions
         _told: dict[str, Any]
 
-        def _open_session(self) -> Session: ...
+        def _open_interpreter(self) -> Interpreter: ...
 
         def _not_open(self, how: str) -> SandboxError: ...
 
@@ -54,8 +51,8 @@ class ToolMethods:
             self._tools = tools
             self.tools = made
             self._told["tools"] = made.describe()
-            if self._session is not None:
-                self._session.request("tools", None, tools=self._told["tools"])
+            if self._interpreter is not None:
+                self._interpreter.request("tools", None, tools=self._told["tools"])
 
     def keep(self, *names: str) -> None:
         """Have variables come back after a cell has bound their names to something else.
@@ -63,7 +60,7 @@ class ToolMethods:
         What they hold now is a tool from here on, and not shown among the variables.
         """
         with self._lock:
-            session = self._open_session()
+            session = self._open_interpreter()
             self._told["kept_names"] += names
             session.request("keep", None, names=list(names))
 

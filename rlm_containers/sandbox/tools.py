@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from rlm_containers.errors import OptionError
-from rlm_containers.sandbox.awaitables import AsyncFunctions
-
-__all__ = ["SCAFFOLD", "TOOL_PATH", "HostTools", "ToolFunction", "check_names"]
+from rlm_containers.lm import AsyncFunctions
 
 #: What calls of tools are sent to.
 TOOL_PATH = "/tool"

@@ -6,12 +6,10 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from rlm_containers.errors import OptionError, WorkspaceError
-from rlm_containers.interpreter.interpreter import Session
-from rlm_containers.options.options import SandboxOptions
+from rlm_containers.interpreter import Interpreter
+from rlm_containers.options import SandboxOptions
 from rlm_containers.sandbox.context import Context, encode_context
-from rlm_containers.state.workspace import Workspace
-
-__all__ = ["ContextMethods"]
+from rlm_containers.state import Workspace
 
 
 class ContextMethods:
@@ -26,7 +24,7 @@ class ContextMethods:
         # Of each variable that was loaded: its file, if that may go, and how often it was.
         _files: dict[str, tuple[str | None, int]]
 
-        def _open_session(self) -> Session: ...
+        def _open_interpreter(self) -> Interpreter: ...
 
     def load(self, name: str, value: Context, *, keep: bool = False) -> None:
         """Bind a variable in the container to a value of this process.
@@ -46,7 +44,7 @@ class ContextMethods:
             raise OptionError(f"{name!r} is not the name of a variable.")
         kind, chunks = encode_context(name, value)
         with self._lock:
-            session = self._open_session()
+            session = self._open_interpreter()
             assert self._workspace is not None
             # Never a file that the checkpoint may refer to: the old value is needed until the
             # next one is written.

@@ -28,13 +28,11 @@ from pathlib import Path
 from typing import BinaryIO, Self, cast
 
 from rlm_containers.errors import ArchiveError, SessionStateError
-from rlm_containers.interpreter.untrusted import UntrustedJSON
+from rlm_containers.interpreter import UntrustedJSON
 from rlm_containers.state.hostfiles import is_session_name
 from rlm_containers.state.nofollow import free_space
 from rlm_containers.state.objects import ObjectStore, is_digest
-from rlm_containers.state.snapshots import Entry, Snapshot
-
-__all__ = ["Archive", "portable", "read_archive", "write_archive"]
+from rlm_containers.state.snapshots import Snapshot, SnapshotEntry
 
 FORMAT = 1
 
@@ -126,7 +124,7 @@ def portable(snapshot: Snapshot) -> Snapshot:
     return replace(made, created=snapshot.created)
 
 
-def _stays_inside(link: Entry) -> bool:
+def _stays_inside(link: SnapshotEntry) -> bool:
     """Whether a link cannot lead out, whatever other links of the same kind there are."""
     parts = link.target.split("/")
     up = 0

@@ -16,15 +16,6 @@ from rlm_containers.state.tree_writer import copy_tree
 from rlm_containers.state.trees import DIRECTORY
 from rlm_containers.state.workspace import Workspace
 
-__all__ = [
-    "check_name",
-    "copy_workspace",
-    "kept_workspace",
-    "manifest_of",
-    "opened",
-    "write_manifest",
-]
-
 
 def check_name(name: str) -> None:
     """Check that a session can have this name.

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlm_containers.container.reaper import Reaper
 from rlm_containers.errors import SessionError, WorkspaceError
 from rlm_containers.state.hostfiles import passing_snapshots_directory, sessions_directory
 from rlm_containers.state.lock import SessionLock
@@ -19,8 +18,6 @@ from rlm_containers.state.nofollow import FileOwner
 from rlm_containers.state.snapshot_store import SnapshotStore
 from rlm_containers.state.trees import give_tree_to
 from rlm_containers.state.workspace import Workspace, remove_tree, workspaces_directory
-
-__all__ = ["Home", "KeptHome", "KeptWorkspace"]
 
 logger = logging.getLogger("rlm_containers")
 
@@ -51,15 +48,11 @@ class Home:
         self.manifest = Manifest.new()
         self.began = False
         self._workspace: Workspace | None = None
-
-    def reaper(self, remove_container: Sequence[str]) -> Reaper:
-        """The watcher that cleans up when this process dies."""
-        return Reaper(
-            self.name,
-            workspaces_directory() / self.name,
-            remove_container,
-            also=self.snapshots.directory,
-        )
+        #: What a reaper removes when this process dies; a session's directory stays.
+        self.passing_workspace: Path | None = workspaces_directory() / name
+        self.passing_snapshots: Path | None = self.snapshots.directory
+        #: A descriptor that a reaper holds until the container is gone.
+        self.lock: int | None = None
 
     def open_workspace(self, owner: FileOwner, record: str) -> Workspace:
         """Make the workspace, or open that which is there.
@@ -137,6 +130,8 @@ class KeptHome(Home):
                 remedy="Make the directory writable, or set XDG_STATE_HOME to one that is.",
             ) from error
         self.snapshots = SnapshotStore(path)
+        self.passing_workspace = self.passing_snapshots = None
+        self.lock = self._lock.descriptor
         self._manifest_path = path / "manifest.json"
         self._written = 0.0
         self.is_new = not (path / "workspace").exists()
@@ -152,10 +147,6 @@ class KeptHome(Home):
             if not self.is_new:
                 # What counts is in the workspace; this only tells of it.
                 logger.warning("the manifest of the session %r is lost: %s", session, error)
-
-    def reaper(self, remove_container: Sequence[str]) -> Reaper:
-        # It has the lock as well: nobody may have the session while the container is there.
-        return Reaper(self.name, None, remove_container, lock=self._lock.descriptor)
 
     def open_workspace(self, owner: FileOwner, record: str) -> Workspace:
         workspace = KeptWorkspace(self.path / "workspace", owner)

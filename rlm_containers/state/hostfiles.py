@@ -7,8 +7,6 @@ from pathlib import Path
 
 import platformdirs
 
-__all__ = ["is_session_name", "passing_snapshots_directory", "sessions_directory"]
-
 # It is the name of a directory, and part of a path that is mounted: no colon, no comma.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from rlm_containers.errors import SessionInUseError, SessionNotFoundError
 from rlm_containers.state.owner import Owner
 
-__all__ = ["SessionLock", "owner_of"]
-
 FILE = "lock"
 
 #: Seconds to wait for a session whose owner has died: its container is being removed.

@@ -15,9 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from rlm_containers.interpreter.outcome import UnsavedVariable
-
-__all__ = ["Manifest", "SavedVariable", "check_time", "now", "write_file"]
+from rlm_containers.interpreter import UnsavedVariable
 
 FORMAT = 1
 

@@ -17,18 +17,6 @@ from pathlib import PurePosixPath
 
 from rlm_containers.errors import WorkspaceError
 
-__all__ = [
-    "CHUNK",
-    "FileOwner",
-    "copy_contents",
-    "create_file",
-    "free_space",
-    "give_to",
-    "open_below",
-    "open_regular",
-    "relative_parts",
-]
-
 #: Where the container sees the directory; names may begin with it.
 _TARGET = ("/", "workspace")
 

@@ -19,8 +19,6 @@ from typing import BinaryIO
 from rlm_containers.errors import SessionStateError
 from rlm_containers.state.nofollow import CHUNK, copy_contents
 
-__all__ = ["ObjectStore", "is_digest"]
-
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _TEMPORARY = "new-"

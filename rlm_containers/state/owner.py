@@ -17,8 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["LABEL", "Owner"]
-
 #: The label that everything of this project carries on an engine: the owner's process id. The
 #: others begin with the same words.
 LABEL = "io.github.rlm-containers.owner"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlm_containers.errors import SessionError, SessionNotFoundError, WorkspaceError
+from rlm_containers.guest import wire
 from rlm_containers.state.directory import (
     check_name,
     copy_workspace,
@@ -26,8 +27,6 @@ from rlm_containers.state.snapshot_store import SnapshotStore
 from rlm_containers.state.snapshots import Snapshot
 from rlm_containers.state.trees import walk
 from rlm_containers.state.workspace import remove_tree
-
-__all__ = ["SessionInfo", "SessionStore"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ class SessionStore:
         with opened(path / "workspace") as top:
             for node, _ in walk(top):
                 size += node.size if node.kind == "file" else 0
-                if node.path == "state.dill":
+                if node.path == wire.STATE:
                     state = (node.size, node.modified)
         snapshots = SnapshotStore(path)
         return SessionInfo(

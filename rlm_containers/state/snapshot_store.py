@@ -14,12 +14,10 @@ from rlm_containers.errors import SessionError, SessionStateError, SnapshotNotFo
 from rlm_containers.state.manifest import Manifest, write_file
 from rlm_containers.state.nofollow import FileOwner
 from rlm_containers.state.objects import ObjectStore
-from rlm_containers.state.snapshots import ID_LENGTH, Entry, Snapshot
+from rlm_containers.state.snapshots import ID_LENGTH, Snapshot, SnapshotEntry
 from rlm_containers.state.tree_writer import TreeWriter
 from rlm_containers.state.trees import Node, exchange, opened, walk
 from rlm_containers.state.workspace import Workspace, remove_tree
-
-__all__ = ["SnapshotStore", "Staged"]
 
 _ID = re.compile(rf"[0-9a-f]{{4,{ID_LENGTH}}}")
 
@@ -54,7 +52,7 @@ class SnapshotStore:
             WorkspaceError: something in it cannot be read.
             SessionError: there is no room.
         """
-        entries: list[Entry] = []
+        entries: list[SnapshotEntry] = []
         skipped: list[str] = []
         try:
             for node, directory in walk(workspace):
@@ -72,15 +70,17 @@ class SnapshotStore:
             ) from error
         return snapshot
 
-    def _keep(self, node: Node, directory: int) -> Entry:
+    def _keep(self, node: Node, directory: int) -> SnapshotEntry:
         if node.kind == "symlink":
             target = os.readlink(node.name, dir_fd=directory)
-            return Entry(path=node.path, kind="symlink", target=target)
+            return SnapshotEntry(path=node.path, kind="symlink", target=target)
         if node.kind == "directory":
-            return Entry(path=node.path, kind="directory", mode=node.mode, modified=node.modified)
+            return SnapshotEntry(
+                path=node.path, kind="directory", mode=node.mode, modified=node.modified
+            )
         with opened(node, directory) as descriptor:
             digest, size = self.objects.add(descriptor, node.size)
-        return Entry(
+        return SnapshotEntry(
             path=node.path,
             kind="file",
             mode=node.mode,
@@ -172,7 +172,7 @@ class SnapshotStore:
                 remedy="Make room on the disk. Nothing has been changed.",
             ) from error
 
-    def _filler(self, entry: Entry) -> Callable[[int], object]:
+    def _filler(self, entry: SnapshotEntry) -> Callable[[int], object]:
         return lambda target: self.objects.fill(target, entry.digest, entry.size)
 
     @contextlib.contextmanager

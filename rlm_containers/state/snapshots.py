@@ -15,8 +15,6 @@ from rlm_containers.state.nofollow import relative_parts
 from rlm_containers.state.objects import is_digest
 from rlm_containers.state.trees import MAX_DEPTH, MAX_NODES
 
-__all__ = ["ID_LENGTH", "Entry", "Snapshot"]
-
 FORMAT = 1
 
 #: Characters of a snapshot's id: the beginning of a SHA-256.
@@ -28,7 +26,7 @@ _TARGET = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class SnapshotEntry:
     """A file, a directory or a symbolic link of a snapshot.
 
     Attributes:
@@ -67,12 +65,16 @@ class Snapshot:
     created: str
     note: str
     manifest: Manifest
-    entries: tuple[Entry, ...]
+    entries: tuple[SnapshotEntry, ...]
     skipped: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, entries: Collection[Entry], skipped: Collection[str], manifest: Manifest, note: str
+        cls,
+        entries: Collection[SnapshotEntry],
+        skipped: Collection[str],
+        manifest: Manifest,
+        note: str,
     ) -> Self:
         """The snapshot that has just been taken."""
         return cls(
@@ -136,7 +138,7 @@ class Snapshot:
         )
 
 
-def _id(entries: Collection[Entry]) -> str:
+def _id(entries: Collection[SnapshotEntry]) -> str:
     """The digest of everything that makes a difference, which times do not."""
     rows = [
         [entry.path, entry.kind, entry.mode, entry.size, entry.digest, entry.target]
@@ -145,7 +147,7 @@ def _id(entries: Collection[Entry]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:ID_LENGTH]
 
 
-def _entry(row: object) -> Entry:
+def _entry(row: object) -> SnapshotEntry:
     if not isinstance(row, dict):
         raise ValueError("an entry is no object")
     path, kind = row.get("path"), row.get("kind")
@@ -163,7 +165,7 @@ def _entry(row: object) -> Entry:
         raise ValueError(f"the digest of {path[:80]!r} is none")
     if kind == "symlink" and not _is_link(target):
         raise ValueError(f"the link {path[:80]!r} leads nowhere")
-    return Entry(
+    return SnapshotEntry(
         path=path,
         kind=cast(Literal["file", "directory", "symlink"], kind),
         **numbers,
@@ -185,7 +187,7 @@ def _is_link(target: object) -> bool:
     return isinstance(target, str) and 0 < len(target) <= _TARGET and "\0" not in target
 
 
-def _check_tree(entries: Collection[Entry]) -> None:
+def _check_tree(entries: Collection[SnapshotEntry]) -> None:
     """Check that each entry is once there, and after the directory that it is in."""
     # As a writer sees it: the way down to the last entry.
     seen: set[str] = set()

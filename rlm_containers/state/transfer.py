@@ -15,8 +15,6 @@ from rlm_containers.state.sessions import SessionStore
 from rlm_containers.state.snapshot_store import SnapshotStore
 from rlm_containers.state.workspace import remove_tree
 
-__all__ = ["MAX_IMPORT", "export_session", "import_session"]
-
 #: Bytes that the files of an imported session may have unless told otherwise.
 MAX_IMPORT = 64 * 1024**3
 

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from rlm_containers.state.nofollow import FileOwner, copy_contents, give_to
 from rlm_containers.state.trees import DIRECTORY, opened, walk
 
-__all__ = ["TreeWriter", "copy_tree"]
-
 
 class TreeWriter:
     """Makes a tree, in the order in which :func:`walk` gives one.

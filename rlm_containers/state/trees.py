@@ -15,17 +15,6 @@ from typing import Literal
 from rlm_containers.errors import WorkspaceError
 from rlm_containers.state.nofollow import FileOwner, free_space, open_regular
 
-__all__ = [
-    "DIRECTORY",
-    "MAX_DEPTH",
-    "MAX_NODES",
-    "Node",
-    "exchange",
-    "give_tree_to",
-    "opened",
-    "walk",
-]
-
 #: Directories inside of each other. The way down is held open, one descriptor each.
 MAX_DEPTH = 100
 

@@ -20,18 +20,6 @@ from rlm_containers.errors import WorkspaceError
 from rlm_containers.state.nofollow import FileOwner, create_file, give_to
 from runtimes.command import EngineCommand
 
-__all__ = [
-    "TARGET",
-    "Workspace",
-    "record_of",
-    "recorded_by",
-    "remove_tree",
-    "workspaces_directory",
-]
-
-#: Where the container sees it.
-TARGET = "/workspace"
-
 
 def workspaces_directory() -> Path:
     """Where workspaces are made: below the user's cache, which virtual machines share too."""

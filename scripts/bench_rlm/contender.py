@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 from rlm.environments.docker_repl import DockerREPL
 
 from bench_rlm.engine import Engine
-from rlm_containers.integrations.rlms.environment import ContainerEnvironment
+from rlm_containers.integrations.rlms import ContainerEnvironment
 from runtimes import Runtime
 
 __all__ = ["BATCH", "Address", "BenchError", "Contender", "Live", "ours", "route", "theirs"]

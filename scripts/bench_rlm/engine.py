@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_rlm.series import seconds_of
-from rlm_containers.sandbox.sandbox import LABEL
+from rlm_containers.state import LABEL
 from runtimes import Runtime, get_runtime
 
 __all__ = ["Engine", "EngineError"]

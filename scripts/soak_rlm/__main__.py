@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rlm_containers import ContainersError, Sandbox
 from rlm_containers.errors import SandboxLostError
-from rlm_containers.state.workspace import workspaces_directory
+from rlm_containers.state import workspaces_directory
 from soak_rlm.cells import BEGIN, FAULTS, LOOK, PASSING, WORK, Kind, Model
 from soak_rlm.engine import Engine
 from soak_rlm.figures import Figures, Usage, resident

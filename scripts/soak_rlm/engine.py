@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from rlm_containers.state.owner import LABEL
+from rlm_containers.state import LABEL
 
 __all__ = ["Engine"]
 

@@ -13,7 +13,7 @@ from rlm import RLM, environments
 from rlm.clients.base_lm import BaseLM
 
 import rlm_containers
-from rlm_containers.state.workspace import workspaces_directory
+from rlm_containers.state import workspaces_directory
 from tests.support import Engine, assert_gone
 
 # rlms's LM Handler never closes the socket that it listened on, which is collected whenever. Only

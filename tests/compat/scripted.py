@@ -9,8 +9,6 @@ from typing import Any
 from rlm.clients.base_lm import BaseLM
 from rlm.core.types import ModelUsageSummary, UsageSummary
 
-__all__ = ["EchoLM", "ScriptedLM", "repl"]
-
 Prompt = str | dict[str, Any] | list[dict[str, Any]]
 
 

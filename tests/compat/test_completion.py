@@ -14,7 +14,7 @@ from rlm.logger import RLMLogger
 import rlm_containers
 from rlm_containers import ContainersError
 from rlm_containers.errors import ContextError, OptionError, SetupCodeError
-from rlm_containers.integrations.rlms.environment import ContainerEnvironment
+from rlm_containers.integrations.rlms import ContainerEnvironment
 from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import EchoLM, ScriptedLM, repl
 from tests.support import Engine

@@ -10,7 +10,7 @@ import pytest
 from rlm.environments import SupportsCustomTools
 
 from rlm_containers.errors import OptionError
-from rlm_containers.integrations.rlms.environment import ContainerEnvironment
+from rlm_containers.integrations.rlms import ContainerEnvironment
 from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import EchoLM, ScriptedLM, repl
 from tests.support import Engine

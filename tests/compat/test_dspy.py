@@ -19,7 +19,7 @@ else:
 
 from dspy.utils import DummyLM
 
-from rlm_containers.integrations.dspy.interpreter import ContainerInterpreter
+from rlm_containers.integrations.dspy import ContainerInterpreter
 
 pytestmark = [
     # CodeAct and ProgramOfThought say that they go away with dspy 3.5, and dspy calls models for

@@ -23,7 +23,7 @@ import pydantic
 from dspy.primitives.code_interpreter import CodeExecutionError, CodeInterpreterError, FinalOutput
 from dspy.utils.callback import BaseCallback
 
-from rlm_containers.integrations.dspy.interpreter import ContainerInterpreter
+from rlm_containers.integrations.dspy import ContainerInterpreter
 
 Make = Callable[..., ContainerInterpreter]
 

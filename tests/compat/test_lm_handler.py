@@ -12,8 +12,8 @@ from rlm.core.lm_handler import LMHandler
 from rlm.core.types import RLMChatCompletion
 
 from rlm_containers.integrations.rlms.environment import chat_completion
-from rlm_containers.lm.backends import CallableBackend, HandlerBackend
-from rlm_containers.lm.broker import LMBroker, LMCall
+from rlm_containers.interpreter import LMCall
+from rlm_containers.lm import CallableBackend, HandlerBackend, LMBroker
 from tests.compat.scripted import EchoLM
 
 

@@ -25,8 +25,8 @@ from rlm_containers.errors import (
     SetupCodeError,
     UnknownRuntimeError,
 )
-from rlm_containers.integrations.rlms.environment import ContainerEnvironment
-from rlm_containers.sandbox.sandbox import LABEL
+from rlm_containers.integrations.rlms import ContainerEnvironment
+from rlm_containers.state import LABEL
 from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import EchoLM, Prompt, ScriptedLM, _CountingLM, repl
 from tests.support import Engine, eventually

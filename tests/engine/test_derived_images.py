@@ -19,9 +19,8 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.errors import ImageBuildError, OptionError
-from rlm_containers.images.build import derive_image
+from rlm_containers.images import derive_image, list_images
 from rlm_containers.images.cache import DERIVED, LABEL
-from rlm_containers.images.inventory import list_images
 from rlm_containers.images.recipe import read_recipe
 from runtimes import get_runtime
 from tests.support import Engine, eventually, printed, processes
@@ -31,8 +30,8 @@ SECRET = f"s3cret{secrets.token_hex(6)}"
 
 _BUILD = """\
 import json, sys
-from rlm_containers.images.build import derive_image
-from rlm_containers.images.inventory import list_images
+from rlm_containers.images import derive_image
+from rlm_containers.images import list_images
 from rlm_containers.images.recipe import read_recipe
 from runtimes import get_runtime
 runtime, image, options = json.loads(sys.argv[1])

@@ -14,7 +14,7 @@ import pytest
 
 from rlm_containers import ContainersError, Sandbox
 from rlm_containers.errors import EngineUnavailableError, SandboxLostError
-from rlm_containers.state.workspace import workspaces_directory
+from rlm_containers.state import workspaces_directory
 from tests.support import Engine, eventually, on_ci, printed, processes
 
 IMAGE = "rlm-containers-test:latest"

@@ -15,7 +15,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxClosedError, SandboxLostError
-from rlm_containers.state.workspace import workspaces_directory
+from rlm_containers.state import workspaces_directory
 from tests.conftest import MakeBox
 from tests.support import (
     Engine,

@@ -13,10 +13,9 @@ import pytest
 
 from rlm_containers import Sandbox, SandboxOptions
 from rlm_containers.errors import ImageArchiveError, ImageNotFoundError
+from rlm_containers.images import derive_image, list_images, prune_images, warm_image
 from rlm_containers.images.archive import read_archive
-from rlm_containers.images.build import derive_image, warm_image
 from rlm_containers.images.cache import ARCHIVES, DERIVED, LABEL, ImageCache
-from rlm_containers.images.inventory import list_images, prune_images
 from rlm_containers.images.recipe import Recipe, read_recipe
 from runtimes import Runtime, get_runtime
 from tests.support import Engine, printed, usable

@@ -14,7 +14,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.errors import OptionError, UnsupportedByEngineError
-from rlm_containers.sandbox.sandbox import LABEL
+from rlm_containers.state import LABEL
 from tests.conftest import MakeBox
 from tests.engine.test_limits import enforces
 from tests.support import Engine, eventually, printed, warnings_of

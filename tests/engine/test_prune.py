@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.container.prune import prune
-from rlm_containers.state.workspace import workspaces_directory
+from rlm_containers.container import prune
+from rlm_containers.state import workspaces_directory
 from runtimes import get_runtime
 from tests.support import Engine, assert_gone, eventually, printed, processes
 

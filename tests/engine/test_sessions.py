@@ -13,7 +13,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.errors import SessionInUseError, WorkspaceError
-from rlm_containers.state.sessions import SessionStore
+from rlm_containers.state import SessionStore
 from tests import support
 from tests.conftest import MakeBox
 from tests.support import Engine, assert_gone, execute, printed, warnings_of

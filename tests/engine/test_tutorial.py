@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlm_containers.state.sessions import SessionStore
+from rlm_containers.state import SessionStore
 from tests.support import Engine
 
 TUTORIAL = Path(__file__).parent.parent.parent / "docs" / "tutorial.md"

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from rlm_containers import Sandbox
 from tests.support import printed
 
-__all__ = ["CLEAR", "VALUES", "Value", "assert_seen", "define"]
-
 #: A cell that deletes every variable.
 CLEAR = "[globals().pop(_) for _ in [_ for _ in globals() if _[:2] != '__']]"
 

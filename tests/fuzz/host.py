@@ -19,14 +19,10 @@ from typing import Any, get_args
 from rlm_containers import CellResult, ContainersError, Sandbox
 from rlm_containers.guest import wire
 from rlm_containers.interpreter.results import CellStatus
-from rlm_containers.lm.backends import CallableBackend
-from rlm_containers.lm.broker import LMBroker
-from rlm_containers.lm.proxy import LMProxy
+from rlm_containers.lm import CallableBackend, LMBroker, LMProxy
 from runtimes import ContainerProcess, ContainerSpec
 from tests.fuzz.said import Act
 from tests.unit.guests import LocalRuntime
-
-__all__ = ["ask_proxy", "converse", "outside", "watched"]
 
 #: Seconds that a guest waits for the host to say something, which it need not.
 _HEARS = 0.02

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from rlm_containers.guest import wire
 
-__all__ = ["Act", "acts", "proxy_bytes"]
-
 
 @dataclass(frozen=True)
 class Act:

@@ -16,17 +16,6 @@ from runtimes.command import EngineCommand
 from runtimes.docker import DockerRuntime
 from runtimes.podman import PodmanRuntime
 
-__all__ = [
-    "FakeCli",
-    "docker",
-    "docker_info",
-    "fake_docker",
-    "fake_podman",
-    "podman",
-    "podman_info",
-    "rootless",
-]
-
 _SCRIPT = """\
 #!/bin/sh
 home={home}

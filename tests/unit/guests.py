@@ -17,10 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rlm_containers.container import bundle
 from rlm_containers.container.bundle import Bundle
 from rlm_containers.guest import wire
-from rlm_containers.state import workspace
 from runtimes import (
     ContainerProcess,
     ContainerRecord,
@@ -33,16 +31,6 @@ from runtimes import (
 from runtimes.command import EngineCommand
 from runtimes.errors import ContainerStartError
 
-__all__ = [
-    "PATIENCE",
-    "Guest",
-    "LocalRuntime",
-    "await_end",
-    "boot_program",
-    "guest_path",
-    "run_python",
-]
-
 #: Seconds after which a test gives up waiting for something that should come at once.
 PATIENCE = 30.0
 
@@ -54,7 +42,7 @@ def guest_path(made: Bundle) -> list[str]:
 
 def boot_program(boot: str, bundle_path: Path, directory: Path) -> str:
     """The boot program for a guest whose directories are those of the host."""
-    moved = boot.replace(bundle.TARGET, str(bundle_path))
+    moved = boot.replace(wire.BUNDLE, str(bundle_path))
     assert moved != boot
     place = f"import rlm_guest.worker\nrlm_guest.worker.WORKSPACE = {str(directory)!r}\n"
     return moved.replace("from rlm_guest.boot import", place + "from rlm_guest.boot import")
@@ -249,7 +237,7 @@ class LocalRuntime(Runtime):
     def open(self, spec: ContainerSpec) -> ContainerProcess:
         self.specs.append(spec)
         sources = {mount.target: mount.source for mount in spec.mounts}
-        boot = boot_program(spec.command[-1], sources[bundle.TARGET], sources[workspace.TARGET])
+        boot = boot_program(spec.command[-1], sources[wire.BUNDLE], sources[wire.WORKSPACE])
         program: tuple[str, ...] = (sys.executable, "-E", "-c", boot)
         if self.programs:
             program = self.programs.pop(0)

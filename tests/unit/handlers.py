@@ -10,8 +10,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-__all__ = ["ScriptedHandler", "completion", "frame", "read_request"]
-
 Behaviour = Callable[[socket.socket], None]
 
 

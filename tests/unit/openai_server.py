@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-__all__ = ["OpenAIServer", "serve_openai"]
-
 
 class OpenAIServer(ThreadingHTTPServer):
     """Answers the root model with its script, and every other model with its prompt in capitals.

@@ -9,8 +9,6 @@ from typing import Any
 from rlm_containers import CellResult, Sandbox
 from tests.unit.guests import LocalRuntime
 
-__all__ = ["DIE", "Boxes", "revive", "run", "settle", "workspace_of"]
-
 #: A cell that ends its interpreter.
 DIE = "import os\nos._exit(1)"
 

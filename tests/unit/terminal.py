@@ -18,8 +18,6 @@ from click.testing import CliRunner
 from rlm_containers.cli.program import program
 from tests.unit.guests import PATIENCE
 
-__all__ = ["Program", "Terminal"]
-
 REPOSITORY = Path(__file__).parent.parent.parent
 
 _ENTRY_POINTS = """\

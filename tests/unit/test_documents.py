@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 #: Where documents name tests, as a path below ``tests`` and a function.
-TEST = re.compile(r"`(?:tests/)?((?:unit(?:/\w+)?|behaviour|engine|compat)/test_\w+\.py)(?:::(test_\w+))?`")
+TEST = re.compile(
+    r"`(?:tests/)?((?:unit(?:/\w+)?|behaviour|engine|compat)/test_\w+\.py)(?:::(test_\w+))?`"
+)
 
 
 @pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda d: d.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from rlm_containers.lm.proxy import LMProxy
+from rlm_containers.lm import LMProxy
 from tests.fuzz.host import a_proxy, ask_proxy, converse, outside, watched
 from tests.fuzz.said import Act, acts, proxy_bytes
 from tests.support import eventually

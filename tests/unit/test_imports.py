@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import sys
 from importlib.metadata import requires
@@ -41,6 +42,71 @@ def imported(source: Path) -> set[str]:
 
 def within(names: set[str], package: str) -> set[str]:
     return {name for name in names if name == package or name.startswith(package + ".")}
+
+
+#: The packages and modules of ``rlm_containers``, as docs/architecture.md has them. Each may import
+#: what stands on a later line.
+FLOORS = (
+    {"__main__"},
+    {"cli"},
+    {"integrations"},
+    {"repl", "doctor"},
+    {"sandbox"},
+    {"container"},
+    {"images"},
+    {"options"},
+    {"lm", "state"},
+    {"interpreter"},
+    {"errors"},
+    {"guest"},
+)
+
+
+def room_of(name: str) -> str:
+    """The package or module below ``rlm_containers`` that a dotted name leads to."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def test_imports_run_one_way() -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    for source in sources("rlm_containers"):
+        here = room_of(".".join(source.relative_to(REPOSITORY).with_suffix("").parts))
+        for name in imported(source):
+            there = room_of(name)
+            if here not in floor or there not in floor or not within({name}, "rlm_containers"):
+                continue
+            assert here == there or floor[here] < floor[there], f"{source} imports {name}"
+
+
+def test_nobody_imports_the_private_modules_of_a_package() -> None:
+    packages = {
+        ".".join(init.relative_to(REPOSITORY).parent.parts)
+        for init in sources("rlm_containers")
+        if init.name == "__init__.py" and init.parent.name not in ("rlm_containers", "integrations")
+    } - {"rlm_containers.guest"}
+    for source in sources("rlm_containers"):
+        module = ".".join(source.relative_to(REPOSITORY).with_suffix("").parts)
+        for node in ast.walk(ast.parse(source.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            for package in packages:
+                if not node.module.startswith(f"{package}."):
+                    continue
+                assert module == package or module.startswith(f"{package}."), (
+                    f"{source} imports {node.module}, which is private to {package}"
+                )
+
+
+def test_the_host_knows_only_the_wire_of_the_guest() -> None:
+    for source in sources("rlm_containers"):
+        if "guest" in source.parts:
+            continue
+        found = within(imported(source), "rlm_containers.guest")
+        assert all(
+            name == "rlm_containers.guest" or name.startswith("rlm_containers.guest.wire")
+            for name in found
+        ), source
 
 
 def test_runtimes_know_nothing_of_the_rest() -> None:
@@ -150,9 +216,10 @@ def modules_after(program: str) -> list[str]:
 
 def test_importing_the_package_imports_nothing_that_is_not_needed() -> None:
     found = modules_after("import rlm_containers")
+    assert [name for name in found if name.startswith(("rlm", "runtimes"))] == ["rlm_containers"]
+    found = modules_after("from rlm_containers import ContainerREPL, Sandbox")
     for name in ("rlm", "dill", "requests", "openai", "click", "rich", "pygments"):
         assert name not in found
-    assert "rlm_containers.sandbox.sandbox" in found
 
 
 def test_importing_the_runtimes_imports_only_them() -> None:
@@ -184,13 +251,19 @@ def test_what_is_public() -> None:
     assert set(rlm_containers.__all__) == {
         "Artifact",
         "CellResult",
+        "ContainerREPL",
         "ContainersError",
         "LMCall",
         "Mount",
         "Sandbox",
         "SandboxOptions",
+        "Snapshot",
+        "UnsavedVariable",
+        "WorkspaceFile",
         "register",
     }
+    for name in rlm_containers.__all__:
+        assert getattr(rlm_containers, name).__module__
     assert set(runtimes.__all__) == {
         "BuildSpec",
         "ContainerProcess",
@@ -221,11 +294,24 @@ def test_every_module_has_a_description_and_what_it_lists() -> None:
                 defined |= {target.id for target in targets if isinstance(target, ast.Name)}
             elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
                 defined.add(node.name)
-            elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                defined |= {alias.asname or alias.name for alias in node.names}
+        for inner in ast.walk(tree):
+            if isinstance(inner, (ast.Import, ast.ImportFrom)):
+                defined |= {alias.asname or alias.name for alias in inner.names}
         for node in tree.body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
                 assert set(ast.literal_eval(node.value)) <= defined, source
+
+
+@pytest.mark.parametrize(
+    "package",
+    ["rlm_containers", "rlm_containers.images", "rlm_containers.integrations.rlms"],
+)
+def test_what_is_imported_with_its_first_use_is_there(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        module.nonsense  # noqa: B018
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

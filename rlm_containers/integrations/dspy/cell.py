@@ -9,8 +9,6 @@ import inspect
 import json
 from typing import Any
 
-__all__ = ["REPORT", "cell_source"]
-
 #: The tool by which a cell tells the host what came of it.
 REPORT = "__rlm_report__"
 

@@ -22,11 +22,9 @@ from dspy.utils.callback import BaseCallback, with_callbacks
 from rlm_containers.errors import ContainersError, OptionError
 from rlm_containers.integrations.dspy.cell import REPORT, cell_source
 from rlm_containers.integrations.dspy.values import LargeVariables, call_tool, plain
-from rlm_containers.interpreter.results import CellResult
-from rlm_containers.options.options import DEFAULT_IMAGE, OptionArguments
-from rlm_containers.sandbox.sandbox import Sandbox
-
-__all__ = ["ContainerInterpreter"]
+from rlm_containers.interpreter import CellResult
+from rlm_containers.options import DEFAULT_IMAGE, OptionArguments
+from rlm_containers.sandbox import Sandbox
 
 _RESERVED = frozenset({"SUBMIT", "__builtins__", REPORT})
 

@@ -11,9 +11,7 @@ from typing import Any
 from dspy.primitives.code_interpreter import CodeInterpreterError
 from pydantic_core import to_jsonable_python
 
-from rlm_containers.sandbox.sandbox import Sandbox
-
-__all__ = ["LargeVariables", "call_tool", "plain"]
+from rlm_containers.sandbox import Sandbox
 
 #: From this many characters on a variable is loaded once, and not sent with every cell.
 _LARGE = 4096

@@ -23,11 +23,8 @@ from rlm_containers.errors import CompletionError, ContainersError, OptionError
 from rlm_containers.integrations.rlms.environment import register
 from rlm_containers.integrations.rlms.recorder import Recorder, usage_of
 from rlm_containers.integrations.rlms.trajectory import Trajectory, Turn
-from rlm_containers.options.options import SandboxOptions
-from rlm_containers.options.sources import configured_options
-from rlm_containers.sandbox.context import Context
-
-__all__ = ["BACKENDS", "Completion", "Model"]
+from rlm_containers.options import SandboxOptions, configured_options
+from rlm_containers.sandbox import Context
 
 #: The backends of rlms.
 BACKENDS: tuple[str, ...] = get_args(ClientBackend)

@@ -13,12 +13,9 @@ import rlm.environments
 from rlm.core.types import ModelUsageSummary, REPLResult, RLMChatCompletion, UsageSummary
 from rlm.environments.base_env import NonIsolatedEnv, validate_custom_tools
 
-from rlm_containers.interpreter.results import CellResult
-from rlm_containers.lm.broker import LMCall
+from rlm_containers.interpreter import CellResult, LMCall
 from rlm_containers.repl import ContainerREPL
-from rlm_containers.sandbox.sandbox import Sandbox
-
-__all__ = ["ContainerEnvironment", "ContainerResult", "register"]
+from rlm_containers.sandbox import Sandbox
 
 
 class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):

@@ -13,17 +13,6 @@ from pygments.lexers.python import PythonLexer
 
 from rlm_containers.integrations.rlms.trajectory import Figure
 
-__all__ = [
-    "code_block",
-    "details",
-    "element",
-    "escape",
-    "picture",
-    "seconds",
-    "style_of_code",
-    "text_block",
-]
-
 #: Characters of one text that are shown.
 _MOST = 200_000
 

@@ -28,8 +28,6 @@ from rlm_containers.integrations.rlms.trajectory import (
     Turn,
 )
 
-__all__ = ["render_report", "write_report"]
-
 # No script runs on the page and nothing is fetched by it, whatever has got into it.
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "

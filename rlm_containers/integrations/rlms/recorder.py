@@ -21,8 +21,6 @@ from rlm_containers.integrations.rlms.trajectory import (
     Turn,
 )
 
-__all__ = ["Recorder", "usage_of"]
-
 logger = logging.getLogger("rlm_containers")
 
 #: Bytes of one figure that are kept for the report.

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = ["Figure", "ModelUsage", "Trajectory", "TrajectoryCall", "TrajectoryCell", "Turn"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:

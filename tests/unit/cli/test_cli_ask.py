@@ -195,7 +195,7 @@ def test_the_backends_are_those_of_rlms() -> None:
 
 
 def test_a_password_in_an_address_is_not_shown() -> None:
-    from rlm_containers.integrations.rlms.completion import Model
+    from rlm_containers.integrations.rlms import Model
 
     model = Model(name="m", backend="vllm", base_url="http://me:secret@host:8000/v1?key=secret")
     assert model.describe() == "vllm at http://host:8000/v1"

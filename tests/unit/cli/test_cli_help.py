@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 import rlm_containers
 from rlm_containers.cli.program import COMMANDS, program
-from rlm_containers.options.options import SandboxOptions
-from rlm_containers.state.owner import Owner
+from rlm_containers.options import SandboxOptions
+from rlm_containers.state import Owner
 from tests.unit.engines import fake_docker, fake_podman
 from tests.unit.terminal import Program
 

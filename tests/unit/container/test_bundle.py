@@ -16,6 +16,7 @@ import pytest
 from rlm_containers.container import bundle
 from rlm_containers.container.bundle import Bundle, _plan, guest_bundle
 from rlm_containers.errors import SandboxError
+from rlm_containers.guest import wire
 from tests.unit.guests import PATIENCE, Guest, guest_path, run_python
 
 REPOSITORY = Path(__file__).parents[3]
@@ -47,7 +48,7 @@ def version(python: Path) -> tuple[int, int]:
 
 def boot(made: Bundle, python: Path, cwd: Path) -> subprocess.CompletedProcess[bytes]:
     """Boot a guest whose host hangs up at once."""
-    program = made.boot.replace(bundle.TARGET, str(made.path))
+    program = made.boot.replace(wire.BUNDLE, str(made.path))
     return subprocess.run(
         (python, "-E", "-c", program),
         input=b"",
@@ -250,7 +251,7 @@ def test_requests_can_be_imported(made_bundle: Bundle) -> None:
 
 def test_an_image_that_has_its_own_dill_uses_that(made_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "dill.py").write_text("mine = True\n")
-    whole = made_bundle.boot.replace(bundle.TARGET, str(made_bundle.path))
+    whole = made_bundle.boot.replace(wire.BUNDLE, str(made_bundle.path))
     program = whole.replace(
         "from rlm_guest.boot import main\nmain()", "import dill; print(dill.mine)"
     )

@@ -20,7 +20,7 @@ from rlm_containers.errors import (
     ImageNotFoundError,
     SandboxStartError,
 )
-from rlm_containers.state.workspace import workspaces_directory
+from rlm_containers.state import workspaces_directory
 from tests.unit.engines import FakeCli, fake_docker, fake_podman
 from tests.unit.guests import LocalRuntime
 

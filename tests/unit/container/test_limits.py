@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from rlm_containers import SandboxOptions
-from rlm_containers.container.limits import Limits, memory_death
-from rlm_containers.errors import UnsupportedByEngineError
-from rlm_containers.options.sizes import format_size
+from rlm_containers.container import Limits
+from rlm_containers.errors import UnsupportedByEngineError, format_size
+from rlm_containers.interpreter.reports import memory_death
 from runtimes import EngineInfo
 
 GIB = 1024**3

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.container.prune import Pruned, prune
+from rlm_containers.container.prune import PrunedSandboxes, prune
 from rlm_containers.errors import EngineUnavailableError
-from rlm_containers.state.owner import Owner
-from rlm_containers.state.workspace import Workspace, record_of, workspaces_directory
+from rlm_containers.state import Owner, Workspace, record_of, workspaces_directory
 from runtimes import ContainerRecord
 from runtimes.base import NetworkRecord
 from tests.support import eventually
@@ -86,7 +85,7 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
     ]
     for stray in strays:
         stray.write_text(GONE.json())
-    assert prune() == Pruned(workspaces=["rlm-left"])
+    assert prune() == PrunedSandboxes(workspaces=["rlm-left"])
     assert not left.path.exists()
     assert not record_of(left.path).exists()
     for stray in strays:
@@ -98,7 +97,7 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
         record_of(path).unlink(missing_ok=True)
     run(box, "x = 1")
     assert workspace_of(box).is_dir()
-    assert prune() == Pruned()
+    assert prune() == PrunedSandboxes()
 
 
 def test_a_record_alone_goes_too(left: Workspace) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rlm_containers.container.reaper import Reaper
-from rlm_containers.state.workspace import record_of
+from rlm_containers.container import Reaper
+from rlm_containers.state import record_of
 from tests.support import eventually
 from tests.unit.guests import PATIENCE, await_end
 
@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[3]
 OWNER = """
 import sys
 from pathlib import Path
-from rlm_containers.container.reaper import Reaper
+from rlm_containers.container import Reaper
 reaper = Reaper("rlm-test", Path(sys.argv[2]), sys.argv[3:])
 if sys.argv[1] != "0":
     reaper.watch(int(sys.argv[1]))

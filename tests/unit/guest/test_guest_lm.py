@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from rlm_containers.guest import lm, wire
-from rlm_containers.lm.backends import CallableBackend
-from rlm_containers.lm.broker import LMBroker
-from rlm_containers.lm.proxy import LMProxy
+from rlm_containers.lm import CallableBackend, LMBroker, LMProxy
 
 Answer = Callable[[str, Any], Any]
 

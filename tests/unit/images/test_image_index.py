@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from rlm_containers.images.index import Entry, Index, locked, note_use, store_of
+from rlm_containers.images.index import ImageEntry, Index, locked, note_use, store_of
 from tests.unit.guests import LocalRuntime
 
 
-def entry(name: str, **more: object) -> Entry:
-    made = Entry(
+def entry(name: str, **more: object) -> ImageEntry:
+    made = ImageEntry(
         store="docker x", name=name, kind="built", origin="a + b", size=5, made=1.0, used=2.0
     )
     return dataclasses.replace(made, **more)  # type: ignore[arg-type]
@@ -55,11 +55,11 @@ def test_use_is_noted_once_an_hour(tmp_path: Path) -> None:
 WRITER = """\
 import sys
 from pathlib import Path
-from rlm_containers.images.index import Entry, Index
+from rlm_containers.images.index import ImageEntry, Index
 index = Index(Path(sys.argv[1]))
 for number in range(20):
     name = f"{sys.argv[2]}-{number}"
-    index.put(Entry(store="s", name=name, kind="built", origin="", size=1, made=1.0, used=1.0))
+    index.put(ImageEntry(store="s", name=name, kind="built", origin="", size=1, made=1.0, used=1.0))
 """
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_containers.integrations.rlms.page import render_report, write_report
+from rlm_containers.integrations.rlms import render_report, write_report
 from rlm_containers.integrations.rlms.trajectory import (
     Figure,
     ModelUsage,

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from rlm_containers.interpreter.backlog import Backlog
-from rlm_containers.lm.gate import Room
+from rlm_containers.lm.gate import Gate
 from tests.support import eventually
 from tests.unit.guests import PATIENCE
 
@@ -79,26 +79,26 @@ def test_nobody_waits_for_one_that_was_abandoned() -> None:
 
 
 def test_room_is_shared_and_given_back() -> None:
-    room = Room(10)
-    assert room.take(6)
-    assert not room.take(5)
-    assert room.take(4)
+    gate = Gate(10)
+    assert gate.take(6)
+    assert not gate.take(5)
+    assert gate.take(4)
     taken: list[bool] = []
-    waiting = threading.Thread(target=lambda: taken.append(room.wait_and_take(8)))
+    waiting = threading.Thread(target=lambda: taken.append(gate.wait_and_take(8)))
     waiting.start()
-    room.give_back(6)
+    gate.give_back(6)
     assert not eventually(lambda: taken, 0.05)
-    room.give_back(4)
+    gate.give_back(4)
     waiting.join(PATIENCE)
     assert taken == [True]
 
 
 def test_nobody_waits_for_room_that_is_closed() -> None:
-    room = Room(10)
-    assert room.take(10)
+    gate = Gate(10)
+    assert gate.take(10)
     taken: list[bool] = []
-    waiting = threading.Thread(target=lambda: taken.append(room.wait_and_take(1)))
+    waiting = threading.Thread(target=lambda: taken.append(gate.wait_and_take(1)))
     waiting.start()
-    room.close()
+    gate.close()
     waiting.join(PATIENCE)
     assert taken == [False]

@@ -13,7 +13,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxLostError, SetupCodeError
-from rlm_containers.lm.broker import LMBroker
+from rlm_containers.lm import LMBroker
 from tests.support import execute
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import DIE, Boxes, run

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from rlm_containers.interpreter.clock import CellClock
+from rlm_containers.interpreter import CellClock
 
 
 class Time:

@@ -131,7 +131,7 @@ def interrupt_checkpoint(box: Sandbox) -> None:
     """Interrupt the cell that waits for one, as soon as both are there."""
 
     begun = workspace_of(box) / "begun"
-    assert eventually(lambda: begun.exists() and box._session and box._session._exchange, PATIENCE)
+    assert eventually(lambda: begun.exists() and box._session and box._session._request, PATIENCE)
     box.interrupt()
 
 
@@ -177,10 +177,10 @@ class Sender(threading.Thread):
 
         session = self.box._session
         assert session is not None
-        exchange = session._exchange
-        assert exchange is not None
+        request = session._request
+        assert request is not None
         self.ctrl_c()
-        assert eventually(lambda: exchange.stop is not None, PATIENCE)
+        assert eventually(lambda: request.stop is not None, PATIENCE)
         self.ctrl_c()
 
 
@@ -207,7 +207,7 @@ def test_ctrl_c_while_variables_are_restored_costs_none(
     def press() -> None:
         assert eventually((place / "begun").exists, PATIENCE)
         ctrl_c()
-        assert eventually(lambda: box._session._exchange.interrupted, PATIENCE)  # type: ignore[union-attr]
+        assert eventually(lambda: box._session._request.interrupted, PATIENCE)
         (place / "go on").touch()
 
     thread = threading.Thread(target=press)

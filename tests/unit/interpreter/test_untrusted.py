@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlm_containers.interpreter.untrusted import UntrustedJSON
+from rlm_containers.interpreter import UntrustedJSON
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from rlm_containers.lm.backends import CallableBackend
-from rlm_containers.lm.broker import LMBroker, LMCall, Prompt
+from rlm_containers.interpreter import LMCall, Prompt
+from rlm_containers.lm import CallableBackend, LMBroker
 
 
 def call(prompt: Prompt, response: str, error: str | None = None) -> LMCall:

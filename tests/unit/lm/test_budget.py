@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from rlm_containers.lm.broker import LMBroker, LMCall, Prompt
-from rlm_containers.lm.budget import CallBudget
+from rlm_containers.interpreter import LMCall, Prompt
+from rlm_containers.lm import CallBudget, LMBroker
 from tests.unit.sessions import Boxes, revive, run
 
 CELL = "this cell has made the {} a language model it may make (max_lm_calls)"

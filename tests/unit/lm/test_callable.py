@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import rlm_containers
-from rlm_containers.lm.backends import CallableBackend, LMCallable
+from rlm_containers.lm import CallableBackend, LMCallable
 from tests.unit.guests import run_python
 
 

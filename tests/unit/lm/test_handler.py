@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlm_containers.lm.backends import HandlerBackend
-from rlm_containers.lm.broker import LMBroker
+from rlm_containers.lm import HandlerBackend, LMBroker
 from tests.unit.handlers import ScriptedHandler, completion, frame, read_request
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from rlm_containers.lm import connections
-from rlm_containers.lm.proxy import LMProxy
+from rlm_containers.lm import LMProxy, connections
 from tests.support import eventually
 
 BODY = b'{"prompt": "x"}'

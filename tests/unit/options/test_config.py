@@ -12,10 +12,10 @@ import pytest
 
 from rlm_containers import Sandbox, SandboxOptions
 from rlm_containers.errors import ConfigError, OptionError
-from rlm_containers.options.file import config_path
-from rlm_containers.options.options import DEFAULT_IMAGE
-from rlm_containers.options.sources import (
+from rlm_containers.options import (
+    DEFAULT_IMAGE,
     check_config,
+    config_path,
     configured_options,
     explain_options,
     unknown_variables,

@@ -9,7 +9,7 @@ import pytest
 
 from rlm_containers import Sandbox, SandboxOptions
 from rlm_containers.errors import OptionError
-from rlm_containers.options.conflicts import set_by_arguments
+from rlm_containers.options import set_by_arguments
 
 STRICT = {"isolation": "strict"}
 

@@ -13,7 +13,7 @@ import pytest
 from rlm_containers import Artifact, Sandbox
 from rlm_containers.container.bundle import Bundle
 from rlm_containers.sandbox.artifacts import found_artifacts
-from rlm_containers.state.workspace import Workspace
+from rlm_containers.state import Workspace
 from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import DIE, Boxes, run
 

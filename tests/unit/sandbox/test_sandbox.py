@@ -19,7 +19,7 @@ from rlm_containers.errors import (
     SandboxLostError,
     SetupCodeError,
 )
-from rlm_containers.state.workspace import workspaces_directory
+from rlm_containers.state import workspaces_directory
 from tests.support import eventually
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.lm.backends import CallableBackend
-from rlm_containers.lm.broker import LMBroker
+from rlm_containers.lm import CallableBackend, LMBroker
 from runtimes import HostRoute
 from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import Boxes, revive, run

@@ -30,12 +30,10 @@ from rlm_containers.errors import (
     SetupCodeError,
     WorkspaceError,
 )
+from rlm_containers.state import Manifest, Owner, SessionStore
 from rlm_containers.state.home import KeptWorkspace
 from rlm_containers.state.hostfiles import sessions_directory
 from rlm_containers.state.lock import SessionLock, owner_of
-from rlm_containers.state.manifest import Manifest
-from rlm_containers.state.owner import Owner
-from rlm_containers.state.sessions import SessionStore
 from tests.support import eventually, warnings_of
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import Boxes, run

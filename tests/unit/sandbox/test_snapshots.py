@@ -21,14 +21,10 @@ from rlm_containers.errors import (
     SnapshotNotFoundError,
     WorkspaceError,
 )
-from rlm_containers.lm.backends import CallableBackend
-from rlm_containers.lm.broker import LMBroker
-from rlm_containers.sandbox.awaitables import AsyncFunctions
+from rlm_containers.lm import AsyncFunctions, CallableBackend, LMBroker
+from rlm_containers.state import Manifest, SessionStore, Snapshot
 from rlm_containers.state.hostfiles import passing_snapshots_directory, sessions_directory
-from rlm_containers.state.manifest import Manifest
-from rlm_containers.state.sessions import SessionStore
 from rlm_containers.state.snapshot_store import SnapshotStore
-from rlm_containers.state.snapshots import Snapshot
 from tests.unit.guests import LocalRuntime, await_end
 from tests.unit.sessions import DIE, Boxes, run, settle, workspace_of
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_containers.state.owner import LABEL, Owner
+from rlm_containers.state import LABEL, Owner
 from tests.unit.container.test_reaper import REPOSITORY
 from tests.unit.guests import PATIENCE
 

@@ -24,9 +24,8 @@ from rlm_containers.errors import (
     SessionNotFoundError,
     SnapshotNotFoundError,
 )
+from rlm_containers.state import SessionStore, export_session, import_session
 from rlm_containers.state.hostfiles import sessions_directory
-from rlm_containers.state.sessions import SessionStore
-from rlm_containers.state.transfer import export_session, import_session
 from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import Boxes, run
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlm_containers.errors import WorkspaceError
-from rlm_containers.state.workspace import Workspace, workspaces_directory
+from rlm_containers.state import Workspace, workspaces_directory
 
 ME = (os.getuid(), os.getgid())
 ROOT = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user for a while")

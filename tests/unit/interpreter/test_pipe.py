@@ -12,7 +12,7 @@ import pytest
 
 from rlm_containers.errors import SandboxLostError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.pipe import Channel, Closed, Event, Item, Message, Output
+from rlm_containers.interpreter.pipe import Closed, Event, Item, Message, Output, Pipe
 from runtimes import ContainerProcess
 from runtimes.command import EngineCommand
 from tests.unit.guests import PATIENCE
@@ -31,7 +31,7 @@ def hear():
     return head[4:], sys.stdin.buffer.read(int.from_bytes(head[:4], "big"))
 """
 
-Open = Callable[[str], Channel]
+Open = Callable[[str], Pipe]
 
 
 class Calls:
@@ -52,35 +52,35 @@ def calls() -> Calls:
 @pytest.fixture
 def open_(calls: Calls) -> Iterator[Open]:
     """Opens channels to a program, and closes them."""
-    made: list[Channel] = []
+    made: list[Pipe] = []
 
-    def make(code: str) -> Channel:
+    def make(code: str) -> Pipe:
         python = EngineCommand((sys.executable, "-E"))
         process: ContainerProcess = python.hold("rlm-test", "-c", PRELUDE + code)
-        channel = Channel(process, calls)
-        made.append(channel)
-        return channel
+        pipe = Pipe(process, calls)
+        made.append(pipe)
+        return pipe
 
     yield make
-    for channel in made:
-        channel.close(PATIENCE)
+    for pipe in made:
+        pipe.close(PATIENCE)
 
 
-def everything(channel: Channel) -> list[Item]:
+def everything(pipe: Pipe) -> list[Item]:
     """What comes until the end, the end included."""
     items: list[Item] = []
     while True:
-        items.append(channel.receive(PATIENCE))
+        items.append(pipe.receive(PATIENCE))
         if isinstance(items[-1], Closed):
             return items
 
 
 def test_frames_become_items_in_their_order(open_: Open, calls: Calls) -> None:
-    channel = open_(
+    pipe = open_(
         "put(b'e', b'{\"event\": \"hello\"}')\nput(b'o', b'out')\nput(b'r', b'err')\n"
         "put(b'c', b'\\0\\0\\0\\x05{}')\nput(b'm', b'{\"op\": \"result\"}')\nsys.exit(7)"
     )
-    *items, closed = everything(channel)
+    *items, closed = everything(pipe)
     assert items == [
         Event({"event": "hello"}),
         Output(wire.STDOUT, b"out"),
@@ -92,57 +92,57 @@ def test_frames_become_items_in_their_order(open_: Open, calls: Calls) -> None:
 
 
 def test_the_end_is_there_for_ever(open_: Open) -> None:
-    channel = open_("sys.stderr.write('bye'); sys.exit(3)")
-    assert everything(channel) == [Closed(3, "bye", "")]
-    assert channel.closed == Closed(3, "bye", "")
+    pipe = open_("sys.stderr.write('bye'); sys.exit(3)")
+    assert everything(pipe) == [Closed(3, "bye", "")]
+    assert pipe.closed == Closed(3, "bye", "")
     for _ in range(3):
-        assert channel.receive(0) == Closed(3, "bye", "")
+        assert pipe.receive(0) == Closed(3, "bye", "")
 
 
 def test_nothing_in_time(open_: Open) -> None:
-    channel = open_("hear()")
+    pipe = open_("hear()")
     with pytest.raises(TimeoutError):
-        channel.receive(0.05)
+        pipe.receive(0.05)
     with pytest.raises(TimeoutError):
-        channel.receive(0)
-    channel.close(PATIENCE)
-    assert channel.receive(0) == Closed(0, "", "")
+        pipe.receive(0)
+    pipe.close(PATIENCE)
+    assert pipe.receive(0) == Closed(0, "", "")
 
 
 def test_messages_arrive(open_: Open) -> None:
-    channel = open_("for _ in range(3):\n    kind, payload = hear()\n    put(kind, payload)")
+    pipe = open_("for _ in range(3):\n    kind, payload = hear()\n    put(kind, payload)")
     for text in ("", "ünï\ud800€", "x" * 1_000_000):
-        channel.send_message(op="echo", text=text)
-        assert channel.receive(PATIENCE) == Message({"op": "echo", "text": text})
+        pipe.send_message(op="echo", text=text)
+        assert pipe.receive(PATIENCE) == Message({"op": "echo", "text": text})
 
 
 def test_large_messages_while_the_other_end_talks(open_: Open) -> None:
     # Both pipes are full at once: neither end may wait for the other for ever.
-    channel = open_(
+    pipe = open_(
         "import threading\n"
         "flood = threading.Thread(target=lambda: [put(b'o', b'x' * 50_000) for _ in range(200)])\n"
         "flood.start(); kind, payload = hear(); flood.join()\n"
         "put(b'm', b'{\"length\": %d}' % len(payload))\n"
     )
-    sender = threading.Thread(target=lambda: channel.send_message(text="y" * 5_000_000))
+    sender = threading.Thread(target=lambda: pipe.send_message(text="y" * 5_000_000))
     sender.start()
-    *outputs, message, _ = everything(channel)
+    *outputs, message, _ = everything(pipe)
     sender.join()
     assert sum(len(o.data) for o in outputs if isinstance(o, Output)) == 200 * 50_000
     assert message == Message({"length": len(json.dumps({"text": "y" * 5_000_000}))})
 
 
 def test_frames_from_many_threads_do_not_mix(open_: Open) -> None:
-    channel = open_("for _ in range(80):\n    put(*hear())")
+    pipe = open_("for _ in range(80):\n    put(*hear())")
 
     def send(number: int) -> None:
         for _ in range(10):
-            channel.send_message(number=number, text=str(number) * 20_000)
+            pipe.send_message(number=number, text=str(number) * 20_000)
 
     threads = [threading.Thread(target=send, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
-    items = everything(channel)
+    items = everything(pipe)
     for thread in threads:
         thread.join()
     messages = [item.content for item in items if isinstance(item, Message)]
@@ -151,36 +151,36 @@ def test_frames_from_many_threads_do_not_mix(open_: Open) -> None:
 
 
 def test_sending_to_one_that_is_gone(open_: Open) -> None:
-    channel = open_("sys.stderr.write('out of memory')\nsys.exit(1)")
-    everything(channel)
+    pipe = open_("sys.stderr.write('out of memory')\nsys.exit(1)")
+    everything(pipe)
     with pytest.raises(SandboxLostError, match="out of memory") as caught:
         for _ in range(3):
-            channel.send_message(text="x" * 1_000_000)
+            pipe.send_message(text="x" * 1_000_000)
     assert caught.value.container == "rlm-test"
 
 
 def test_sending_to_one_that_does_not_read(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlm_containers.interpreter.pipe._WRITE_TIMEOUT", 0.1)
-    channel = open_("import time\nwhile True: time.sleep(1000)")
+    pipe = open_("import time\nwhile True: time.sleep(1000)")
     with pytest.raises(SandboxLostError, match="does not read"):
-        channel.send_message(text="x" * 10_000_000)
-    channel.process.kill()
+        pipe.send_message(text="x" * 10_000_000)
+    pipe.process.kill()
 
 
 def test_sending_to_one_that_closed_its_end(open_: Open) -> None:
-    channel = open_("os.close(0)\nput(b'o', b'ready')\nimport time\ntime.sleep(1000)")
-    assert channel.receive(PATIENCE) == Output(wire.STDOUT, b"ready")
+    pipe = open_("os.close(0)\nput(b'o', b'ready')\nimport time\ntime.sleep(1000)")
+    assert pipe.receive(PATIENCE) == Output(wire.STDOUT, b"ready")
     with pytest.raises(SandboxLostError, match="broken"):
-        channel.send_message(text="x")
-    channel.process.kill()
+        pipe.send_message(text="x")
+    pipe.process.kill()
 
 
 def test_what_does_not_fit_into_a_frame_is_not_sent(open_: Open) -> None:
-    channel = open_("put(*hear())")
+    pipe = open_("put(*hear())")
     with pytest.raises(wire.FrameError):
-        channel.send(wire.MESSAGE, bytes(wire.MAX_FRAME + 1))
-    channel.send_message(fine=True)  # and the stream is still in step
-    assert channel.receive(PATIENCE) == Message({"fine": True})
+        pipe.send(wire.MESSAGE, bytes(wire.MAX_FRAME + 1))
+    pipe.send_message(fine=True)  # and the stream is still in step
+    assert pipe.receive(PATIENCE) == Message({"fine": True})
 
 
 @pytest.mark.parametrize(
@@ -194,53 +194,53 @@ def test_what_does_not_fit_into_a_frame_is_not_sent(open_: Open) -> None:
     ],
 )
 def test_after_garbage_nothing_is_believed(open_: Open, said: str, reason: str) -> None:
-    channel = open_(f"put(b'o', b'good')\n{said}\nput(b'o', b'late')\nhear()")
-    first, closed = everything(channel)
+    pipe = open_(f"put(b'o', b'good')\n{said}\nput(b'o', b'late')\nhear()")
+    first, closed = everything(pipe)
     assert first == Output(wire.STDOUT, b"good")
     assert isinstance(closed, Closed)
     assert reason in closed.reason
     assert closed.exit_code == 0  # the pipe was closed, upon which it went
     with pytest.raises(SandboxLostError, match=reason):
-        channel.send_message(op="x")
+        pipe.send_message(op="x")
 
 
 def test_a_reader_that_waits_for_its_taker_holds_the_container_back(open_: Open) -> None:
-    channel = open_("for number in range(3000): put(b'o', b'x' * 1000)")
-    assert isinstance(channel.receive(PATIENCE), Output)
-    assert len(everything(channel)) == 3000  # nothing was dropped
+    pipe = open_("for number in range(3000): put(b'o', b'x' * 1000)")
+    assert isinstance(pipe.receive(PATIENCE), Output)
+    assert len(everything(pipe)) == 3000  # nothing was dropped
 
 
 def test_closing_ends_the_program(open_: Open) -> None:
-    channel = open_("hear()")
-    channel.close(PATIENCE)
-    assert channel.closed == Closed(0, "", "")
-    channel.close(PATIENCE)
+    pipe = open_("hear()")
+    pipe.close(PATIENCE)
+    assert pipe.closed == Closed(0, "", "")
+    pipe.close(PATIENCE)
     with pytest.raises(SandboxLostError):
-        channel.send_message(op="x")
+        pipe.send_message(op="x")
 
 
 def test_closing_while_much_is_waiting(open_: Open) -> None:
-    channel = open_("for number in range(2000): put(b'o', b'x')\nput(b'o', b'end')\nhear()")
-    assert isinstance(channel.receive(PATIENCE), Output)
-    channel.close(5.0)
+    pipe = open_("for number in range(2000): put(b'o', b'x')\nput(b'o', b'end')\nhear()")
+    assert isinstance(pipe.receive(PATIENCE), Output)
+    pipe.close(5.0)
     # It has ended by itself, in time, and was not killed.
-    assert channel.closed == Closed(0, "", "")
+    assert pipe.closed == Closed(0, "", "")
 
 
 def test_closing_one_that_does_not_heed_it(open_: Open) -> None:
-    channel = open_("import time\nput(b'o', b'ready')\nwhile True: time.sleep(1000)")
-    assert channel.receive(PATIENCE) == Output(wire.STDOUT, b"ready")
-    channel.close(0.1)
+    pipe = open_("import time\nput(b'o', b'ready')\nwhile True: time.sleep(1000)")
+    assert pipe.receive(PATIENCE) == Output(wire.STDOUT, b"ready")
+    pipe.close(0.1)
     with pytest.raises(ProcessLookupError):
-        os.kill(channel.process.pid, 0)
-    assert channel.closed is not None
+        os.kill(pipe.process.pid, 0)
+    assert pipe.closed is not None
 
 
 def test_no_descriptor_and_no_thread_is_left(open_: Open) -> None:
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
-        channel = open_("hear()")
-        channel.send_message(op="x")
-        channel.close(PATIENCE)
+        pipe = open_("hear()")
+        pipe.send_message(op="x")
+        pipe.close(PATIENCE)
     assert os.listdir("/proc/self/fd") == before
-    assert "rlm-channel-rlm-test" not in {thread.name for thread in threading.enumerate()}
+    assert "rlm-pipe-rlm-test" not in {thread.name for thread in threading.enumerate()}
