@@ -16,6 +16,7 @@ from rlm_containers.interpreter.pipe import Closed, Event, Item, Message, Output
 from rlm_containers.interpreter.reports import WorkerReports, listed, memory_death
 from rlm_containers.interpreter.request import Request
 from rlm_containers.interpreter.results import OutputCallback, OutputCollector, UnsavedVariable
+from rlm_containers.interpreter.setup import WorkerSetup
 from rlm_containers.interpreter.workers import Workers
 
 logger = logging.getLogger("rlm_containers")
@@ -32,12 +33,7 @@ class Interpreter:
 
     Args:
         pipe: the pipe.
-        told: what every worker is told at its start: ``{"lm": bool, "proxy": dict | None,
-            "env": dict, "file_limit": int | None, "scaffold": bool, "tools": list, "kept": list,
-            "kept_names": list, "kept_session": bool}``: among them the most bytes of a file that
-            cells write; the functions of the host; the variables that belong to the host, each as
-            the ``load`` request that binds it; the names of those that are not to be bound anew;
-            and whether the session outlives the container.
+        setup: what every worker is given at its start.
         max_output: characters to keep of each output stream of a cell.
         deadlines: how long to wait for what.
         abandon: called when the guest does not even answer to being killed; removes the container.
@@ -47,7 +43,7 @@ class Interpreter:
     def __init__(
         self,
         pipe: Pipe,
-        told: dict[str, Any],
+        setup: WorkerSetup,
         max_output: int,
         *,
         deadlines: Deadlines,
@@ -55,7 +51,7 @@ class Interpreter:
         memory_loss: Callable[[float], str | None] = lambda since: None,
     ) -> None:
         self.pipe = pipe
-        self._workers = Workers(pipe, told, deadlines, abandon=abandon, memory_loss=memory_loss)
+        self._workers = Workers(pipe, setup, deadlines, abandon=abandon, memory_loss=memory_loss)
         self._max_output = max_output
         self._deadlines = deadlines
         self._abandon = abandon

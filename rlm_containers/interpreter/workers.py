@@ -15,6 +15,7 @@ from rlm_containers.interpreter.outcome import Outcome
 from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Pipe
 from rlm_containers.interpreter.reports import WorkerReports, death
 from rlm_containers.interpreter.request import Request
+from rlm_containers.interpreter.setup import WorkerSetup
 
 logger = logging.getLogger("rlm_containers")
 
@@ -27,7 +28,7 @@ class Workers:
 
     Args:
         pipe: the pipe.
-        told: what every one is told at its start, see :class:`Interpreter`.
+        setup: what every one is given at its start.
         deadlines: how long to wait for what.
         abandon: called when one does not become ready; removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
@@ -41,7 +42,7 @@ class Workers:
     def __init__(
         self,
         pipe: Pipe,
-        told: dict[str, Any],
+        setup: WorkerSetup,
         deadlines: Deadlines,
         *,
         abandon: Callable[[], None],
@@ -51,7 +52,7 @@ class Workers:
         self.acknowledged = Acknowledged()
         self.answered_at = time.time()
         self._pipe = pipe
-        self._told = told
+        self._setup = setup
         self._deadlines = deadlines
         self._abandon = abandon
         self._memory_loss = memory_loss
@@ -79,7 +80,7 @@ class Workers:
             item = self._receive_by(deadline)
             if isinstance(item, Message) and item.content.get("op") == "ready":
                 self._deadlines.ready()
-                self.reports.note_ready(item.content, has_proxy=bool(self._told["proxy"]))
+                self.reports.note_ready(item.content, has_proxy=self._setup.proxy is not None)
                 return
             if isinstance(item, Event) and item.content.get("event") != "killed":
                 deaths += 1
@@ -154,7 +155,7 @@ class Workers:
         request.stop = None
         outcome = request.outcome
         self._deadlines.ready()
-        self.reports.note_restored(content, outcome, has_proxy=bool(self._told["proxy"]))
+        self.reports.note_restored(content, outcome, has_proxy=self._setup.proxy is not None)
         outcome.locals = dict(self.reports.locals)
         request.done = request.died or request.interrupted
         if request.died:
@@ -165,7 +166,7 @@ class Workers:
 
     def _send_start(self) -> None:
         expected = self.acknowledged.number > 0
-        self._pipe.send_message(op="start", expected=expected, **self._told)
+        self._pipe.send_message(op="start", expected=expected, **self._setup.message())
 
     def _note_death(self, item: Event, outcome: Outcome) -> None:
         how = death(item.content)

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from rlm_containers.container import (
     HOST_ALIAS,
@@ -22,7 +22,14 @@ from rlm_containers.container import (
 )
 from rlm_containers.errors import SandboxError
 from rlm_containers.images import note_use
-from rlm_containers.interpreter import CellClock, Deadlines, Interpreter, Pipe
+from rlm_containers.interpreter import (
+    CellClock,
+    Deadlines,
+    Interpreter,
+    Pipe,
+    ProxyAddress,
+    WorkerSetup,
+)
 from rlm_containers.lm import LMBroker, LMProxy, PipeCalls
 from rlm_containers.options import SandboxOptions
 from rlm_containers.state import Home, KeptHome, Owner, Workspace
@@ -55,7 +62,7 @@ class LifeMethods:
         _proxy: LMProxy | None
         _interpreter: Interpreter | None
         _calls: PipeCalls
-        _told: dict[str, Any]
+        _setup: WorkerSetup
         _closed: bool
         _lock: threading.RLock
 
@@ -137,10 +144,10 @@ class LifeMethods:
         )
         self._pipe, self.python_version = launch.run()
         self._connect_lm(runtime, launch.network)
-        self._told["file_limit"] = limits.file
+        self._setup.file_limit = limits.file
         self._interpreter = Interpreter(
             self._pipe,
-            self._told,
+            self._setup,
             self.options.max_output,
             deadlines=Deadlines(self._clock, self.options.cell_timeout, self.options.start_timeout),
             abandon=self._remove_container,
@@ -163,7 +170,7 @@ class LifeMethods:
 
     def _connect_lm(self, runtime: Runtime, network: str | InternalNetwork) -> None:
         """Open the proxy, where a container can reach it."""
-        self._told["lm"] = self.broker.connected
+        self._setup.has_model = self.broker.connected
         if not self.broker.connected or network == "none":
             return
         route: HostRoute | None
@@ -177,11 +184,7 @@ class LifeMethods:
                 "%s: the proxy cannot listen on %s (%s)", self.name, route.bind, error.strerror
             )
             return
-        self._told["proxy"] = {
-            "host": HOST_ALIAS,
-            "port": self._proxy.port,
-            "token": self._proxy.token,
-        }
+        self._setup.proxy = ProxyAddress(HOST_ALIAS, self._proxy.port, self._proxy.token)
 
     def close(self) -> None:
         """End the container and remove what it used. May be called at any time, and again.

@@ -23,6 +23,7 @@ from rlm_containers.interpreter import (
     OutputCallback,
     Pipe,
     UnsavedVariable,
+    WorkerSetup,
 )
 from rlm_containers.lm import (
     AsyncFunctions,
@@ -118,17 +119,12 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         self._proxy: LMProxy | None = None
         self._interpreter: Interpreter | None = None
         self._calls = PipeCalls(self._answer, self._send, self._clock.waiting)
-        # What every worker is told at its start, see Interpreter.
-        self._told: dict[str, Any] = {
-            "lm": False,
-            "proxy": None,
-            "env": dict(self.options.env),
-            "scaffold": bool(scaffold),
-            "tools": self.tools.describe(),
-            "kept": [],
-            "kept_names": [],
-            "kept_session": self.options.session is not None,
-        }
+        self._setup = WorkerSetup(
+            env=self.options.env,
+            scaffold=bool(scaffold),
+            tools=self.tools.describe(),
+            outlives=self.options.session is not None,
+        )
         # Of each variable that was loaded: its file, if that may go, and how often it was.
         self._files: dict[str, tuple[str | None, int]] = {}
         self._closed = False

@@ -7,11 +7,11 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from rlm_containers.errors import OptionError, SessionError, SessionStateError, WorkspaceError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter import Interpreter, UnsavedVariable
+from rlm_containers.interpreter import Interpreter, UnsavedVariable, WorkerSetup
 from rlm_containers.lm import LMBroker, LMCallable
 from rlm_containers.options import SandboxOptions
 from rlm_containers.sandbox.awaiting import call_in_thread
@@ -39,7 +39,7 @@ class SnapshotMethods:
         python_version: str | None
         _lm: LMCallable | LMBroker | None
         _tools: Mapping[str, ToolFunction]
-        _told: dict[str, Any]
+        _setup: WorkerSetup
         _files: dict[str, tuple[str | None, int]]
         _home: Home | None
         _workspace: Workspace | None
@@ -107,7 +107,7 @@ class SnapshotMethods:
             assert self._workspace is not None
             found = self._home.snapshots.get(snapshot)
             # What belongs to the host, such as a compacted history, is not the cells' to go back.
-            kept = {item["file"] for item in self._told["kept"]}
+            kept = {variable.file for variable in self._setup.kept}
             state = (wire.STATE, f"{wire.STATE}.previous")
             has_state = any(entry.path in state for entry in found.entries)
             with self._home.snapshots.staged(found, self._workspace) as staged:
@@ -162,8 +162,8 @@ class SnapshotMethods:
             if isinstance(lm, LMBroker):  # which keeps the calls of one sandbox apart
                 lm = LMBroker(lm.backend, lm.subcall, lm.max_concurrent_subcalls)
             other = type(self)(lm=lm, tools=self._tools, scaffold=self.scaffold, **options)  # type: ignore[call-arg]
-            other._told["kept"] = [dict(item) for item in self._told["kept"]]
-            other._told["kept_names"] = list(self._told["kept_names"])
+            other._setup.kept = list(self._setup.kept)
+            other._setup.kept_names = list(self._setup.kept_names)
             other._files = {name: (None, count) for name, (_, count) in self._files.items()}
             other._seed = lambda copy: _copy(workspace, copy)
             return other.start()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlm_containers.errors import SandboxError
-from rlm_containers.interpreter import Interpreter
+from rlm_containers.interpreter import Interpreter, WorkerSetup
 from rlm_containers.lm import AsyncFunctions, LMBroker
 from rlm_containers.sandbox.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
 
@@ -24,7 +24,7 @@ class ToolMethods:
         _interpreter: Interpreter | None
         _tools: Mapping[str, ToolFunction]
         _async_functions: AsyncFunctions
-        _told: dict[str, Any]
+        _setup: WorkerSetup
 
         def _open_interpreter(self) -> Interpreter: ...
 
@@ -50,9 +50,9 @@ class ToolMethods:
                 raise self._not_open("was closed")
             self._tools = tools
             self.tools = made
-            self._told["tools"] = made.describe()
+            self._setup.tools = made.describe()
             if self._interpreter is not None:
-                self._interpreter.request("tools", None, tools=self._told["tools"])
+                self._interpreter.request("tools", None, tools=self._setup.tools)
 
     def keep(self, *names: str) -> None:
         """Have variables come back after a cell has bound their names to something else.
@@ -61,7 +61,7 @@ class ToolMethods:
         """
         with self._lock:
             session = self._open_interpreter()
-            self._told["kept_names"] += names
+            self._setup.kept_names += names
             session.request("keep", None, names=list(names))
 
     def _host_tools(self, tools: Mapping[str, ToolFunction]) -> HostTools:

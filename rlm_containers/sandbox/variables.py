@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlm_containers.errors import OptionError, WorkspaceError
-from rlm_containers.interpreter import Interpreter
+from rlm_containers.interpreter import Interpreter, KeptVariable, WorkerSetup
 from rlm_containers.options import SandboxOptions
 from rlm_containers.sandbox.context import Context, encode_context
 from rlm_containers.state import Workspace
@@ -20,7 +20,7 @@ class ContextMethods:
         options: SandboxOptions
         _lock: threading.RLock
         _workspace: Workspace | None
-        _told: dict[str, Any]
+        _setup: WorkerSetup
         # Of each variable that was loaded: its file, if that may go, and how often it was.
         _files: dict[str, tuple[str | None, int]]
 
@@ -55,11 +55,11 @@ class ContextMethods:
                 file = _file_name(name, count, kind)
             self._workspace.write(file, chunks)
             self._files[name] = (file, count + 1)
-            told = {"name": name, "file": file, "kind": kind, "keep": keep}
-            kept = self._told["kept"]
-            kept[:] = [item for item in kept if item["name"] != name]
+            kept = self._setup.kept
+            kept[:] = [variable for variable in kept if variable.name != name]
             if keep:
-                kept.append({**told, "superseded": None})
+                kept.append(KeptVariable(name, file, kind))
+            told = {"name": name, "file": file, "kind": kind, "keep": keep}
             outcome = session.request("load", None, **told, superseded=superseded)
             if outcome.status != "ok":
                 raise WorkspaceError(
