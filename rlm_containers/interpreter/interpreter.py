@@ -224,7 +224,7 @@ class Interpreter:
                 if request.unread is None:
                     # Who is to be killed may have answered.
                     is_final = request.stop is not None and request.stop.is_final
-                    request.unread = self.pipe.waiting() if is_final else 0
+                    request.unread = self.pipe.pending() if is_final else 0
                 if request.unread <= 0:
                     self._act(request)
                     request.unread = None
@@ -286,7 +286,7 @@ class Interpreter:
 
     def _act(self, request: Request) -> None:
         """Something has lasted too long: do the next thing about it."""
-        action, step = self._deadlines.act(request, self.pipe.waiting())
+        action, step = self._deadlines.act(request, self.pipe.pending())
         if action == "interrupt":
             self.pipe.send(wire.INTERRUPT, step.to_bytes(8, "big"))
         elif action == "kill":
