@@ -104,8 +104,8 @@ class Deadlines:
         return request.stop.take(), request.stop.step
 
     def explain(self, request: Request) -> None:
-        """Say in the outcome what was stopped, and why, once that has had its effect."""
-        stop, notices = request.stop, request.outcome.notices
+        """Say in the reply what was stopped, and why, once that has had its effect."""
+        stop, notices = request.stop, request.reply.notices
         if stop is None:
             return
         if stop.cause == "limit":

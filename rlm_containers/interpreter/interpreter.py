@@ -11,11 +11,11 @@ from typing import Any
 from rlm_containers.errors import OptionError, SandboxLostError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter.deadlines import Deadlines
-from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import Closed, Event, Item, Message, Output, Pipe
 from rlm_containers.interpreter.reports import WorkerReports, listed, memory_death
 from rlm_containers.interpreter.request import Request
-from rlm_containers.interpreter.results import OutputCallback, OutputCollector, UnsavedVariable
+from rlm_containers.interpreter.results import OutputCallback, UnsavedVariable
 from rlm_containers.interpreter.setup import WorkerSetup
 from rlm_containers.interpreter.workers import Workers
 
@@ -77,9 +77,9 @@ class Interpreter:
         """
         # It counts from when the container was started.
         deadline = self.pipe.opened + self._deadlines.start_timeout
-        self._workers.await_first(deadline, self._outcome(None))
+        self._workers.await_first(deadline, self._reply(None))
 
-    def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Outcome:
+    def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Reply:
         """Send one request and wait for its answer.
 
         Args:
@@ -100,9 +100,9 @@ class Interpreter:
             message["name"] = f"cell {self._cells}"  # in tracebacks
         if limit is not None or op != "cell":
             message["announce"] = True
-        request = Request(self._number, message, self._outcome(on_output), limit)
+        request = Request(self._number, message, self._reply(on_output), limit)
         self._run(request)
-        return request.outcome
+        return request.reply
 
     def _finish_earlier(self) -> None:
         """See an earlier request to its end whose caller did not wait for that."""
@@ -127,10 +127,10 @@ class Interpreter:
         except BaseException:
             # Ctrl-C here is meant for the cell as well; a callback that fails ends it, too. In
             # any case the session must stay in step with the guest.
-            request.outcome.forget_callback()
+            request.reply.forget_callback()
             self._end(request)
-            if request.outcome.notices:  # which nobody else will get to know
-                notices = " ".join(request.outcome.notices)
+            if request.reply.notices:  # which nobody else will get to know
+                notices = " ".join(request.reply.notices)
                 logger.warning("%s: %s", self._container, notices)
             raise
         self._request = None
@@ -171,10 +171,10 @@ class Interpreter:
         self._finish_earlier()
         self._number += 1
         message = {"op": "sync", "id": self._number, "announce": True}
-        request = Request(self._number, message, self._outcome(None), timeout)
+        request = Request(self._number, message, self._reply(None), timeout)
         self._run(request)
-        if request.outcome.notices:
-            logger.warning("%s: %s", self._container, " ".join(request.outcome.notices))
+        if request.reply.notices:
+            logger.warning("%s: %s", self._container, " ".join(request.reply.notices))
         return request.deaths == 0
 
     def restart(self, between: Callable[[], None], *, restores: bool) -> Sequence[UnsavedVariable]:
@@ -193,7 +193,7 @@ class Interpreter:
         """
         self._finish_earlier()
         number = self._number if restores else 0
-        self._workers.replace(between, number, self._outcome(None))
+        self._workers.replace(between, number, self._reply(None))
         return self.reports.unsaved
 
     # Answers
@@ -234,19 +234,19 @@ class Interpreter:
                 item = self.pipe.receive(left)
             except TimeoutError:
                 continue
-            outcome = request.outcome
+            reply = request.reply
             if request.stop is not None:
                 request.stop.backlog -= 1
             if isinstance(item, Output):
-                stream = outcome.stdout if item.stream == wire.STDOUT else outcome.collected_stderr
+                stream = reply.stdout if item.stream == wire.STDOUT else reply.written_stderr
                 stream.feed(item.data)
             elif isinstance(item, Closed):
                 raise self._workers.gone(item)
             elif isinstance(item, Event) and item.content.get("event") == "killed":
                 how = memory_death(item.content.get("memory"))
                 notice = f"A process that a cell started {how}."
-                if notice not in outcome.notices and len(outcome.notices) < _NOTICES:
-                    outcome.notices.append(notice)
+                if notice not in reply.notices and len(reply.notices) < _NOTICES:
+                    reply.notices.append(notice)
             else:
                 if isinstance(item, Message) and item.content.get("op") == "saved":
                     self.reports.note_saved(item.content)
@@ -257,7 +257,7 @@ class Interpreter:
         if not request.begun and self._deadlines.begin(request) and self.reports.unsaved:
             reached = self._deadlines.reached("The checkpoint before this cell", "cell_timeout")
             names = listed([str(variable) for variable in self.reports.unsaved], "; ")
-            request.outcome.notices.append(f"{reached} Not saved: {names}.")
+            request.reply.notices.append(f"{reached} Not saved: {names}.")
 
     def _finish(self, content: dict[str, Any], request: Request) -> None:
         """The answer is there."""
@@ -265,10 +265,10 @@ class Interpreter:
         if stop is not None and stop.killed:
             return  # too late: the news of the death is on its way, and is what holds
         self._deadlines.is_fresh = False  # cells without a limit do not say that they have begun
-        outcome = request.outcome
-        self.reports.note_result(content, outcome)
+        reply = request.reply
+        self.reports.note_result(content, reply)
         if content.get("skipped") is True:
-            outcome.notices.append("It was interrupted before it began.")
+            reply.notices.append("It was interrupted before it began.")
         else:
             self._workers.acknowledged.add(
                 request.number,
@@ -279,7 +279,7 @@ class Interpreter:
             self.pipe.send(wire.SWEEP)
         if stop is not None and stop.cause == "limit" and stop.backlog < 0:
             self._deadlines.explain(request)
-            outcome.status = "timeout"
+            reply.status = "timeout"
         request.done = True
 
     # Time
@@ -328,11 +328,8 @@ class Interpreter:
         self._deadlines.send(request)
         self.pipe.send_message(**request.message)
 
-    def _outcome(self, on_output: OutputCallback | None) -> Outcome:
-        return Outcome(
-            OutputCollector("stdout", self._max_output, on_output),
-            OutputCollector("stderr", self._max_output, on_output),
-        )
+    def _reply(self, on_output: OutputCallback | None) -> Reply:
+        return Reply.collecting(self._max_output, on_output)
 
 
 def _bound(message: dict[str, Any]) -> str:

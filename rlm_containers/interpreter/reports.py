@@ -11,7 +11,7 @@ from typing import Any
 
 from rlm_containers.errors import format_size
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.results import CellStatus, UnsavedVariable
 from rlm_containers.interpreter.untrusted import printable
 
@@ -72,17 +72,17 @@ class WorkerReports:
         self._words: Set[str] | None = None
         self.on_saved: Callable[[dict[str, Any]], None] = lambda report: None
 
-    def note_result(self, content: dict[str, Any], outcome: Outcome) -> None:
+    def note_result(self, content: dict[str, Any], reply: Reply) -> None:
         """Take note of how a request ended."""
         status = content.get("status")
-        outcome.status = _STATUSES.get(status, "error") if isinstance(status, str) else "error"
+        reply.status = _STATUSES.get(status, "error") if isinstance(status, str) else "error"
         if "locals" in content:
             self.locals = _strings(content["locals"])
-        outcome.locals = dict(self.locals)
-        outcome.artifacts = _names(content.get("artifacts"), _ARTIFACTS, _PATH_TEXT)
+        reply.locals = dict(self.locals)
+        reply.artifacts = _names(content.get("artifacts"), _ARTIFACTS, _PATH_TEXT)
         answer = content.get("final_answer")
-        outcome.final_answer = answer if isinstance(answer, str) else None
-        outcome.note_exit(content.get("exit_code"))
+        reply.final_answer = answer if isinstance(answer, str) else None
+        reply.note_exit(content.get("exit_code"))
 
     def note_saved(self, content: dict[str, Any]) -> None:
         """Take note of a checkpoint."""
@@ -94,32 +94,32 @@ class WorkerReports:
             logger.warning("%s: the checkpoint failed: %s", self._container, error)
             self.unsaved = (UnsavedVariable("*", "", error),)
 
-    def note_unsaved(self, words: Set[str], outcome: Outcome) -> None:
+    def note_unsaved(self, words: Set[str], reply: Reply) -> None:
         """Take note that the worker died with changes that no checkpoint has.
 
         Args:
             words: the names in the code of the cells that made them.
-            outcome: where it is said.
+            reply: where it is said.
         """
         self._words = words
         if self.checkpoint_failed:
-            outcome.notices.append(
+            reply.notices.append(
                 "What the cells since the last checkpoint changed could not be saved "
                 f"({self.unsaved[0].reason}) and is lost: their variables are as they were then."
             )
         else:
-            outcome.notices.append(
+            reply.notices.append(
                 "What that cell changed had not been saved yet and is lost: its variables are "
                 "as they were before it."
             )
 
-    def note_restored(self, content: dict[str, Any], outcome: Outcome, *, has_proxy: bool) -> None:
+    def note_restored(self, content: dict[str, Any], reply: Reply, *, has_proxy: bool) -> None:
         """Take note of a worker that has taken the place of another; say what became of what."""
         before, words = self.locals, self._words
         names = _names(content.get("names"))
         there = set(names)
         self.note_ready(content, has_proxy=has_proxy)
-        outcome.older = tuple(_names(content.get("older")))
+        reply.older = tuple(_names(content.get("older")))
         damage = printable(content.get("damage") or "", _REPORT_TEXT)
         everything = any(variable.name == "*" for variable in self.unsaved)
         unreadable = bool(damage) or everything
@@ -135,24 +135,24 @@ class WorkerReports:
                 if name not in told and name not in there
             )
         if words is not None:
-            known = set(outcome.older)
-            outcome.older += tuple(
+            known = set(reply.older)
+            reply.older += tuple(
                 name
                 for name in names
                 if name not in known and (name in words or self._differs(name, before))
             )
         if fell_back:
-            outcome.notices.append(
+            reply.notices.append(
                 f"The checkpoint state.dill could not be used: {damage}. The variables are those "
                 "of the one before it."
             )
-        if fell_back or outcome.older:
-            older = listed(outcome.older) if outcome.older else "none"
-            outcome.notices.append(f"These may be older than they were: {older}.")
+        if fell_back or reply.older:
+            older = listed(reply.older) if reply.older else "none"
+            reply.notices.append(f"These may be older than they were: {older}.")
         if self.unsaved:
             lost = listed([str(variable) for variable in self.unsaved], "; ")
-            outcome.notices.append(f"These variables are lost: {lost}.")
-        outcome.lost = tuple(variable.name for variable in self.unsaved)
+            reply.notices.append(f"These variables are lost: {lost}.")
+        reply.lost = tuple(variable.name for variable in self.unsaved)
 
     def _differs(self, name: str, before: dict[str, str]) -> bool:
         """Whether a variable looks another way now. Not all have short forms."""

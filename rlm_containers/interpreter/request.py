@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.output import Reply
 
 #: Seconds that what is interrupted has for its end before its worker is killed.
 GRACE = 5.0
@@ -81,7 +81,7 @@ class Request:
     Attributes:
         number: of the request.
         message: all of it.
-        outcome: what has come of it so far.
+        reply: what has come of it so far.
         limit: seconds it may take, waiting for the host not counted; ``None`` for no limit.
         begin_by: when the checkpoint before it must be written, as ``time.monotonic()`` has it.
         begun: whether the guest has said that it has begun with it, which it is asked to if there
@@ -99,7 +99,7 @@ class Request:
 
     number: int
     message: dict[str, Any]
-    outcome: Outcome
+    reply: Reply
     limit: float | None
     begin_by: float = 0.0
     begun: bool = False

@@ -11,7 +11,7 @@ from rlm_containers.errors import SandboxLostError, SandboxStartError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter.acknowledged import Acknowledged
 from rlm_containers.interpreter.deadlines import Deadlines
-from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Pipe
 from rlm_containers.interpreter.reports import WorkerReports, death
 from rlm_containers.interpreter.request import Request
@@ -63,12 +63,12 @@ class Workers:
 
     # With no request on its way
 
-    def await_first(self, deadline: float, outcome: Outcome) -> None:
+    def await_first(self, deadline: float, reply: Reply) -> None:
         """Tell one what it needs to know and wait until it is ready.
 
         Args:
             deadline: until when, as ``time.monotonic()`` has it.
-            outcome: where it is said if one dies.
+            reply: where it is said if one dies.
 
         Raises:
             SandboxStartError: it was not in time.
@@ -85,16 +85,16 @@ class Workers:
             if isinstance(item, Event) and item.content.get("event") != "killed":
                 deaths += 1
                 self._count(deaths)
-                self._note_death(item, outcome)
+                self._note_death(item, reply)
                 self._send_start()
 
-    def replace(self, between: Callable[[], None], number: int, outcome: Outcome) -> None:
+    def replace(self, between: Callable[[], None], number: int, reply: Reply) -> None:
         """Kill the present one and start another, see :meth:`Interpreter.restart`.
 
         Args:
             between: what to do when neither uses any file.
             number: the request whose checkpoint the other goes on from; 0 if there is none.
-            outcome: where it is said if one dies.
+            reply: where it is said if one dies.
         """
         self._pipe.send(wire.RESTART)
         deadline = time.monotonic() + self._deadlines.start_timeout
@@ -109,7 +109,7 @@ class Workers:
             between()
         finally:
             self.acknowledged.restart(number)
-            self.await_first(time.monotonic() + self._deadlines.start_timeout, outcome)
+            self.await_first(time.monotonic() + self._deadlines.start_timeout, reply)
 
     def _receive_by(self, deadline: float) -> Item:
         """The next item while there is no worker that is ready."""
@@ -137,11 +137,11 @@ class Workers:
             item.content.get("begun") == request.number or request.begun
         ):
             request.died = True
-            request.outcome.note_death(item.content)
+            request.reply.note_death(item.content)
             request.killed = request.stop is not None and request.stop.killed
         self._deadlines.explain(request)
         request.stop = None
-        self._note_death(item, request.outcome)
+        self._note_death(item, request.reply)
         self._send_start()
         self._deadlines.restart()
 
@@ -153,33 +153,33 @@ class Workers:
         """
         self._deadlines.explain(request)
         request.stop = None
-        outcome = request.outcome
+        reply = request.reply
         self._deadlines.ready()
-        self.reports.note_restored(content, outcome, has_proxy=self._setup.proxy is not None)
-        outcome.locals = dict(self.reports.locals)
+        self.reports.note_restored(content, reply, has_proxy=self._setup.proxy is not None)
+        reply.locals = dict(self.reports.locals)
         request.done = request.died or request.interrupted
         if request.died:
-            outcome.status = "killed" if request.killed else "died"
+            reply.status = "killed" if request.killed else "died"
         elif request.interrupted:
-            outcome.status = "interrupted"
-            outcome.notices.append("It was interrupted before it began.")
+            reply.status = "interrupted"
+            reply.notices.append("It was interrupted before it began.")
 
     def _send_start(self) -> None:
         expected = self.acknowledged.number > 0
         self._pipe.send_message(op="start", expected=expected, **self._setup.message())
 
-    def _note_death(self, item: Event, outcome: Outcome) -> None:
+    def _note_death(self, item: Event, reply: Reply) -> None:
         how = death(item.content)
         if item.content.get("event") != "died":
             return
         logger.info("%s: the worker %s", self._container, how)
-        outcome.notices.append(
+        reply.notices.append(
             f"The Python process of this session {how}. A new one goes on with the variables "
             "as they were after the last cell that ended."
         )
         words = self.acknowledged.die(item.content.get("saved"))
         if words is not None:
-            self.reports.note_unsaved(words, outcome)
+            self.reports.note_unsaved(words, reply)
 
     def _count(self, deaths: int) -> None:
         if deaths > _DEATHS:
