@@ -266,15 +266,8 @@ class Interpreter:
             return  # too late: the news of the death is on its way, and is what holds
         self._deadlines.is_fresh = False  # cells without a limit do not say that they have begun
         reply = request.reply
-        self.reports.note_result(content, reply)
-        if content.get("skipped") is True:
-            reply.notices.append("It was interrupted before it began.")
-        else:
-            self._workers.acknowledged.add(
-                request.number,
-                request.message.get("code") or _bound(request.message),
-                saved=not self.reports.checkpoint_failed,
-            )
+        code = request.message.get("code") or _bound(request.message)
+        self.reports.note_result(content, request.number, code, reply)
         if stop is not None or request.interrupted:
             self.pipe.send(wire.SWEEP)
         if stop is not None and stop.cause == "limit" and stop.backlog < 0:

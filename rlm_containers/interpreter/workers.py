@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from rlm_containers.errors import SandboxLostError, SandboxStartError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.acknowledged import Acknowledged
 from rlm_containers.interpreter.deadlines import Deadlines
 from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Pipe
-from rlm_containers.interpreter.reports import WorkerReports, death
+from rlm_containers.interpreter.reports import WorkerReports
 from rlm_containers.interpreter.request import Request
 from rlm_containers.interpreter.setup import WorkerSetup
-
-logger = logging.getLogger("rlm_containers")
 
 #: Workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
@@ -35,7 +31,6 @@ class Workers:
 
     Attributes:
         reports: what the present one has told.
-        acknowledged: the requests that were answered, by it and those before it.
         answered_at: when the last one was, as ``time.time()`` has it.
     """
 
@@ -48,8 +43,7 @@ class Workers:
         abandon: Callable[[], None],
         memory_loss: Callable[[float], str | None],
     ) -> None:
-        self.reports = WorkerReports(pipe.process.name)
-        self.acknowledged = Acknowledged()
+        self.reports = WorkerReports(pipe.process.name, setup)
         self.answered_at = time.time()
         self._pipe = pipe
         self._setup = setup
@@ -80,7 +74,7 @@ class Workers:
             item = self._receive_by(deadline)
             if isinstance(item, Message) and item.content.get("op") == "ready":
                 self._deadlines.ready()
-                self.reports.note_ready(item.content, has_proxy=self._setup.proxy is not None)
+                self.reports.note_ready(item.content)
                 return
             if isinstance(item, Event) and item.content.get("event") != "killed":
                 deaths += 1
@@ -108,7 +102,7 @@ class Workers:
         try:
             between()
         finally:
-            self.acknowledged.restart(number)
+            self.reports.changes.restart(number)
             self.await_first(time.monotonic() + self._deadlines.start_timeout, reply)
 
     def _receive_by(self, deadline: float) -> Item:
@@ -155,8 +149,7 @@ class Workers:
         request.stop = None
         reply = request.reply
         self._deadlines.ready()
-        self.reports.note_restored(content, reply, has_proxy=self._setup.proxy is not None)
-        reply.locals = dict(self.reports.locals)
+        self.reports.note_restored(content, reply)
         request.done = request.died or request.interrupted
         if request.died:
             reply.status = "killed" if request.killed else "died"
@@ -165,21 +158,11 @@ class Workers:
             reply.notices.append("It was interrupted before it began.")
 
     def _send_start(self) -> None:
-        expected = self.acknowledged.number > 0
+        expected = self.reports.changes.last_answer > 0
         self._pipe.send_message(op="start", expected=expected, **self._setup.message())
 
     def _note_death(self, item: Event, reply: Reply) -> None:
-        how = death(item.content)
-        if item.content.get("event") != "died":
-            return
-        logger.info("%s: the worker %s", self._container, how)
-        reply.notices.append(
-            f"The Python process of this session {how}. A new one goes on with the variables "
-            "as they were after the last cell that ended."
-        )
-        words = self.acknowledged.die(item.content.get("saved"))
-        if words is not None:
-            self.reports.note_unsaved(words, reply)
+        self.reports.note_death(item.content, reply)
 
     def _count(self, deaths: int) -> None:
         if deaths > _DEATHS:
