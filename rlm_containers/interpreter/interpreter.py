@@ -10,11 +10,10 @@ from typing import Any
 
 from rlm_containers.errors import OptionError, SandboxLostError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.deadlines import Deadlines
+from rlm_containers.interpreter.deadlines import Deadlines, Request
 from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import Closed, Event, Item, Message, Output, Pipe
 from rlm_containers.interpreter.reports import WorkerReports, listed, memory_death
-from rlm_containers.interpreter.request import Request
 from rlm_containers.interpreter.results import OutputCallback, UnsavedVariable
 from rlm_containers.interpreter.setup import WorkerSetup
 from rlm_containers.interpreter.workers import Workers
@@ -35,7 +34,7 @@ class Interpreter:
         pipe: the pipe.
         setup: what every worker is given at its start.
         max_output: characters to keep of each output stream of a cell.
-        deadlines: how long to wait for what.
+        deadlines: the time limits.
         abandon: called when the guest does not even answer to being killed; removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
     """
@@ -53,7 +52,7 @@ class Interpreter:
         self.pipe = pipe
         self._workers = Workers(pipe, setup, deadlines, abandon=abandon, memory_loss=memory_loss)
         self._max_output = max_output
-        self._deadlines = deadlines
+        self.deadlines = deadlines
         self._abandon = abandon
         self._number = 0
         self._cells = 0
@@ -76,7 +75,7 @@ class Interpreter:
             SandboxStartError: it was not in time.
         """
         # It counts from when the container was started.
-        deadline = self.pipe.opened + self._deadlines.start_timeout
+        deadline = self.pipe.opened + self.deadlines.start_timeout
         self._workers.await_first(deadline, self._reply(None))
 
     def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Reply:
@@ -94,7 +93,7 @@ class Interpreter:
         self._finish_earlier()
         self._number += 1
         message = {"op": op, "id": self._number, **content}
-        limit = self._deadlines.limit(op)
+        limit = self.deadlines.limit(op)
         if op == "cell" and "name" not in content:
             self._cells += 1
             message["name"] = f"cell {self._cells}"  # in tracebacks
@@ -206,7 +205,7 @@ class Interpreter:
                 self._workers.bury(item, request)
             elif isinstance(item, Message):
                 op, number = item.content.get("op"), item.content.get("id")
-                if self._deadlines.ready_by is not None:
+                if self.deadlines.ready_by is not None:
                     if op == "ready":
                         self._workers.revive(item.content, request)
                         if not request.done:
@@ -219,7 +218,7 @@ class Interpreter:
     def _receive(self, request: Request) -> Item:
         """The next item that is not output. The news of a checkpoint is noted on its way."""
         while True:
-            left = self._deadlines.left(request)
+            left = self.deadlines.left(request)
             if left is not None and left <= 0:
                 if request.unread is None:
                     # Who is to be killed may have answered.
@@ -236,7 +235,7 @@ class Interpreter:
                 continue
             reply = request.reply
             if request.stop is not None:
-                request.stop.backlog -= 1
+                request.stop.in_time -= 1
             if isinstance(item, Output):
                 stream = reply.stdout if item.stream == wire.STDOUT else reply.written_stderr
                 stream.feed(item.data)
@@ -254,8 +253,8 @@ class Interpreter:
 
     def _begin(self, request: Request) -> None:
         """The guest has begun with a request; nothing else is in its way any more."""
-        if not request.begun and self._deadlines.begin(request) and self.reports.unsaved:
-            reached = self._deadlines.reached("The checkpoint before this cell", "cell_timeout")
+        if not request.begun and self.deadlines.begin(request) and self.reports.unsaved:
+            reached = self.deadlines.reached("The checkpoint before this cell", "cell_timeout")
             names = listed([str(variable) for variable in self.reports.unsaved], "; ")
             request.reply.notices.append(f"{reached} Not saved: {names}.")
 
@@ -264,14 +263,14 @@ class Interpreter:
         stop = request.stop
         if stop is not None and stop.killed:
             return  # too late: the news of the death is on its way, and is what holds
-        self._deadlines.is_fresh = False  # cells without a limit do not say that they have begun
+        self.deadlines.is_fresh = False  # cells without a limit do not say that they have begun
         reply = request.reply
         code = request.message.get("code") or _bound(request.message)
         self.reports.note_result(content, request.number, code, reply)
         if stop is not None or request.interrupted:
             self.pipe.send(wire.SWEEP)
-        if stop is not None and stop.cause == "limit" and stop.backlog < 0:
-            self._deadlines.explain(request)
+        if stop is not None and stop.cause == "limit" and stop.in_time < 0:
+            self.deadlines.explain(request)
             reply.status = "timeout"
         request.done = True
 
@@ -279,7 +278,7 @@ class Interpreter:
 
     def _act(self, request: Request) -> None:
         """Something has lasted too long: do the next thing about it."""
-        action, step = self._deadlines.act(request, self.pipe.pending())
+        action, step = self.deadlines.next_action(request, self.pipe.pending())
         if action == "interrupt":
             self.pipe.send(wire.INTERRUPT, step.to_bytes(8, "big"))
         elif action == "kill":
@@ -295,7 +294,7 @@ class Interpreter:
 
     def _interrupt(self, request: Request) -> None:
         request.interrupted = True
-        if self._deadlines.ready_by is None:  # else it would cost variables that are being restored
+        if self.deadlines.ready_by is None:  # else it would cost variables that are being restored
             self.pipe.send(wire.INTERRUPT, request.step.to_bytes(8, "big"))
 
     def _end(self, request: Request) -> None:
@@ -312,13 +311,13 @@ class Interpreter:
             except KeyboardInterrupt:
                 if request.stop is None or request.stop.killed:
                     raise
-                request.stop.hurry()
+                request.stop.skip_grace()
         self._request = None
 
     # The rest
 
     def _send(self, request: Request) -> None:
-        self._deadlines.send(request)
+        self.deadlines.send(request)
         self.pipe.send_message(**request.message)
 
     def _reply(self, on_output: OutputCallback | None) -> Reply:

@@ -8,11 +8,10 @@ from typing import Any
 
 from rlm_containers.errors import SandboxLostError, SandboxStartError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.deadlines import Deadlines
+from rlm_containers.interpreter.deadlines import Deadlines, Request
 from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Pipe
 from rlm_containers.interpreter.reports import WorkerReports
-from rlm_containers.interpreter.request import Request
 from rlm_containers.interpreter.setup import WorkerSetup
 
 #: Workers that may die one after the other without any of them becoming ready.
@@ -73,7 +72,7 @@ class Workers:
         while True:
             item = self._receive_by(deadline)
             if isinstance(item, Message) and item.content.get("op") == "ready":
-                self._deadlines.ready()
+                self._deadlines.worker_is_ready()
                 self.reports.note_ready(item.content)
                 return
             if isinstance(item, Event) and item.content.get("event") != "killed":
@@ -137,7 +136,7 @@ class Workers:
         request.stop = None
         self._note_death(item, request.reply)
         self._send_start()
-        self._deadlines.restart()
+        self._deadlines.worker_starts()
 
     def revive(self, content: dict[str, Any], request: Request) -> None:
         """The next one is ready, with what was saved.
@@ -148,7 +147,7 @@ class Workers:
         self._deadlines.explain(request)
         request.stop = None
         reply = request.reply
-        self._deadlines.ready()
+        self._deadlines.worker_is_ready()
         self.reports.note_restored(content, reply)
         request.done = request.died or request.interrupted
         if request.died:
