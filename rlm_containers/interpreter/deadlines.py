@@ -153,6 +153,14 @@ class Request:
         return self.stop is not None and self.stop.is_final
 
     @property
+    def code(self) -> object:
+        """The code of a cell; of another request the names that it binds."""
+        if self.is_cell:
+            return self.message.get("code")
+        name = str(self.message.get("name", ""))
+        return f"{name} {name.rpartition('_')[0]}"  # context_0 is bound to context as well
+
+    @property
     def step(self) -> int:
         """The number of its step, see :mod:`rlm_containers.guest.wire`."""
         return 2 * self.number

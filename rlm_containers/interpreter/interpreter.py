@@ -13,14 +13,11 @@ from rlm_containers.guest import wire
 from rlm_containers.interpreter.deadlines import Deadlines, Request
 from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Output, Pipe
-from rlm_containers.interpreter.reports import WorkerReports, listed, memory_death
+from rlm_containers.interpreter.reports import WorkerReports, listed
 from rlm_containers.interpreter.results import OutputCallback, UnsavedVariable
 from rlm_containers.interpreter.setup import WorkerSetup
 
 logger = logging.getLogger("rlm_containers")
-
-#: The most notices of processes that the kernel killed. A guest can send them without end.
-_NOTICES = 10
 
 #: The most workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
@@ -319,7 +316,7 @@ class Interpreter:
             raise self._gone(item)
         elif isinstance(item, Event):
             if item.content.get("event") == "killed":
-                self._handle_kill(item.content, request)
+                self.reports.note_kill(item.content, request.reply)
             else:
                 self._handle_death(item.content, request)
         elif isinstance(item, Message):
@@ -338,13 +335,6 @@ class Interpreter:
             self._handle_begun(request)
         elif op == "result":
             self._handle_result(content, request)
-
-    def _handle_kill(self, event: dict[str, Any], request: Request) -> None:
-        """Handle the news that the kernel has killed a process that a cell started."""
-        notice = f"A process that a cell started {memory_death(event.get('memory'))}."
-        notices = request.reply.notices
-        if notice not in notices and len(notices) < _NOTICES:
-            notices.append(notice)
 
     def _handle_death(self, event: dict[str, Any], request: Request) -> None:
         """Handle the death of a worker. The supervisor has forked another: start it."""
@@ -411,8 +401,7 @@ class Interpreter:
         if stop is not None and stop.killed:
             return  # too late: the news of the worker's death follows
         self.deadlines.is_fresh = False  # without a limit there was no news that it has begun
-        code = request.message.get("code") or _bound_names(request.message)
-        self.reports.note_result(content, request.number, code, request.reply)
+        self.reports.note_result(content, request.number, request.code, request.reply)
         if stop is not None or request.interrupted:
             with self._sending(request):
                 self.pipe.send(wire.SWEEP)
@@ -476,9 +465,3 @@ class Interpreter:
             remedy=remedy,
             container=self._container,
         )
-
-
-def _bound_names(message: dict[str, Any]) -> str:
-    """Return the names that a request binds that is no cell: ``context_0`` binds ``context``."""
-    name = str(message.get("name", ""))
-    return f"{name} {name.rpartition('_')[0]}"
