@@ -1,4 +1,4 @@
-"""A guest that says strange things: the host believes none of them and never hangs."""
+"""What the guest reports: nothing is believed beyond its bounds, and every lost change is named."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from rlm_containers import CellResult, Sandbox
 from rlm_containers.errors import SandboxLostError
+from rlm_containers.interpreter.reports import UnsavedChanges
 from tests.unit.hostile import CELL, LINGER, execute, result, script
-from tests.unit.sessions import Boxes
+from tests.unit.sessions import Boxes, revive, run
 
 
 @pytest.mark.parametrize("status", ["fine", "", None, 5, [], {}, True, "OK", "died "])
@@ -146,3 +148,138 @@ def test_deaths_of_strange_reasons(boxes: Boxes, memory: object) -> None:
     found = execute(boxes, code + result())
     assert found.status == "ok"
     assert len(found.stderr) < 1000
+
+
+# The words of changes that no checkpoint has
+
+
+@pytest.fixture
+def changes() -> UnsavedChanges:
+    changes = UnsavedChanges()
+    changes.note_answer(1, "first = 1", saved=True)
+    changes.note_answer(2, "second = f(first, 'word')", saved=True)
+    return changes
+
+
+@pytest.mark.parametrize("saved", [2, 3])
+def test_nothing_where_the_checkpoint_has_all(changes: UnsavedChanges, saved: int) -> None:
+    assert changes.note_death(saved) is None
+    assert changes.last_answer == 2
+
+
+def test_the_names_of_the_last_cell(changes: UnsavedChanges) -> None:
+    names = changes.note_death(1)
+    assert names is not None
+    assert {"second", "f", "first"} <= names
+    assert changes.last_answer == 1
+    assert changes.note_death(1) is None  # it is told once
+
+
+def test_those_of_all_since_a_checkpoint_failed(changes: UnsavedChanges) -> None:
+    changes.note_answer(3, "third = 3", saved=False)
+    changes.note_answer(4, "fourth = größe", saved=False)
+    assert changes.note_death(1) == {"second", "f", "first", "word", "third", "fourth", "größe"}
+
+
+def test_none_of_those_before_one_that_was_written(changes: UnsavedChanges) -> None:
+    changes.note_answer(3, "third = 3", saved=False)
+    changes.note_answer(4, "fourth = 4", saved=True)
+    assert changes.note_death(3) == {"fourth"}
+
+
+def test_what_is_no_cell_has_no_names(changes: UnsavedChanges) -> None:
+    changes.note_answer(3, None, saved=True)
+    assert changes.note_death(2) == set()
+
+
+@pytest.mark.parametrize("saved", [None, "1", [1], 1.5])
+def test_a_guest_that_says_nothing_of_use(changes: UnsavedChanges, saved: object) -> None:
+    assert changes.note_death(saved) is None
+
+
+def test_names_without_end(changes: UnsavedChanges) -> None:
+    changes.note_answer(3, " ".join(f"n{n}" for n in range(300_000)), saved=False)
+    names = changes.note_death(1)
+    assert names is not None
+    assert len(names) <= 100_000
+
+
+# Workers that die after an answer and before its checkpoint
+
+
+#: Its checkpoint ends the interpreter. Bound last, and nothing is left of the cell that does it.
+FATAL = """
+import os
+class Fatal:
+    def __reduce__(self): os._exit(7)
+fatal = Fatal()
+"""
+
+
+@pytest.fixture
+def box(boxes: Boxes) -> Sandbox:
+    return boxes()
+
+
+def die_after(box: Sandbox, code: str) -> CellResult:
+    """Run a cell that is answered and never saved; what the next one has to say of it."""
+    run(box, code + FATAL)
+    result = box.execute("pass")
+    assert result.status == "ok"
+    assert "What that cell changed had not been saved yet and is lost" in result.stderr
+    return result
+
+
+def test_before_the_first_checkpoint(box: Sandbox) -> None:
+    result = die_after(box, "x = 1")
+    assert set(result.lost) == {"os", "Fatal", "fatal", "x"}
+    run(box, "x = 2\ny = 3")
+    assert box.unsaved == ()
+    revive(box)
+    assert run(box, "print(x, y)").stdout == "2 3\n"
+
+
+def test_what_is_named_or_looks_different_may_be_older(box: Sandbox) -> None:
+    run(
+        box,
+        "items = [1]\nother = [2]\nstill = 3\n_hidden = 4\ndef f(): other.append(5)\ng = lambda: 6",
+    )
+    result = die_after(box, "items.append(7)\nf()\n_hidden = 8\nnew = 9\n")
+    assert set(result.lost) == {"os", "Fatal", "fatal", "new"}
+    assert set(result.older) == {"items", "other", "_hidden", "f"}
+    assert run(box, "print(items, other, _hidden, still)").stdout == "[1] [2] 4 3\n"
+
+
+def test_a_variable_that_comes_back(box: Sandbox) -> None:
+    run(box, "x = 1\ny = 2")
+    result = die_after(box, "del x")
+    assert result.older == ("x",)
+
+
+def test_what_is_there_is_not_lost_however_much_it_is(box: Sandbox) -> None:
+    run(box, "for n in range(550): globals()[f'v{n}'] = n")
+    run(box, "for n in range(60): exec(f'def f{n}(): pass')")
+    result = die_after(box, "v549 = 'new'\n")
+    assert not [name for name in result.lost if name[0] == "v"]
+    assert result.older == ("v549",)
+
+
+def test_a_context(box: Sandbox) -> None:
+    run(box, "class Late:\n    def __reduce__(self): return int, ()\nlate = Late()")
+    rows = [[n] for n in range(100)]
+    box.load("data_0", [*rows, [100]])
+    assert box.unsaved == ()
+    run(
+        box,
+        "import os\nLate.__reduce__ = lambda self: os._exit(7) if len(data_0) < 101 else (int, ())",
+    )
+    assert box.unsaved == ()
+    box.load("data_0", [*rows, [100.5]][1:])
+    result = box.execute("pass")
+    assert "data_0" in {*result.older, *result.lost}
+
+
+def test_names_as_python_reads_them(box: Sandbox) -> None:
+    run(box, "नमस्ते = [1]\nfile = [2]")
+    result = die_after(box, "नमस्ते.append(3); नमस्ते.pop()\nﬁle.append(4); ﬁle.pop()")
+    assert set(result.older) == {"नमस्ते", "file"}
