@@ -90,14 +90,14 @@ class HostTools:
                     f"The tool {name!r} must be callable, not {type(function).__name__}.",
                     remedy="Data is given to cells with Sandbox.load().",
                 )
-        self._functions = dict(functions)
+        self.functions = dict(functions)
         self._async_functions = async_functions or AsyncFunctions()
 
     def describe(self) -> list[dict[str, str]]:
         """What the guest is told of each: its ``name``, ``signature`` and ``doc``."""
         return [
             {"name": name, "signature": _signature(function), "doc": _doc(function)}
-            for name, function in self._functions.items()
+            for name, function in self.functions.items()
         ]
 
     def call(self, request: object) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class HostTools:
         name, args, kwargs = (request.get(key) for key in ("name", "args", "kwargs"))
         if not (isinstance(name, str) and isinstance(args, list) and isinstance(kwargs, dict)):
             return _error(TypeError("bad request: not the call of a tool"))
-        function = self._functions.get(name)
+        function = self.functions.get(name)
         if function is None:
             return _error(NameError(f"there is no tool {name!r}"))
         try:

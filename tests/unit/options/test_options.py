@@ -259,6 +259,6 @@ def test_an_argument_like_nothing_lists_all() -> None:
 def test_wrong_arguments_of_the_sandbox_itself() -> None:
     with pytest.raises(OptionError, match="lm must be callable, not str"):
         Sandbox(lm="gpt")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="setup_code must be a string, not bytes"):
+    with pytest.raises(OptionError, match="setup_code must be a string or None, not b"):
         Sandbox(setup_code=b"x = 1")  # type: ignore[arg-type]
     assert issubclass(OptionError, ContainersError)

@@ -249,7 +249,7 @@ def test_an_owner_that_forgets_to_close(made_bundle: object, local: LocalRuntime
         "from tests.unit.guests import LocalRuntime\n"
         "box = Sandbox(runtime=LocalRuntime()).start()\n"
         "box.execute('x = 1')\n"
-        "print(box._runtime.specs[0].mounts[1].source, box._runtime.processes[0].pid)"
+        "print(box.options.runtime.specs[0].mounts[1].source, box.options.runtime.processes[0].pid)"
     )
     done = subprocess.run(
         (sys.executable, "-c", program),

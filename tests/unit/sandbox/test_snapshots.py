@@ -308,7 +308,7 @@ class Endless:
 def test_a_variable_whose_saving_never_ends_is_given_up(
     any_box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlm_containers.sandbox.snapshots._SETTLE_TIMEOUT", 0.5)
+    monkeypatch.setattr("rlm_containers.sandbox.lifecycle.SETTLE_TIMEOUT", 0.5)
     box = any_box
     run(box, ENDLESS + "a = 1\nendless = Endless()\nz = 2")
     id_ = box.snapshot()
@@ -404,7 +404,7 @@ def test_a_killed_hosts_passing_snapshots_go(tmp_path: Path) -> None:
         "import sys, os\nfrom rlm_containers import Sandbox\n"
         "from tests.unit.guests import LocalRuntime\n"
         "box = Sandbox(runtime=LocalRuntime()).start()\nbox.execute('x = 1')\nbox.snapshot()\n"
-        "print(box.name, box._reaper.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+        "print(box.name, box._life.running.reaper.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run(
