@@ -3,17 +3,19 @@
 from rlm_containers.lm.backends import AsyncFunctions, CallableBackend, HandlerBackend, LMCallable
 from rlm_containers.lm.broker import LMBroker, SubcallFunction
 from rlm_containers.lm.budget import CallBudget
-from rlm_containers.lm.pipe_calls import PipeCalls
+from rlm_containers.lm.gate import Gate
+from rlm_containers.lm.gateway import Gateway
 from rlm_containers.lm.proxy import LMProxy
 
 __all__ = [
     "AsyncFunctions",
     "CallBudget",
     "CallableBackend",
+    "Gate",
+    "Gateway",
     "HandlerBackend",
     "LMBroker",
     "LMCallable",
     "LMProxy",
-    "PipeCalls",
     "SubcallFunction",
 ]

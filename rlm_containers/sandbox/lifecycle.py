@@ -27,10 +27,9 @@ from rlm_containers.interpreter import (
     Deadlines,
     Interpreter,
     Pipe,
-    ProxyAddress,
     WorkerSetup,
 )
-from rlm_containers.lm import LMBroker, LMProxy, PipeCalls
+from rlm_containers.lm import Gateway, LMBroker
 from rlm_containers.options import SandboxOptions
 from rlm_containers.state import Home, KeptHome, Owner, Workspace
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
@@ -59,9 +58,8 @@ class LifeMethods:
         _reaper: Reaper | None
         _lease: NetworkLease | None
         _pipe: Pipe | None
-        _proxy: LMProxy | None
         _interpreter: Interpreter | None
-        _calls: PipeCalls
+        _gateway: Gateway
         _setup: WorkerSetup
         _closed: bool
         _lock: threading.RLock
@@ -139,10 +137,11 @@ class LifeMethods:
             workspace=self._workspace,
             name=self.name,
             labels=labels,
-            on_call=self._calls.take,
+            on_call=self._gateway.on_call,
             watch=self._reaper.watch,
         )
         self._pipe, self.python_version = launch.run()
+        self._gateway.attach(self._pipe.send)
         self._connect_lm(runtime, launch.network)
         self._setup.file_limit = limits.file
         self._interpreter = Interpreter(
@@ -175,16 +174,8 @@ class LifeMethods:
             return
         route: HostRoute | None
         route = network.route if isinstance(network, InternalNetwork) else runtime.host_route()
-        if route is None:
-            return
-        try:
-            self._proxy = LMProxy(route.bind, self.broker.handle, self._clock.waiting)
-        except OSError as error:
-            logger.warning(
-                "%s: the proxy cannot listen on %s (%s)", self.name, route.bind, error.strerror
-            )
-            return
-        self._setup.proxy = ProxyAddress(HOST_ALIAS, self._proxy.port, self._proxy.token)
+        if route is not None:
+            self._setup.proxy = self._gateway.open_proxy(route, HOST_ALIAS)
 
     def close(self) -> None:
         """End the container and remove what it used. May be called at any time, and again.
@@ -221,9 +212,7 @@ class LifeMethods:
             if (ended is None or ended.exit_code != 0) and self._runtime is not None:
                 # Not by itself, so --rm may not have had its chance.
                 self._remove_container()
-        if self._proxy is not None:
-            self._proxy.close()
-        self._calls.close()
+        self._gateway.close()
         if self._lease is not None:
             self._lease.give_back()
         try:

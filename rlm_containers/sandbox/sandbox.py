@@ -29,10 +29,9 @@ from rlm_containers.lm import (
     AsyncFunctions,
     CallableBackend,
     CallBudget,
+    Gateway,
     LMBroker,
     LMCallable,
-    LMProxy,
-    PipeCalls,
 )
 from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, configured_options
 from rlm_containers.sandbox.artifacts import found_artifacts
@@ -116,9 +115,9 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         self._reaper: Reaper | None = None
         self._lease: NetworkLease | None = None
         self._pipe: Pipe | None = None
-        self._proxy: LMProxy | None = None
         self._interpreter: Interpreter | None = None
-        self._calls = PipeCalls(self._answer, self._send, self._clock.waiting)
+        self._gateway = Gateway(self.broker, self._clock, self.name)
+        self._gateway.call_tool = self.tools.call
         self._setup = WorkerSetup(
             env=self.options.env,
             scaffold=bool(scaffold),
@@ -202,10 +201,6 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         """
         if self._interpreter is not None and not self._closed:
             self._interpreter.interrupt()
-
-    def _send(self, kind: int, payload: bytes) -> None:
-        if self._pipe is not None:
-            self._pipe.send(kind, payload)
 
     def run_setup(self, code: str, what: str = "setup code") -> None:
         """Run a cell that must succeed.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlm_containers.errors import SandboxError
 from rlm_containers.interpreter import Interpreter, WorkerSetup
-from rlm_containers.lm import AsyncFunctions, LMBroker
-from rlm_containers.sandbox.tools import SCAFFOLD, TOOL_PATH, HostTools, ToolFunction
+from rlm_containers.lm import AsyncFunctions, Gateway
+from rlm_containers.sandbox.tools import SCAFFOLD, HostTools, ToolFunction
 
 
 class ToolMethods:
@@ -18,12 +18,12 @@ class ToolMethods:
     if TYPE_CHECKING:
         scaffold: bool
         tools: HostTools
-        broker: LMBroker
         _lock: threading.RLock
         _closed: bool
         _interpreter: Interpreter | None
         _tools: Mapping[str, ToolFunction]
         _async_functions: AsyncFunctions
+        _gateway: Gateway
         _setup: WorkerSetup
 
         def _open_interpreter(self) -> Interpreter: ...
@@ -50,6 +50,7 @@ class ToolMethods:
                 raise self._not_open("was closed")
             self._tools = tools
             self.tools = made
+            self._gateway.call_tool = made.call
             self._setup.tools = made.describe()
             if self._interpreter is not None:
                 self._interpreter.request("tools", None, tools=self._setup.tools)
@@ -67,9 +68,3 @@ class ToolMethods:
     def _host_tools(self, tools: Mapping[str, ToolFunction]) -> HostTools:
         reserved = SCAFFOLD if self.scaffold else frozenset()
         return HostTools(tools, reserved, self._async_functions)
-
-    def _answer(self, path: str, request: object) -> dict[str, Any]:
-        """Answer what came over the pipe."""
-        if path == TOOL_PATH:
-            return self.tools.call(request)
-        return self.broker.handle(path, request)
