@@ -26,10 +26,9 @@ from rlm_containers.interpreter import (
     Deadlines,
     Interpreter,
     Pipe,
-    ProxyAddress,
     WorkerSetup,
 )
-from rlm_containers.lm import CallBudget, LMBroker, LMProxy, PipeCalls
+from rlm_containers.lm import CallBudget, Gateway, LMBroker
 from rlm_containers.options import SandboxOptions
 from rlm_containers.state import Home, KeptHome, Owner, Workspace
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
@@ -41,46 +40,6 @@ _CLOSE_TIMEOUT = 10.0
 
 #: Seconds for a checkpoint to be written before its workspace is copied or closed.
 SETTLE_TIMEOUT = 120.0
-
-
-class Gateway:
-    """Answers the calls of cells."""
-
-    def __init__(self, broker: LMBroker, clock: CellClock, name: str) -> None:
-        self.call_tool: Callable[[object], dict[str, Any]]
-        self._broker = broker
-        self._clock = clock
-        self._name = name
-        self._send: Callable[[int, bytes], None] = lambda kind, payload: None
-        self._calls = PipeCalls(self._answer, self._forward, clock.waiting)
-        self._proxy: LMProxy | None = None
-
-    def attach(self, send: Callable[[int, bytes], None]) -> None:
-        self._send = send
-
-    def on_call(self, number: int, payload: bytes) -> None:
-        self._calls.take(number, payload)
-
-    def open_proxy(self, route: HostRoute, host_alias: str) -> ProxyAddress | None:
-        try:
-            self._proxy = LMProxy(route.bind, self._broker.handle, self._clock.waiting)
-        except OSError as error:
-            logger.warning(
-                "%s: the proxy cannot listen on %s (%s)", self._name, route.bind, error.strerror
-            )
-            return None
-        return ProxyAddress(host_alias, self._proxy.port, self._proxy.token)
-
-    def close(self) -> None:
-        if self._proxy is not None:
-            self._proxy.close()
-        self._calls.close()
-
-    def _forward(self, kind: int, payload: bytes) -> None:
-        self._send(kind, payload)
-
-    def _answer(self, path: str, request: object) -> dict[str, Any]:
-        return self.call_tool(request) if path == "/tool" else self._broker.handle(path, request)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,6 @@ from typing import Any
 from rlm_containers.errors import OptionError
 from rlm_containers.lm import AsyncFunctions
 
-#: What calls of tools are sent to.
-TOOL_PATH = "/tool"
-
 #: A function of the host. It may be async.
 ToolFunction = Callable[..., Any]
 

@@ -1,4 +1,4 @@
-"""What waits between two threads is bounded by its weight, and so is what a sandbox asks for."""
+"""What waits between two threads is bounded by its weight."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 import pytest
 
 from rlm_containers.interpreter.backlog import Backlog
-from rlm_containers.lm.gate import Gate
 from tests.support import eventually
 from tests.unit.guests import PATIENCE
 
@@ -76,29 +75,3 @@ def test_nobody_waits_for_one_that_was_abandoned() -> None:
     assert backlog.take(0) == "a"  # what was there is there
     with pytest.raises(TimeoutError):
         backlog.take(0)
-
-
-def test_room_is_shared_and_given_back() -> None:
-    gate = Gate(10)
-    assert gate.take(6)
-    assert not gate.take(5)
-    assert gate.take(4)
-    taken: list[bool] = []
-    waiting = threading.Thread(target=lambda: taken.append(gate.wait_and_take(8)))
-    waiting.start()
-    gate.give_back(6)
-    assert not eventually(lambda: taken, 0.05)
-    gate.give_back(4)
-    waiting.join(PATIENCE)
-    assert taken == [True]
-
-
-def test_nobody_waits_for_room_that_is_closed() -> None:
-    gate = Gate(10)
-    assert gate.take(10)
-    taken: list[bool] = []
-    waiting = threading.Thread(target=lambda: taken.append(gate.wait_and_take(1)))
-    waiting.start()
-    gate.close()
-    waiting.join(PATIENCE)
-    assert taken == [False]
