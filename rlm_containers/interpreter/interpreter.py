@@ -10,12 +10,11 @@ from typing import Any
 
 from rlm_containers.errors import OptionError, SandboxLostError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.deadlines import Deadlines
-from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.deadlines import Deadlines, Request
+from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import Closed, Event, Item, Message, Output, Pipe
 from rlm_containers.interpreter.reports import WorkerReports, listed, memory_death
-from rlm_containers.interpreter.request import Request
-from rlm_containers.interpreter.results import OutputCallback, OutputCollector, UnsavedVariable
+from rlm_containers.interpreter.results import OutputCallback, UnsavedVariable
 from rlm_containers.interpreter.setup import WorkerSetup
 from rlm_containers.interpreter.workers import Workers
 
@@ -35,7 +34,7 @@ class Interpreter:
         pipe: the pipe.
         setup: what every worker is given at its start.
         max_output: characters to keep of each output stream of a cell.
-        deadlines: how long to wait for what.
+        deadlines: the time limits.
         abandon: called when the guest does not even answer to being killed; removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
     """
@@ -53,7 +52,7 @@ class Interpreter:
         self.pipe = pipe
         self._workers = Workers(pipe, setup, deadlines, abandon=abandon, memory_loss=memory_loss)
         self._max_output = max_output
-        self._deadlines = deadlines
+        self.deadlines = deadlines
         self._abandon = abandon
         self._number = 0
         self._cells = 0
@@ -76,10 +75,10 @@ class Interpreter:
             SandboxStartError: it was not in time.
         """
         # It counts from when the container was started.
-        deadline = self.pipe.opened + self._deadlines.start_timeout
-        self._workers.await_first(deadline, self._outcome(None))
+        deadline = self.pipe.opened + self.deadlines.start_timeout
+        self._workers.await_first(deadline, self._reply(None))
 
-    def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Outcome:
+    def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Reply:
         """Send one request and wait for its answer.
 
         Args:
@@ -94,15 +93,15 @@ class Interpreter:
         self._finish_earlier()
         self._number += 1
         message = {"op": op, "id": self._number, **content}
-        limit = self._deadlines.limit(op)
+        limit = self.deadlines.limit(op)
         if op == "cell" and "name" not in content:
             self._cells += 1
             message["name"] = f"cell {self._cells}"  # in tracebacks
         if limit is not None or op != "cell":
             message["announce"] = True
-        request = Request(self._number, message, self._outcome(on_output), limit)
+        request = Request(self._number, message, self._reply(on_output), limit)
         self._run(request)
-        return request.outcome
+        return request.reply
 
     def _finish_earlier(self) -> None:
         """See an earlier request to its end whose caller did not wait for that."""
@@ -127,10 +126,10 @@ class Interpreter:
         except BaseException:
             # Ctrl-C here is meant for the cell as well; a callback that fails ends it, too. In
             # any case the session must stay in step with the guest.
-            request.outcome.forget_callback()
+            request.reply.forget_callback()
             self._end(request)
-            if request.outcome.notices:  # which nobody else will get to know
-                notices = " ".join(request.outcome.notices)
+            if request.reply.notices:  # which nobody else will get to know
+                notices = " ".join(request.reply.notices)
                 logger.warning("%s: %s", self._container, notices)
             raise
         self._request = None
@@ -171,10 +170,10 @@ class Interpreter:
         self._finish_earlier()
         self._number += 1
         message = {"op": "sync", "id": self._number, "announce": True}
-        request = Request(self._number, message, self._outcome(None), timeout)
+        request = Request(self._number, message, self._reply(None), timeout)
         self._run(request)
-        if request.outcome.notices:
-            logger.warning("%s: %s", self._container, " ".join(request.outcome.notices))
+        if request.reply.notices:
+            logger.warning("%s: %s", self._container, " ".join(request.reply.notices))
         return request.deaths == 0
 
     def restart(self, between: Callable[[], None], *, restores: bool) -> Sequence[UnsavedVariable]:
@@ -193,7 +192,7 @@ class Interpreter:
         """
         self._finish_earlier()
         number = self._number if restores else 0
-        self._workers.replace(between, number, self._outcome(None))
+        self._workers.replace(between, number, self._reply(None))
         return self.reports.unsaved
 
     # Answers
@@ -206,7 +205,7 @@ class Interpreter:
                 self._workers.bury(item, request)
             elif isinstance(item, Message):
                 op, number = item.content.get("op"), item.content.get("id")
-                if self._deadlines.ready_by is not None:
+                if self.deadlines.ready_by is not None:
                     if op == "ready":
                         self._workers.revive(item.content, request)
                         if not request.done:
@@ -219,12 +218,12 @@ class Interpreter:
     def _receive(self, request: Request) -> Item:
         """The next item that is not output. The news of a checkpoint is noted on its way."""
         while True:
-            left = self._deadlines.left(request)
+            left = self.deadlines.left(request)
             if left is not None and left <= 0:
                 if request.unread is None:
                     # Who is to be killed may have answered.
                     is_final = request.stop is not None and request.stop.is_final
-                    request.unread = self.pipe.waiting() if is_final else 0
+                    request.unread = self.pipe.pending() if is_final else 0
                 if request.unread <= 0:
                     self._act(request)
                     request.unread = None
@@ -234,19 +233,19 @@ class Interpreter:
                 item = self.pipe.receive(left)
             except TimeoutError:
                 continue
-            outcome = request.outcome
+            reply = request.reply
             if request.stop is not None:
-                request.stop.backlog -= 1
+                request.stop.in_time -= 1
             if isinstance(item, Output):
-                stream = outcome.stdout if item.stream == wire.STDOUT else outcome.collected_stderr
+                stream = reply.stdout if item.stream == wire.STDOUT else reply.written_stderr
                 stream.feed(item.data)
             elif isinstance(item, Closed):
                 raise self._workers.gone(item)
             elif isinstance(item, Event) and item.content.get("event") == "killed":
                 how = memory_death(item.content.get("memory"))
                 notice = f"A process that a cell started {how}."
-                if notice not in outcome.notices and len(outcome.notices) < _NOTICES:
-                    outcome.notices.append(notice)
+                if notice not in reply.notices and len(reply.notices) < _NOTICES:
+                    reply.notices.append(notice)
             else:
                 if isinstance(item, Message) and item.content.get("op") == "saved":
                     self.reports.note_saved(item.content)
@@ -254,39 +253,32 @@ class Interpreter:
 
     def _begin(self, request: Request) -> None:
         """The guest has begun with a request; nothing else is in its way any more."""
-        if not request.begun and self._deadlines.begin(request) and self.reports.unsaved:
-            reached = self._deadlines.reached("The checkpoint before this cell", "cell_timeout")
+        if not request.begun and self.deadlines.begin(request) and self.reports.unsaved:
+            reached = self.deadlines.reached("The checkpoint before this cell", "cell_timeout")
             names = listed([str(variable) for variable in self.reports.unsaved], "; ")
-            request.outcome.notices.append(f"{reached} Not saved: {names}.")
+            request.reply.notices.append(f"{reached} Not saved: {names}.")
 
     def _finish(self, content: dict[str, Any], request: Request) -> None:
         """The answer is there."""
         stop = request.stop
         if stop is not None and stop.killed:
             return  # too late: the news of the death is on its way, and is what holds
-        self._deadlines.is_fresh = False  # cells without a limit do not say that they have begun
-        outcome = request.outcome
-        self.reports.note_result(content, outcome)
-        if content.get("skipped") is True:
-            outcome.notices.append("It was interrupted before it began.")
-        else:
-            self._workers.acknowledged.add(
-                request.number,
-                request.message.get("code") or _bound(request.message),
-                saved=not self.reports.checkpoint_failed,
-            )
+        self.deadlines.is_fresh = False  # cells without a limit do not say that they have begun
+        reply = request.reply
+        code = request.message.get("code") or _bound(request.message)
+        self.reports.note_result(content, request.number, code, reply)
         if stop is not None or request.interrupted:
             self.pipe.send(wire.SWEEP)
-        if stop is not None and stop.cause == "limit" and stop.backlog < 0:
-            self._deadlines.explain(request)
-            outcome.status = "timeout"
+        if stop is not None and stop.cause == "limit" and stop.in_time < 0:
+            self.deadlines.explain(request)
+            reply.status = "timeout"
         request.done = True
 
     # Time
 
     def _act(self, request: Request) -> None:
         """Something has lasted too long: do the next thing about it."""
-        action, step = self._deadlines.act(request, self.pipe.waiting())
+        action, step = self.deadlines.next_action(request, self.pipe.pending())
         if action == "interrupt":
             self.pipe.send(wire.INTERRUPT, step.to_bytes(8, "big"))
         elif action == "kill":
@@ -302,7 +294,7 @@ class Interpreter:
 
     def _interrupt(self, request: Request) -> None:
         request.interrupted = True
-        if self._deadlines.ready_by is None:  # else it would cost variables that are being restored
+        if self.deadlines.ready_by is None:  # else it would cost variables that are being restored
             self.pipe.send(wire.INTERRUPT, request.step.to_bytes(8, "big"))
 
     def _end(self, request: Request) -> None:
@@ -319,20 +311,17 @@ class Interpreter:
             except KeyboardInterrupt:
                 if request.stop is None or request.stop.killed:
                     raise
-                request.stop.hurry()
+                request.stop.skip_grace()
         self._request = None
 
     # The rest
 
     def _send(self, request: Request) -> None:
-        self._deadlines.send(request)
+        self.deadlines.send(request)
         self.pipe.send_message(**request.message)
 
-    def _outcome(self, on_output: OutputCallback | None) -> Outcome:
-        return Outcome(
-            OutputCollector("stdout", self._max_output, on_output),
-            OutputCollector("stderr", self._max_output, on_output),
-        )
+    def _reply(self, on_output: OutputCallback | None) -> Reply:
+        return Reply.collecting(self._max_output, on_output)
 
 
 def _bound(message: dict[str, Any]) -> str:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
 
 from rlm_containers.errors import SandboxLostError, SandboxStartError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.acknowledged import Acknowledged
-from rlm_containers.interpreter.deadlines import Deadlines
-from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.deadlines import Deadlines, Request
+from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Pipe
-from rlm_containers.interpreter.reports import WorkerReports, death
-from rlm_containers.interpreter.request import Request
+from rlm_containers.interpreter.reports import WorkerReports
 from rlm_containers.interpreter.setup import WorkerSetup
-
-logger = logging.getLogger("rlm_containers")
 
 #: Workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
@@ -35,7 +30,6 @@ class Workers:
 
     Attributes:
         reports: what the present one has told.
-        acknowledged: the requests that were answered, by it and those before it.
         answered_at: when the last one was, as ``time.time()`` has it.
     """
 
@@ -48,8 +42,7 @@ class Workers:
         abandon: Callable[[], None],
         memory_loss: Callable[[float], str | None],
     ) -> None:
-        self.reports = WorkerReports(pipe.process.name)
-        self.acknowledged = Acknowledged()
+        self.reports = WorkerReports(pipe.process.name, setup)
         self.answered_at = time.time()
         self._pipe = pipe
         self._setup = setup
@@ -63,12 +56,12 @@ class Workers:
 
     # With no request on its way
 
-    def await_first(self, deadline: float, outcome: Outcome) -> None:
+    def await_first(self, deadline: float, reply: Reply) -> None:
         """Tell one what it needs to know and wait until it is ready.
 
         Args:
             deadline: until when, as ``time.monotonic()`` has it.
-            outcome: where it is said if one dies.
+            reply: where it is said if one dies.
 
         Raises:
             SandboxStartError: it was not in time.
@@ -79,22 +72,22 @@ class Workers:
         while True:
             item = self._receive_by(deadline)
             if isinstance(item, Message) and item.content.get("op") == "ready":
-                self._deadlines.ready()
-                self.reports.note_ready(item.content, has_proxy=self._setup.proxy is not None)
+                self._deadlines.worker_is_ready()
+                self.reports.note_ready(item.content)
                 return
             if isinstance(item, Event) and item.content.get("event") != "killed":
                 deaths += 1
                 self._count(deaths)
-                self._note_death(item, outcome)
+                self._note_death(item, reply)
                 self._send_start()
 
-    def replace(self, between: Callable[[], None], number: int, outcome: Outcome) -> None:
+    def replace(self, between: Callable[[], None], number: int, reply: Reply) -> None:
         """Kill the present one and start another, see :meth:`Interpreter.restart`.
 
         Args:
             between: what to do when neither uses any file.
             number: the request whose checkpoint the other goes on from; 0 if there is none.
-            outcome: where it is said if one dies.
+            reply: where it is said if one dies.
         """
         self._pipe.send(wire.RESTART)
         deadline = time.monotonic() + self._deadlines.start_timeout
@@ -108,8 +101,8 @@ class Workers:
         try:
             between()
         finally:
-            self.acknowledged.restart(number)
-            self.await_first(time.monotonic() + self._deadlines.start_timeout, outcome)
+            self.reports.changes.restart(number)
+            self.await_first(time.monotonic() + self._deadlines.start_timeout, reply)
 
     def _receive_by(self, deadline: float) -> Item:
         """The next item while there is no worker that is ready."""
@@ -137,13 +130,13 @@ class Workers:
             item.content.get("begun") == request.number or request.begun
         ):
             request.died = True
-            request.outcome.note_death(item.content)
+            request.reply.note_death(item.content)
             request.killed = request.stop is not None and request.stop.killed
         self._deadlines.explain(request)
         request.stop = None
-        self._note_death(item, request.outcome)
+        self._note_death(item, request.reply)
         self._send_start()
-        self._deadlines.restart()
+        self._deadlines.worker_starts()
 
     def revive(self, content: dict[str, Any], request: Request) -> None:
         """The next one is ready, with what was saved.
@@ -153,33 +146,22 @@ class Workers:
         """
         self._deadlines.explain(request)
         request.stop = None
-        outcome = request.outcome
-        self._deadlines.ready()
-        self.reports.note_restored(content, outcome, has_proxy=self._setup.proxy is not None)
-        outcome.locals = dict(self.reports.locals)
+        reply = request.reply
+        self._deadlines.worker_is_ready()
+        self.reports.note_restored(content, reply)
         request.done = request.died or request.interrupted
         if request.died:
-            outcome.status = "killed" if request.killed else "died"
+            reply.status = "killed" if request.killed else "died"
         elif request.interrupted:
-            outcome.status = "interrupted"
-            outcome.notices.append("It was interrupted before it began.")
+            reply.status = "interrupted"
+            reply.notices.append("It was interrupted before it began.")
 
     def _send_start(self) -> None:
-        expected = self.acknowledged.number > 0
+        expected = self.reports.changes.last_answer > 0
         self._pipe.send_message(op="start", expected=expected, **self._setup.message())
 
-    def _note_death(self, item: Event, outcome: Outcome) -> None:
-        how = death(item.content)
-        if item.content.get("event") != "died":
-            return
-        logger.info("%s: the worker %s", self._container, how)
-        outcome.notices.append(
-            f"The Python process of this session {how}. A new one goes on with the variables "
-            "as they were after the last cell that ended."
-        )
-        words = self.acknowledged.die(item.content.get("saved"))
-        if words is not None:
-            self.reports.note_unsaved(words, outcome)
+    def _note_death(self, item: Event, reply: Reply) -> None:
+        self.reports.note_death(item.content, reply)
 
     def _count(self, deaths: int) -> None:
         if deaths > _DEATHS:

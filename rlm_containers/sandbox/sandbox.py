@@ -260,12 +260,12 @@ class Sandbox:
             running = self._life.running
             self.broker.begin_cell()
             start = time.perf_counter()
-            outcome = running.interpreter.request("cell", on_output, **content)
+            reply = running.interpreter.request("cell", on_output, **content)
             elapsed = time.perf_counter() - start
-            result = outcome.result(elapsed, self.broker.take_calls())
-            if not outcome.artifacts:
+            result = reply.result(elapsed, self.broker.take_calls())
+            if not reply.artifacts:
                 return result
-            artifacts = find_artifacts(outcome.artifacts, running.workspace)
+            artifacts = find_artifacts(reply.artifacts, running.workspace)
             return dataclasses.replace(result, artifacts=artifacts)
 
     async def aexecute(

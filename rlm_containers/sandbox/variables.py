@@ -79,12 +79,12 @@ class Variables:
         self.setup.kept = [variable for variable in self.setup.kept if variable.name != name]
         if keep:
             self.setup.kept.append(KeptVariable(name, file, kind))
-        outcome = running.interpreter.request(
+        reply = running.interpreter.request(
             "load", None, name=name, file=file, kind=kind, keep=keep, superseded=superseded
         )
-        if outcome.status != "ok":
+        if reply.status != "ok":
             raise WorkspaceError(
-                f"The variable {name} could not be loaded: {outcome.stderr.strip()}",
+                f"The variable {name} could not be loaded: {reply.stderr.strip()}",
                 container=self._life.name,
             )
 

@@ -20,7 +20,7 @@ from rlm_containers.errors import (
     SetupCodeError,
 )
 from rlm_containers.state import workspaces_directory
-from tests.support import eventually
+from tests.support import eventually, set_grace
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
@@ -199,11 +199,9 @@ def test_an_engine_that_cannot_remove_it_does_not_keep_the_rest(
 
 
 @pytest.mark.parametrize("heeds", [True, False])
-def test_ctrl_c_ends_the_cell_and_keeps_the_session(
-    boxes: Boxes, monkeypatch: pytest.MonkeyPatch, heeds: bool
-) -> None:
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.3)
+def test_ctrl_c_ends_the_cell_and_keeps_the_session(boxes: Boxes, heeds: bool) -> None:
     box = boxes()
+    set_grace(box, 0.3)
     run(box, "kept = 1")
 
     def ctrl_c(name: str, text: str) -> None:
