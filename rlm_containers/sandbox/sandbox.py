@@ -588,4 +588,4 @@ class Sandbox:
 
     async def afork(self, session: str | None = None) -> Self:
         """As :meth:`fork`. If it is cancelled, the fork is closed."""
-        return await call_in_thread(lambda: self.fork(session), discard=Sandbox.close)
+        return await call_in_thread(lambda: self.fork(session), discard=lambda box: box.close())

@@ -19,6 +19,7 @@ from rlm_containers.errors import (
     SandboxLostError,
     SetupCodeError,
 )
+from rlm_containers.lm import Gateway
 from rlm_containers.state import workspaces_directory
 from tests.support import eventually, set_grace
 from tests.unit.guests import PATIENCE, LocalRuntime
@@ -196,6 +197,22 @@ def test_an_engine_that_cannot_remove_it_does_not_keep_the_rest(
     directory = workspace_of(box)
     box.close()
     assert not directory.exists()
+
+
+def test_an_error_in_one_step_of_closing_does_not_keep_the_rest(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(gateway: Gateway) -> None:
+        raise LookupError("no")
+
+    monkeypatch.setattr(Gateway, "close", fail)
+    box = boxes()
+    directory = workspace_of(box)
+    with pytest.raises(LookupError):
+        box.close()
+    assert not directory.exists()
+    assert "closed" in repr(box)
+    box.close()
 
 
 @pytest.mark.parametrize("heeds", [True, False])

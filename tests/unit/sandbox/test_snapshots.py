@@ -360,6 +360,23 @@ def test_a_fork_has_what_the_first_had(boxes: Boxes) -> None:
         assert run(box, "print(llm_query('ho'))").lm_calls[0].prompt == "ho"
 
 
+def test_a_fork_has_the_options_of_the_first_when_the_configuration_has_gone(
+    boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[profiles.short]\nmax_output = 200\n")
+    monkeypatch.setenv("RLM_CONTAINERS_CONFIG", str(path))
+    box = boxes(profile="short")
+    run(box, "x = 1")
+    path.write_text("max_output = 5000\n")
+    with box.fork() as other:
+        assert other.options == box.options
+        path.unlink()
+        with other.fork("branch") as third:
+            assert third.options.max_output == 200
+            assert run(third, "print(x)").stdout == "1\n"
+
+
 def test_a_fork_keeps_its_own_calls(boxes: Boxes) -> None:
     broker = LMBroker(CallableBackend(str.upper, 60.0, AsyncFunctions()))
     box = boxes(lm=broker)
