@@ -58,7 +58,7 @@ class Escalation:
 
     @property
     def is_final(self) -> bool:
-        """Whether an answer that comes after the next action comes too late."""
+        """Whether the next action cannot be undone by an answer."""
         return self._plan[0][1] != "interrupt"
 
     def next_action(self) -> Action:
@@ -94,6 +94,7 @@ class Request:
         unread: how many more items to receive before the next action against it; ``None`` while
             no action is due.
         deaths: how many workers have died during it.
+        saved: after a kill, the last request whose checkpoint is written, as the guest reports it.
     """
 
     number: int
@@ -110,11 +111,27 @@ class Request:
     stop: Escalation | None = None
     unread: int | None = None
     deaths: int = 0
+    saved: object = None
+
+    @property
+    def op(self) -> str:
+        """The operation: one of ``rlm_guest.worker``, or ``"kill"`` or ``"start"`` a worker."""
+        return str(self.message["op"])
 
     @property
     def is_cell(self) -> bool:
         """Whether it runs code of a cell."""
-        return self.message.get("op") == "cell"
+        return self.op == "cell"
+
+    @property
+    def is_startup(self) -> bool:
+        """Whether it replaces a worker, and is not sent to one."""
+        return self.op in ("kill", "start")
+
+    @property
+    def next_is_final(self) -> bool:
+        """Whether an answer that comes after the next action comes too late."""
+        return self.is_startup or (self.stop is not None and self.stop.is_final)
 
     @property
     def step(self) -> int:
@@ -166,9 +183,13 @@ class Deadlines:
             return self.cell_timeout
         return max(self.cell_timeout, self.start_timeout)  # no code of the cell's own
 
-    def worker_starts(self) -> None:
-        """Note that a worker was told to start."""
-        self.ready_by = time.monotonic() + self.start_timeout
+    def worker_starts(self, since: float | None = None) -> None:
+        """Note that a worker starts.
+
+        Args:
+            since: when its time began, in seconds of ``time.monotonic()``; ``None`` for now.
+        """
+        self.ready_by = (time.monotonic() if since is None else since) + self.start_timeout
 
     def worker_is_ready(self) -> None:
         """Note that the worker is ready."""
