@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from rlm_containers.container import (
     prune_once,
 )
 from rlm_containers.errors import SandboxClosedError
-from rlm_containers.images import note_use
 from rlm_containers.interpreter import (
     CellClock,
     Deadlines,
@@ -140,7 +138,6 @@ class Lifecycle:
         """
         options, undo = self._options, self._undo
         runtime = get_runtime(options.runtime)
-        image = self._image.ready(runtime)
         limits = Limits.on(runtime.info(), options, self.name)
         owner = Owner.current(options.session or "")
         remove = runtime.remove_command(self.name)
@@ -171,8 +168,8 @@ class Lifecycle:
             fill(workspace)
         network: Literal["bridge", "none"] | InternalNetwork = options.plain_network
         if lease is not None:
-            undo.callback(lease.give_back)
-            network = lease.take(owner.labels())
+            undo.callback(lease.release)
+            network = lease.acquire(owner.labels())
 
         clock = CellClock(options.lm_timeout)
         broker.join(CallBudget(options.max_lm_calls, options.max_session_lm_calls), clock.waiting)
@@ -181,8 +178,8 @@ class Lifecycle:
         undo.callback(gateway.close)
         launch = Launch(
             runtime=runtime,
-            options=dataclasses.replace(options, image=image),
-            fetch=functools.partial(self._image.fetch, runtime),
+            image=self._image,
+            options=options,
             limits=limits,
             network=network,
             workspace=workspace,
@@ -210,7 +207,6 @@ class Lifecycle:
         interpreter.reports.on_saved = home.note
         interpreter.start()
         prune_once(runtime)
-        note_use(runtime, image)
         self._running = Running(
             runtime=runtime,
             home=home,
