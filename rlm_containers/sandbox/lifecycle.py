@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,6 +32,8 @@ from rlm_containers.state import Home, KeptHome, Owner, Workspace
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
 
 logger = logging.getLogger("rlm_containers")
+
+_Network = Literal["bridge", "none"] | InternalNetwork
 
 #: Seconds for a container to end by itself once its pipe is closed.
 _CLOSE_TIMEOUT = 10.0
@@ -144,29 +146,13 @@ class Lifecycle:
         lease = NetworkLease(runtime) if options.effective_network == "internal" else None
         if lease is not None:
             remove = lease.remove_command(remove)
-
-        home = self._home(new=fill is not None)
-        undo.callback(home.release)
-        try:
-            # Start the reaper first, so that a crash leaves nothing behind.
-            reaper = Reaper(
-                self.name,
-                home.passing_workspace,
-                remove,
-                also=home.passing_snapshots,
-                lock=home.lock,
-            )
-        except BaseException:
-            home.close()
-            raise
-        undo.callback(reaper.dismiss)
-        undo.callback(home.close)
+        home, reaper = self._open_home(remove, new=fill is not None)
         workspace = home.open_workspace(
             runtime.workspace_user(_ids(options.user)), owner.json(runtime=repr(runtime))
         )
         if fill is not None:
             fill(workspace)
-        network: Literal["bridge", "none"] | InternalNetwork = options.plain_network
+        network: _Network = options.plain_network
         if lease is not None:
             undo.callback(lease.release)
             network = lease.acquire(owner.labels())
@@ -242,9 +228,30 @@ class Lifecycle:
         self._running = None
         self._undo.close()
 
-    def _home(self, *, new: bool) -> Home:
+    def _open_home(self, remove: Sequence[str], *, new: bool) -> tuple[Home, Reaper]:
+        """Open the home, and start the reaper before there is anything that a crash could leave.
+
+        Args:
+            remove: the command line that removes the container and its network.
+            new: whether the session must not exist yet.
+        """
         session = self._options.session
-        return KeptHome(self.name, session, new=new) if session else Home(self.name)
+        home = KeptHome(self.name, session, new=new) if session else Home(self.name)
+        self._undo.callback(home.release)
+        try:
+            reaper = Reaper(
+                self.name,
+                home.passing_workspace,
+                remove,
+                also=home.passing_snapshots,
+                lock=home.lock,
+            )
+        except BaseException:
+            home.close()
+            raise
+        self._undo.callback(reaper.dismiss)
+        self._undo.callback(home.close)
+        return home, reaper
 
     def _settle(self, running: Running) -> None:
         """Wait for the last checkpoint of a session, before its container ends."""
@@ -281,9 +288,7 @@ def _ids(user: str | None) -> tuple[int, int] | None:
     return int(uid), int(gid)
 
 
-def _host_route(
-    runtime: Runtime, network: Literal["bridge", "none"] | InternalNetwork
-) -> HostRoute | None:
+def _host_route(runtime: Runtime, network: _Network) -> HostRoute | None:
     """Return how a container on that network reaches this host, if it can."""
     if isinstance(network, InternalNetwork):
         return network.route
