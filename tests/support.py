@@ -160,9 +160,7 @@ def interpreter_of(box: Sandbox) -> Interpreter:
 
     No option of a sandbox sets the grace time, and patched constants would hold for all sandboxes.
     """
-    interpreter = box._interpreter
-    assert interpreter is not None
-    return interpreter
+    return box._life.running.interpreter
 
 
 def set_grace(box: Sandbox, grace: float, kill_timeout: float = 20.0) -> None:

@@ -163,7 +163,7 @@ class _HttpRoute:
             # next one.
             connection.close()
             raise
-        # It has too much to do, and the pipe's own limits are others.
+        # It has no place for another connection, or too much to do; the pipe may still have.
         return None if response.status == http.client.SERVICE_UNAVAILABLE else reply
 
     def _connection(self) -> http.client.HTTPConnection:

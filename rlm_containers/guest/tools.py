@@ -11,9 +11,7 @@ import json
 import socket
 from typing import Any
 
-from . import lm
-
-_PATH = "/tool"
+from . import lm, wire
 
 
 class HostTool:
@@ -42,7 +40,7 @@ class HostTool:
         if _known.get(name) is not self:
             raise NameError("there is no host tool {!r} any more".format(name))
         assert _route is not None  # it was known, so tools were bound
-        answer = json.loads(_route.send(_PATH, _encode(name, args, kwargs)))
+        answer = json.loads(_route.send(wire.TOOL_PATH, _encode(name, args, kwargs)))
         if "result" in answer:
             return answer["result"]
         # Without the frame above, which shows the reader nothing but this line.

@@ -48,6 +48,9 @@ BUNDLE = "/opt/rlm-containers"
 #: The file in the workspace that the variables are saved in.
 STATE = "state.dill"
 
+#: The path of a call of a host function. All other paths are the language model's.
+TOOL_PATH = "/tool"
+
 #: Variables whose short forms are in a message.
 MAX_FORMS = 500
 

@@ -238,7 +238,7 @@ def test_a_callable_that_never_comes_back_is_asked_so_often_and_no_more(
     backend = CallableBackend(ask, timeout=0.1)
     errors = [backend.query("x", None).error or "" for _ in range(3)]
     assert all("lm did not answer in 0.1 s" in error for error in errors)
-    with pytest.raises(ConnectionError, match="3 earlier calls of lm have not come back"):
+    with pytest.raises(ConnectionError, match="3 earlier calls of lm have not returned"):
         backend.query("x", None)
     assert len(asked) == 3
     go_on.set()

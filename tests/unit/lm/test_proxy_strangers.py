@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from rlm_containers.lm import LMProxy, connections
+from rlm_containers.lm import Gate, LMProxy
+from rlm_containers.lm import proxy as proxy_module
 from tests.support import eventually
 
 BODY = b'{"prompt": "x"}'
@@ -238,7 +239,7 @@ def test_a_stranger_that_is_slow_is_sent_away(
     proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch, first: bytes
 ) -> None:
     # Even if it says something all the time: what counts is the time in all.
-    monkeypatch.setattr(connections, "_STRANGER_TIME", 0.5)
+    monkeypatch.setattr(proxy_module, "_STRANGER_TIME", 0.5)
     with connect(proxy) as connection:
         connection.sendall(first)
         with pytest.raises(OSError, match=r"Broken pipe|reset"):
@@ -252,7 +253,7 @@ def test_a_stranger_that_is_slow_is_sent_away(
 def test_the_sandbox_is_not_sent_away(
     proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_STRANGER_TIME", 0.2)
+    monkeypatch.setattr(proxy_module, "_STRANGER_TIME", 0.2)
     asked.go_on.clear()
     with connect(proxy) as slow, connect(proxy) as stranger:
         slow.sendall(request(proxy))
@@ -299,9 +300,8 @@ def test_the_token_is_compared_in_constant_time(
     assert compared == [(f"Bearer {proxy.token}".encode(),) * 2]
 
 
-def test_bodies_in_memory_are_bounded_in_all(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlm_containers.lm.proxy._ROOM", 1_500_000)
-    proxy = LMProxy("127.0.0.1", asked)
+def test_bodies_in_memory_are_bounded_in_all(asked: Asked) -> None:
+    proxy = LMProxy("127.0.0.1", asked, Gate(size=1_500_000))
     body = json.dumps({"prompt": "x" * 400_000}).encode()
     answers: list[bytes] = []
 
@@ -318,7 +318,7 @@ def test_bodies_in_memory_are_bounded_in_all(asked: Asked, monkeypatch: pytest.M
     asked.go_on.set()
     for thread in threads:
         thread.join()
-    # Whoever finds no room once it is read is told so, and asks over the pipe.
+    # A caller whose parsed request does not fit is told so, and asks over the pipe.
     assert set(answers) <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
     assert answers.count(b"HTTP/1.1 200") >= 1
     assert still_serves(proxy)
@@ -328,7 +328,7 @@ def test_bodies_in_memory_are_bounded_in_all(asked: Asked, monkeypatch: pytest.M
 def test_the_sandboxs_own_connections_are_bounded(
     proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_MEMBERS", 3)
+    monkeypatch.setattr(proxy_module, "_MEMBERS", 3)
     asked.go_on.clear()
     members = [connect(proxy) for _ in range(3)]
     for member in members:
@@ -344,10 +344,8 @@ def test_the_sandboxs_own_connections_are_bounded(
     assert eventually(lambda: still_serves(proxy))
 
 
-def test_the_most_are_served_one_after_the_other(
-    proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "_SERVED", 2)
+def test_only_so_many_requests_are_answered_at_once(asked: Asked) -> None:
+    proxy = LMProxy("127.0.0.1", asked, Gate(turns=2))
     asked.go_on.clear()
     members = [connect(proxy) for _ in range(6)]
     for member in members:
@@ -359,6 +357,7 @@ def test_the_most_are_served_one_after_the_other(
     for member in members:
         assert member.recv(65536).startswith(b"HTTP/1.1 200 ")
         member.close()
+    proxy.close()
 
 
 def test_closing_waits_for_nobody(proxy: LMProxy, asked: Asked) -> None:
