@@ -80,8 +80,8 @@ class FileMethods:
             )
         with self._opened_workspace() as (workspace, top), _opened_source(source) as chunks:
             try:
-                with open_below(top, parts[:-1], make_for=workspace.owner) as directory:
-                    create_file(directory, parts[-1], chunks, workspace.owner, 0o644)
+                with open_below(top, parts[:-1], make_for=workspace.ids) as directory:
+                    create_file(directory, parts[-1], chunks, workspace.ids, 0o644)
             except OSError as error:
                 raise self._file_error(parts, "could not be written", error) from error
         return "/".join(parts)

@@ -328,7 +328,7 @@ def test_contents_that_are_not_what_they_say(
 ) -> None:
     header, data = members[1]
     changed = (header, bytes([data[0] ^ 1]) + data[1:])
-    refused(pack(tmp_path / "p", [members[0], changed, *members[2:]]), "should be", store)
+    refused(pack(tmp_path / "p", [members[0], changed, *members[2:]]), "does not match", store)
     refused(pack(tmp_path / "p", [members[0], *members[2:]]), "are missing|belong", store)
     refused(pack(tmp_path / "p", [members[0], members[1], *members[1:]]), "belong", store)
     refused(pack(tmp_path / "p", members[1:]), "does not begin with", store)

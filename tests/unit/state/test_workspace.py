@@ -21,7 +21,7 @@ ROOT = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another us
 
 @pytest.fixture
 def workspace() -> Iterator[Workspace]:
-    workspace = Workspace("rlm-test", ME)
+    workspace = Workspace.create("rlm-test", ME)
     yield workspace
     workspace.remove()
 
@@ -40,16 +40,16 @@ def test_it_is_private_and_below_the_cache(workspace: Workspace, private_cache: 
 
 def test_a_name_that_is_taken_is_refused() -> None:
     # Its reaper would remove the other's directory.
-    one = Workspace("rlm-test", ME)
+    one = Workspace.create("rlm-test", ME)
     with pytest.raises(WorkspaceError, match="exists"):
-        Workspace("rlm-test", ME)
+        Workspace.create("rlm-test", ME)
     assert one.path.is_dir()
     one.remove()
 
 
 @ROOT
 def test_it_belongs_to_the_user_of_the_container() -> None:
-    workspace = Workspace("rlm-test", (65534, 65534))
+    workspace = Workspace.create("rlm-test", (65534, 65534))
     workspace.write("file", [b"x"])
     for path in (workspace.path, workspace.path / "file"):
         assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
@@ -187,7 +187,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(workspace: Workspace) -> None:
 
 
 def test_removing_takes_everything_and_follows_nothing(tmp_path: Path) -> None:
-    workspace = Workspace("rlm-test", ME)
+    workspace = Workspace.create("rlm-test", ME)
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_bytes(b"untouched")
@@ -203,13 +203,13 @@ def test_removing_takes_everything_and_follows_nothing(tmp_path: Path) -> None:
 
 
 def test_removing_what_somebody_else_removed() -> None:
-    workspace = Workspace("rlm-test", ME)
+    workspace = Workspace.create("rlm-test", ME)
     workspace.path.rmdir()
     workspace.remove()
 
 
 def test_removing_a_link_in_its_place_does_not_follow_it(tmp_path: Path) -> None:
-    workspace = Workspace("rlm-test", ME)
+    workspace = Workspace.create("rlm-test", ME)
     (tmp_path / "file").write_bytes(b"untouched")
     workspace.path.rmdir()
     workspace.path.symlink_to(tmp_path)
@@ -221,7 +221,7 @@ def test_removing_a_link_in_its_place_does_not_follow_it(tmp_path: Path) -> None
 def test_no_descriptor_is_left() -> None:
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
-        workspace = Workspace("rlm-test", ME)
+        workspace = Workspace.create("rlm-test", ME)
         workspace.write("file", [b"x"])
         workspace.remove()
     assert os.listdir("/proc/self/fd") == before
@@ -230,7 +230,7 @@ def test_no_descriptor_is_left() -> None:
 def spoil_and_remove(cache: str) -> None:
     """What a cell may do to its own directories, and then the end of its sandbox."""
     os.environ["XDG_CACHE_HOME"] = cache
-    workspace = Workspace("rlm-test", (os.getuid(), os.getgid()))
+    workspace = Workspace.create("rlm-test", (os.getuid(), os.getgid()))
     deep = workspace.path / "a" / "b" / "c"
     deep.mkdir(parents=True)
     (deep / "file").write_text("x")
@@ -268,5 +268,5 @@ def test_no_place_for_a_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(WorkspaceError, match="could not be made") as caught:
-        Workspace("rlm-test", ME)
+        Workspace.create("rlm-test", ME)
     assert "XDG_CACHE_HOME" in caught.value.remedy
