@@ -3,9 +3,9 @@
 Cells write to this directory, so nobody trusts what is in it. The host follows no name in it: it
 holds a descriptor of the directory and works relative to that.
 
-The interpreter and the sandbox reach files through a :class:`Workspace` only. One that is not on
-this machine would offer ``write``, ``has`` and ``copy_to`` in another way; what uses
-:meth:`Workspace.directory` must be changed for it (the files of a sandbox, figures, snapshots).
+Other packages reach the files by the methods of :class:`Workspace` that take names and yield nodes
+or contents. A workspace on another machine would have these methods, too. Only
+:mod:`rlm_containers.state` itself uses descriptors of it, for snapshots.
 """
 
 from __future__ import annotations
@@ -15,13 +15,21 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Self
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Self
 
 from rlm_containers.errors import SessionError, WorkspaceError
 from rlm_containers.state.hostfiles import workspaces_directory
-from rlm_containers.state.nofollow import DIRECTORY, Ids, create_file, give_to
-from rlm_containers.state.trees import copy_tree, give_tree_to
+from rlm_containers.state.nofollow import (
+    DIRECTORY,
+    Ids,
+    create_file,
+    give_to,
+    open_below,
+    open_regular,
+    relative_parts,
+)
+from rlm_containers.state.trees import Node, copy_tree, give_tree_to, walk
 from runtimes.command import EngineCommand
 
 
@@ -147,29 +155,64 @@ class Workspace:
         finally:
             os.close(descriptor)
 
-    def write(self, name: str, chunks: Iterable[bytes]) -> int:
-        """Make or replace a file.
+    def write(
+        self, name: str | PurePosixPath, chunks: Iterable[bytes], *, mode: int = 0o600
+    ) -> int:
+        """Make or replace a file as a whole, and make the directories on its path.
 
         Args:
-            name: the file's name, without any directory.
+            name: its path, as :func:`relative_parts` takes it.
             chunks: its contents.
+            mode: its permissions.
 
         Returns:
             The number of bytes written.
 
         Raises:
-            WorkspaceError: the name has a directory in it, or the disk is full.
+            WorkspaceError: the name cannot be used, the disk is full, or the like.
         """
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise WorkspaceError(f"{name!r} is not the name of a file in the workspace.")
+        *above, last = parts = relative_parts(name)
         try:
-            with self.directory() as directory:
-                return create_file(directory, name, chunks, self.ids)
+            with self.directory() as top, open_below(top, above, make_for=self.ids) as directory:
+                return create_file(directory, last, chunks, self.ids, mode)
         except OSError as error:
             raise WorkspaceError(
-                f"{name} could not be written into the workspace {self.path}: {error.strerror}.",
+                f"{'/'.join(parts)} could not be written into the workspace {self.path}: "
+                f"{error.strerror}.",
                 remedy="Make room on the disk, or remove what stands in the way.",
             ) from error
+
+    @contextlib.contextmanager
+    def read(self, name: str | PurePosixPath) -> Iterator[BinaryIO]:
+        """Open a regular file for reading.
+
+        Args:
+            name: its path, as :func:`relative_parts` takes it.
+
+        Raises:
+            WorkspaceError: it is missing, cannot be read, or is no regular file.
+        """
+        *above, last = parts = relative_parts(name)
+        try:
+            with self.directory() as top, open_below(top, above) as directory:
+                descriptor = open_regular(directory, last)
+        except OSError as error:
+            raise WorkspaceError(
+                f"{'/'.join(parts)} cannot be read in the workspace {self.path}: {error.strerror}.",
+                remedy="list_files() lists what is there. Links are not followed.",
+            ) from error
+        with os.fdopen(descriptor, "rb") as file:
+            yield file
+
+    def nodes(self) -> Iterator[Node]:
+        """Walk everything in it, as :func:`walk` does.
+
+        Raises:
+            WorkspaceError: a directory cannot be read, or there are too many nodes or levels.
+        """
+        with self.directory() as top:
+            for node, _ in walk(top):
+                yield node
 
     def has(self, name: str) -> bool:
         """Tell whether there is anything of that name at the top."""

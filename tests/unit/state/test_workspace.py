@@ -74,8 +74,15 @@ def test_a_file_is_replaced_whole(workspace: Workspace) -> None:
     assert (workspace.path / "file").read_bytes() == b"second"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b", "x/"])
-def test_a_name_with_a_directory_is_refused(workspace: Workspace, name: str) -> None:
+def test_directories_on_the_path_are_made(workspace: Workspace) -> None:
+    workspace.write("a/b/file", [b"contents"])
+    with workspace.read("/workspace/a/b/file") as file:
+        assert file.read() == b"contents"
+    assert [node.path for node in workspace.nodes()] == ["a", "a/b", "a/b/file"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../x", "a/../../x", "a\0b", "x/"])
+def test_a_name_that_leads_elsewhere_is_refused(workspace: Workspace, name: str) -> None:
     with pytest.raises(WorkspaceError, match="is not the name of a file"):
         workspace.write(name, [b"x"])
     assert names(workspace) == []
