@@ -6,8 +6,9 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rlm_containers.errors import SessionError, SessionStateError, SnapshotNotFoundError
@@ -167,15 +168,13 @@ class SnapshotStore:
                     elif entry.kind == "symlink":
                         writer.symlink(entry.path, entry.target)
                     else:
-                        writer.file(entry.path, entry.mode, entry.modified, self._filler(entry))
+                        fill = partial(self.objects.fill, digest=entry.digest, size=entry.size)
+                        writer.file(entry.path, entry.mode, entry.modified, fill)
         except OSError as error:
             raise SessionError(
                 f"The files of the snapshot {snapshot.id} could not be written: {error.strerror}.",
                 remedy="Make room on the disk. Nothing has been changed.",
             ) from error
-
-    def _filler(self, entry: SnapshotEntry) -> Callable[[int], object]:
-        return lambda target: self.objects.fill(target, entry.digest, entry.size)
 
     @contextlib.contextmanager
     def staged(self, snapshot: Snapshot, workspace: Workspace) -> Iterator[Staged]:

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from rlm_containers.errors import WorkspaceError
@@ -270,13 +271,10 @@ def copy_tree(source: int, target: int, ids: Ids) -> None:
                 writer.directory(node.path, node.mode, node.modified)
             elif node.kind == "file":
                 with opened(node, directory) as descriptor:
-                    writer.file(node.path, node.mode, node.modified, _copier(descriptor, node.size))
+                    fill = partial(copy_contents, descriptor, size=node.size)
+                    writer.file(node.path, node.mode, node.modified, fill)
             elif node.kind == "symlink":
                 writer.symlink(node.path, os.readlink(node.name, dir_fd=directory))
-
-
-def _copier(source: int, size: int) -> Callable[[int], int]:
-    return lambda target: copy_contents(source, target, size)
 
 
 def give_tree_to(top: int, ids: Ids) -> None:

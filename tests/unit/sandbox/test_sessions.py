@@ -30,8 +30,7 @@ from rlm_containers.errors import (
     SetupCodeError,
     WorkspaceError,
 )
-from rlm_containers.state import Manifest, Owner, SessionStore, Workspace
-from rlm_containers.state.hostfiles import sessions_directory
+from rlm_containers.state import Manifest, Owner, SessionStore, Workspace, sessions_directory
 from rlm_containers.state.lock import SessionLock, owner_of
 from tests.support import eventually, warnings_of
 from tests.unit.guests import PATIENCE, LocalRuntime

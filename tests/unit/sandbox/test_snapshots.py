@@ -23,8 +23,14 @@ from rlm_containers.errors import (
     WorkspaceError,
 )
 from rlm_containers.lm import AsyncFunctions, CallableBackend, LMBroker
-from rlm_containers.state import Manifest, SessionStore, Snapshot, Workspace
-from rlm_containers.state.hostfiles import passing_snapshots_directory, sessions_directory
+from rlm_containers.state import (
+    Manifest,
+    SessionStore,
+    Snapshot,
+    Workspace,
+    passing_snapshots_directory,
+    sessions_directory,
+)
 from rlm_containers.state.snapshot_store import SnapshotStore
 from tests.unit.guests import LocalRuntime, await_end
 from tests.unit.sessions import DIE, Boxes, run, settle, workspace_of

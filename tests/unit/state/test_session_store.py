@@ -24,8 +24,7 @@ from rlm_containers.errors import (
     SessionNotFoundError,
     SnapshotNotFoundError,
 )
-from rlm_containers.state import SessionStore, export_session, import_session
-from rlm_containers.state.hostfiles import sessions_directory
+from rlm_containers.state import SessionStore, export_session, import_session, sessions_directory
 from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import Boxes, run
 
