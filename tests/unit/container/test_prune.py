@@ -14,7 +14,7 @@ import pytest
 from rlm_containers import Sandbox
 from rlm_containers.container.prune import PrunedSandboxes, prune
 from rlm_containers.errors import EngineUnavailableError
-from rlm_containers.state import Owner, Workspace, record_of, workspaces_directory
+from rlm_containers.state import Owner, Workspace, owner_file, workspaces_directory
 from runtimes import ContainerRecord
 from runtimes.base import NetworkRecord
 from tests.support import eventually
@@ -60,7 +60,7 @@ def labels_of(owner: Owner | None) -> dict[str, str]:
 @pytest.fixture
 def left(private_cache: Path) -> Workspace:
     """The workspace of somebody who is gone."""
-    workspace = Workspace("rlm-left", ME, GONE.json(runtime="x"))
+    workspace = Workspace.create("rlm-left", ME, GONE.json(runtime="x"))
     workspace.write("file", [b"x"])
     (workspace.path / "locked").mkdir()
     (workspace.path / "locked").chmod(0)
@@ -82,7 +82,7 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
         "rlm-old": "",  # of a version that kept no record
     }
     for name, record in others.items():
-        Workspace(name, ME, record)
+        Workspace.create(name, ME, record)
     strays = [
         workspaces_directory() / name for name in (".owner", "..owner", "....owner", "x.owner")
     ]
@@ -90,14 +90,14 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
         stray.write_text(GONE.json())
     assert prune() == PrunedSandboxes(workspaces=["rlm-left"])
     assert not left.path.exists()
-    assert not record_of(left.path).exists()
+    assert not owner_file(left.path).exists()
     for stray in strays:
         stray.unlink()
     for name in others:
         path = workspaces_directory() / name
         assert path.is_dir()
         path.rmdir()
-        record_of(path).unlink(missing_ok=True)
+        owner_file(path).unlink(missing_ok=True)
     run(box, "x = 1")
     assert workspace_of(box).is_dir()
     assert prune() == PrunedSandboxes()
@@ -105,9 +105,9 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
 
 def test_a_record_alone_goes_too(left: Workspace) -> None:
     left.remove()
-    record_of(left.path).write_text(GONE.json())
+    owner_file(left.path).write_text(GONE.json())
     prune()
-    assert not record_of(left.path).exists()
+    assert not owner_file(left.path).exists()
 
 
 def test_links_of_the_dead_are_not_followed(left: Workspace, tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ def test_what_may_still_have_a_container_elsewhere_is_kept_for_the_next_start(
     left: Workspace,
 ) -> None:
     answering = Engine()
-    broken = Workspace("rlm-broken", ME, GONE.json(runtime=repr(Broken())))
-    here = Workspace("rlm-here", ME, GONE.json(runtime=repr(answering)))
+    broken = Workspace.create("rlm-broken", ME, GONE.json(runtime=repr(Broken())))
+    here = Workspace.create("rlm-here", ME, GONE.json(runtime=repr(answering)))
     pruned = prune([Broken(), answering], everywhere=False)
     assert pruned.workspaces == ["rlm-here"]
     assert not here.path.exists()
     for kept in (left, broken):
         assert kept.path.is_dir()
-        assert record_of(kept.path).exists()
+        assert owner_file(kept.path).exists()
     assert sorted(prune().workspaces) == ["rlm-broken", "rlm-left"]
 
 
@@ -203,7 +203,7 @@ def test_what_a_killed_host_has_left_goes_with_the_next_start(
 
     boxes.local = Named()
     living = boxes()
-    assert eventually(lambda: not path.exists() and not record_of(path).exists(), PATIENCE)
+    assert eventually(lambda: not path.exists() and not owner_file(path).exists(), PATIENCE)
     run(living, "x = 1")
     assert workspace_of(living).is_dir()
     # Once is enough, and costs the engine nothing where there is nobody's record.
@@ -220,7 +220,7 @@ def test_a_start_asks_no_engine_where_nobody_has_left_anything(
     monkeypatch.setattr(PRUNE, "prune", lambda *where, **how: looked.append(where))
     boxes.local = Engine()
     box = boxes()
-    record = record_of(workspace_of(box))
+    record = owner_file(workspace_of(box))
     assert Owner.from_json(record.read_text()) == Owner.current()
     box.close()
     assert not record.exists()
@@ -230,6 +230,6 @@ def test_a_start_asks_no_engine_where_nobody_has_left_anything(
 def test_a_workspace_that_cannot_be_made_leaves_no_record(private_cache: Path) -> None:
     (workspaces_directory() / "rlm-taken").mkdir(parents=True)
     with pytest.raises(Exception, match="could not be made"):
-        Workspace("rlm-taken", ME, GONE.json())
-    assert not record_of(workspaces_directory() / "rlm-taken").exists()
+        Workspace.create("rlm-taken", ME, GONE.json())
+    assert not owner_file(workspaces_directory() / "rlm-taken").exists()
     (workspaces_directory() / "rlm-taken").rmdir()
