@@ -28,11 +28,6 @@ from rlm_containers.state import (
 #: Bytes that :meth:`FileMethods.get_file` returns at most unless told otherwise.
 MAX_SIZE = 256 * 1024**2
 
-#: What the guest keeps the variables in, beside the files of the cells.
-_STATE = frozenset(
-    (".blobs", *(f"{wire.STATE}{end}" for end in ("", ".new", ".previous", ".previous.new")))
-)
-
 
 class FileMethods:
     """What :class:`~rlm_containers.sandbox.sandbox.Sandbox` has for files.
@@ -72,7 +67,7 @@ class FileMethods:
         elif name is None:
             raise OptionError("Bytes have no name of their own: give name=….")
         parts = relative_parts(name)
-        if parts[0] in _STATE:
+        if parts[0] in wire.RESERVED:
             raise WorkspaceError(
                 f"{parts[0]!r} belongs to the session's saved state.",
                 remedy="Give the file another name.",
@@ -152,7 +147,7 @@ class FileMethods:
             return tuple(
                 WorkspaceFile(name=node.path, size=node.size, modified=node.modified / 1e9)
                 for node, _ in walk(top)
-                if node.kind == "file" and node.path.partition("/")[0] not in _STATE
+                if node.kind == "file" and node.path.partition("/")[0] not in wire.RESERVED
             )
 
     def _copy(self, descriptor: int, size: int, parts: tuple[str, ...], target: Path) -> Path:

@@ -108,7 +108,7 @@ class SnapshotMethods:
             found = self._home.snapshots.get(snapshot)
             # What belongs to the host, such as a compacted history, is not the cells' to go back.
             kept = {item["file"] for item in self._told["kept"]}
-            state = (wire.STATE, f"{wire.STATE}.previous")
+            state = (wire.STATE, wire.PREVIOUS_STATE)
             has_state = any(entry.path in state for entry in found.entries)
             with self._home.snapshots.staged(found, self._workspace) as staged:
                 lost = session.restart(lambda: staged.swap(kept), restores=has_state)
