@@ -19,7 +19,7 @@ from .shortforms import error_text
 from .streams import StandardStreams, print_exception, print_exit_code
 
 #: Where the workspace of the host is mounted.
-WORKSPACE = "/workspace"
+WORKSPACE = wire.WORKSPACE
 
 
 class Worker:
@@ -165,7 +165,7 @@ class Worker:
 
     def open_checkpoint(self) -> Any:
         if self.checkpoint is None:
-            from .checkpoint import Checkpoint  # imports dill, which remembers __main__
+            from .state.checkpoint import Checkpoint  # late: dill is slow, and remembers __main__
 
             self.checkpoint = Checkpoint(WORKSPACE)
         return self.checkpoint
@@ -334,14 +334,14 @@ def workspace_modules() -> Iterator[None]:
 
 def has_state() -> bool:
     """Whether an earlier sandbox has left anything to go on from."""
-    names = ("state.dill", "state.dill.previous")
+    names = (wire.STATE, wire.PREVIOUS_STATE)
     return any(os.path.lexists(os.path.join(WORKSPACE, name)) for name in names)
 
 
 def state_stamp() -> list[int]:
     """The length of the state file and its time, by which the host knows what a report is about."""
     try:
-        found = os.stat(os.path.join(WORKSPACE, "state.dill"))
+        found = os.stat(os.path.join(WORKSPACE, wire.STATE))
     except OSError:
         return [0, 0]  # a cell has removed it
     return [found.st_size, found.st_mtime_ns]

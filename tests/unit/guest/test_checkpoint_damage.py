@@ -24,7 +24,7 @@ import json, os, sys
 from rlm_guest.namespace import Namespace
 kept = sys.modules["__main__"]  # this program, which the namespace replaces
 Namespace()
-from rlm_guest.checkpoint import Checkpoint
+from rlm_guest.state.checkpoint import Checkpoint
 directory = sys.argv[1]
 path = os.path.join(directory, "state.dill")
 good = open(path, "rb").read()
@@ -255,7 +255,7 @@ import sys
 from rlm_guest.namespace import Namespace
 kept = sys.modules["__main__"]  # this program, which the namespace replaces
 namespace = Namespace()
-from rlm_guest.checkpoint import Checkpoint
+from rlm_guest.state.checkpoint import Checkpoint
 values = namespace.values
 report = Checkpoint(sys.argv[1]).load(values)
 assert report["lost"] == [], report

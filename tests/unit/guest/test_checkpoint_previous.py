@@ -70,8 +70,8 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "another version": (version, "it has format 9, and this is for format 2"),
     "a longer file": (longer, "end is missing"),
     "other contents": (other, "end is missing"),
-    "a directory": (replaced_by(Path.mkdir), "is no regular file"),
-    "a FIFO": (replaced_by(os.mkfifo), "is no regular file"),
+    "a directory": (replaced_by(Path.mkdir), "is not a regular file"),
+    "a FIFO": (replaced_by(os.mkfifo), "is not a regular file"),
     "a link to itself": (replaced_by(lambda path: path.symlink_to(path.name)), "symbolic links"),
     "a link to a device": (replaced_by(lambda path: path.symlink_to("/dev/zero")), "regular file"),
 }
