@@ -25,7 +25,7 @@ watch = MemoryWatch(root)
 seen = []
 for name, text in steps:
     open(root + name, "w").write(text)
-    seen.append([watch.look(), watch.report()])
+    seen.append([watch.new_kills(), watch.report()])
 print(json.dumps(seen))
 """
 
