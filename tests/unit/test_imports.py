@@ -265,18 +265,22 @@ def test_what_is_public() -> None:
     for name in rlm_containers.__all__:
         assert getattr(rlm_containers, name).__module__
     assert set(runtimes.__all__) == {
+        "PROXY_VARIABLES",
         "BuildSpec",
         "ContainerProcess",
         "ContainerRecord",
         "ContainerSpec",
+        "EngineCommand",
         "EngineInfo",
         "GpuRequest",
         "HostRoute",
         "ImageRecord",
         "InternalNetwork",
         "Mount",
+        "NetworkRecord",
         "Runtime",
         "get_runtime",
+        "runtime_names",
     }
     for package in (rlm_containers, runtimes):
         for name in package.__all__:

@@ -171,7 +171,7 @@ def test_a_container_beside_a_build_that_does_not_come_up(tmp_path: Path, spec: 
     cli.answer("buildx version", exit_code=1)
     cli.answer("version", "28.2.2\n")
     cli.answer("run", stderr="this image has no Python\n", exit_code=1)
-    with pytest.raises(ImageBuildError, match="did not come up: this image has no Python"):
+    with pytest.raises(ImageBuildError, match="did not start: this image has no Python"):
         docker(cli).build(spec)
     assert not cli.called("build")
 

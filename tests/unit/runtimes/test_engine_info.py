@@ -176,7 +176,7 @@ def test_what_podman_says(
 
 def test_podman_is_reached_at_its_bridge_while_a_container_runs(tmp_path: Path) -> None:
     route = podman(fake_podman(tmp_path)).host_route()
-    assert route == HostRoute(bind="10.88.0.1", address="10.88.0.1", needs_container=True)
+    assert route == HostRoute(bind="10.88.0.1", address="10.88.0.1")
 
 
 def test_podman_with_cni_networks(tmp_path: Path) -> None:
