@@ -109,22 +109,27 @@ def _plan(folder: Path) -> tuple[Bundle, list[Distribution], list[Distribution]]
 def _digest(packages: list[Distribution]) -> str:
     """Changes with anything that a bundle consists of."""
     digest = hashlib.sha256()
-    for source in sorted(_GUEST.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for source in _guest_sources():
+        digest.update(source.as_posix().encode() + b"\0" + (_GUEST / source).read_bytes())
     for package in packages:
         digest.update(f"{package.metadata['Name']} {package.version}\0".encode())
     digest.update(sys.implementation.cache_tag.encode())  # the compiled files' version
     return digest.hexdigest()[:16]
 
 
+def _guest_sources() -> list[Path]:
+    """List the guest's modules, those of its sub-packages too, by their paths within it."""
+    return sorted(source.relative_to(_GUEST) for source in _GUEST.rglob("*.py"))
+
+
 def _build(path: Path, dill: list[Distribution], requests: list[Distribution]) -> None:
     """Make the bundle under another name first: two processes may do so at once."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        guest = temporary / "guest" / "rlm_guest"
-        guest.mkdir(parents=True)
-        for source in _GUEST.glob("*.py"):
-            shutil.copyfile(source, guest / source.name)
+        for source in _guest_sources():
+            target = temporary / "guest" / "rlm_guest" / source
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(_GUEST / source, target)
         for folder, packages in (("dill", dill), ("requests", requests)):
             for package in packages:
                 _copy_package(package, temporary / folder)
