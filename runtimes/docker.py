@@ -63,7 +63,8 @@ class DockerRuntime(ContainerEngine):
                 "check DOCKER_HOST, or use another runtime.",
             )
         raw = parse_info(result)
-        version = check_version(str(raw.get("ServerVersion", "")), MINIMUM, "Docker")
+        version_text = str(raw.get("ServerVersion", ""))
+        version = check_version(version_text, minimum=MINIMUM, engine="Docker", other="Podman")
         security = [str(option) for option in raw.get("SecurityOptions") or ()]
         self._desktop = "Docker Desktop" in str(raw.get("OperatingSystem", ""))
         rootless = any("name=rootless" in option for option in security)

@@ -274,18 +274,20 @@ def parse_version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in match.group().split(".")) if match else (0,)
 
 
-def check_version(text: str, minimum: tuple[int, ...], engine: str) -> tuple[int, ...]:
+def check_version(
+    text: str, *, minimum: tuple[int, ...], engine: str, other: str
+) -> tuple[int, ...]:
     """Return an engine's version.
 
     Raises:
-        UnsupportedByEngineError: it is older than ``minimum``.
+        UnsupportedByEngineError: it is older than ``minimum``; the remedy names the other engine.
     """
     version = parse_version(text)
     if version < minimum:
         raise UnsupportedByEngineError(
             f"{engine} is version {text or 'unknown'}; "
             f"the oldest that works here is {'.'.join(map(str, minimum))}.",
-            remedy="Upgrade it, or use another engine.",
+            remedy=f"Upgrade it, or use {other}.",
         )
     return version
 

@@ -72,7 +72,7 @@ class PodmanRuntime(ContainerEngine):
         host: Mapping[str, Any] = raw.get("host") or {}
         security: Mapping[str, Any] = host.get("security") or {}
         version_text = str((raw.get("version") or {}).get("Version", ""))
-        version = check_version(version_text, MINIMUM, "Podman")
+        version = check_version(version_text, minimum=MINIMUM, engine="Podman", other="Docker")
         # Before 5.0 a rootless network is slirp4netns unless configured otherwise; 6.0 has no
         # slirp4netns. In between podman says which one it is.
         backend = str(host.get("rootlessNetworkCmd") or "")

@@ -51,10 +51,10 @@ def test_a_mistake_in_the_file(program: Program, file: Path) -> None:
 
 
 def test_a_file_that_is_right(program: Program, file: Path) -> None:
-    assert "which is fine" in program("config", "check").stdout
+    assert "none is needed" in program("config", "check").stdout
     file.write_text('[profiles.big]\nmemory = "2g"\n')
     done = program("config", "check", RLM_CONTAINERS_MEMROY="1g")
-    assert (done.returncode, done.stdout) == (0, f"{file} is right, with the profiles big.\n")
+    assert (done.returncode, done.stdout) == (0, f"{file} is correct, with the profiles big.\n")
     assert "RLM_CONTAINERS_MEMROY is no option" in done.stderr
 
 

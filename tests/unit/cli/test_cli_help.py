@@ -188,9 +188,9 @@ def test_prune_says_what_would_go(engines: Program) -> None:
     done = engines("prune", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split() for line in done.stdout.splitlines()] == [
-        ["KIND", "NAME", "WHAT", "BECAME", "OF", "IT"],
-        ["container", "rlm-2\ufffd[2J", "would", "go"],
-        ["network", "rlm-net", "would", "go"],
+        ["KIND", "NAME", "RESULT"],
+        ["container", "rlm-2\ufffd[2J", "would", "be", "removed"],
+        ["network", "rlm-net", "would", "be", "removed"],
     ]
 
 

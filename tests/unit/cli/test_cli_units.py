@@ -7,7 +7,7 @@ import time
 import click
 import pytest
 
-from rlm_containers.cli.progress import Steps
+from rlm_containers.cli.terminal import Steps
 from rlm_containers.cli.units import AGE, SIZE, ago
 
 
