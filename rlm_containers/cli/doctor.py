@@ -40,11 +40,12 @@ _PLAIN_MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped":
 def command(
     ctx: click.Context, runtimes: tuple[str, ...], image: str | None, pull: bool, as_json: bool
 ) -> None:
-    """Check whether sandboxes work here, and say what to do if they do not.
+    """Check whether sandboxes work here.
 
-    For each engine it checks: whether it is found and answers, its version, whether it is rootless,
-    SELinux, the image, the start of a container, a cell and its time, the workspace, whether limits
-    are enforced, how llm_query() reaches this host, and whether everything is cleaned up.
+    What to do stands below each failure. For each engine it checks: whether it is found and
+    answers, its version, whether it is rootless, SELinux, the image, the start of a container, a
+    cell and its time, the workspace, whether limits are enforced, how llm_query() reaches this
+    host, and whether everything is cleaned up.
 
     The exit code is 0 if sandboxes work, on every engine that was named or else on any, and 1
     otherwise.

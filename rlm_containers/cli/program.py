@@ -72,7 +72,10 @@ def program() -> None:
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script that makes a shell complete commands, options and their values."""
+    """Print a shell's completion script.
+
+    It completes commands, options and the values of options.
+    """
     from click.shell_completion import get_completion_class
 
     found = get_completion_class(shell)

@@ -27,10 +27,11 @@ from rlm_containers.cli.terminal import print_table, say, show_error
 @json_option
 @click.pass_context
 def command(ctx: click.Context, dry_run: bool, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove the containers, networks and workspaces that dead processes have left behind.
+    """Remove what dead processes have left behind.
 
-    What belongs to living processes, other users or other machines stays, and so do named sessions.
-    The exit code is 1 if something could not be removed.
+    That is containers, networks and workspaces. What belongs to living processes, other users or
+    other machines stays, and so do named sessions. The exit code is 1 if something could not be
+    removed.
     """
     from rlm_containers.container import prune
 

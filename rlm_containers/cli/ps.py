@@ -24,10 +24,10 @@ from rlm_containers.cli.terminal import print_table
 @runtimes_option
 @json_option
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """List the containers of sandboxes of all users, with the process that owns each.
+    """List the containers of sandboxes and their owners.
 
-    "(gone)" marks an owner that was killed together with its reaper. `prune` removes what it left
-    behind.
+    The owner is the process that started the container; it may be another user's. "(gone)" marks
+    an owner that was killed together with its reaper. `prune` removes what it left behind.
     """
     from rlm_containers.state import LABEL, Owner
 
