@@ -8,6 +8,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
@@ -54,6 +55,7 @@ def given_options(ctx: click.Context) -> dict[str, Any]:
     return dict(ctx.meta.get(_META, {}))
 
 
+@cache
 def _hints() -> dict[str, Any]:
     """Map every option to the type that a caller may give, in the order of the fields."""
     hints = {"image": str, **get_type_hints(OptionArguments)}
@@ -65,8 +67,6 @@ def _spelling(name: str) -> tuple[str, str]:
     word = name.replace("_", "-")
     if _is_list(_hints()[name]):
         word = word.removesuffix("s")  # each value is given by itself
-    if _is_switch(_hints()[name]):
-        return f"--{word}/--no-{word}", name
     return f"--{word}", name
 
 
@@ -79,9 +79,7 @@ def _attributes(name: str) -> dict[str, Any]:
         "help": _help(name),
     }
     choices = _choices(hint)
-    if _is_switch(hint):
-        pass
-    elif _is_mapping(hint):
+    if _is_mapping(hint):
         attributes |= {"multiple": True, "metavar": "NAME[=VALUE]"}
         attributes["help"] += " NAME alone takes the value from this environment."
     elif _is_list(hint):
@@ -136,10 +134,6 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _is_switch(hint: Any) -> bool:
-    return bool in _alternatives(hint)
-
-
 def _is_mapping(hint: Any) -> bool:
     return any(get_origin(kind) is Mapping or kind is Mapping for kind in _origins(hint))
 
@@ -160,7 +154,7 @@ def _choices(hint: Any) -> list[str]:
     """Return the words that are allowed, or none if other values are allowed, too."""
     words: list[str] = []
     for kind in _alternatives(hint):
-        if get_origin(kind) is Literal and all(isinstance(w, str) for w in get_args(kind)):
+        if get_origin(kind) is Literal:
             words += get_args(kind)
         elif kind is not type(None):
             return []
@@ -182,11 +176,12 @@ def _help(name: str) -> str:
     first = re.split(r"(?<=[a-z0-9)\"])\. (?=[A-Z])", text)[0].rstrip(".;")
     sentence = first[:1].upper() + first[1:] + "."
     default = SandboxOptions.__dataclass_fields__[name].default
-    if isinstance(default, str | int | float) and not isinstance(default, bool):
+    if isinstance(default, str | int | float):
         sentence += f" [default: {default}]"
     return sentence.replace("None", "none")
 
 
+@cache
 def _descriptions() -> dict[str, str]:
     """Map each attribute to its description in the class's docstring."""
     documentation = inspect.cleandoc(SandboxOptions.__doc__ or "")

@@ -26,7 +26,6 @@ _ALLOWED = r"\x1b\[[0-9;:]*[mK]"
 _CONTROL = re.compile(rf"({_ALLOWED})|[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,32})?\Z")
 
-
 _LOGGERS = ("rlm_containers", "runtimes")
 
 
