@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
-import functools
 import logging
 import threading
 from collections.abc import Callable
@@ -21,7 +19,6 @@ from rlm_containers.container import (
     prune_once,
 )
 from rlm_containers.errors import SandboxError
-from rlm_containers.images import note_use
 from rlm_containers.interpreter import CellClock, Deadlines, Interpreter, Pipe
 from rlm_containers.lm import LMBroker, LMProxy, PipeCalls
 from rlm_containers.options import SandboxOptions
@@ -103,7 +100,6 @@ class LifeMethods:
 
     def _start(self) -> None:
         self._runtime = runtime = get_runtime(self.options.runtime)
-        image = self._image.ready(runtime)
         limits = Limits.on(runtime.info(), self.options, self.name)
         owner = Owner.current(self.options.session or "")
         labels = owner.labels()
@@ -125,10 +121,10 @@ class LifeMethods:
             self._seed(self._workspace)
         launch = Launch(
             runtime=runtime,
-            options=dataclasses.replace(self.options, image=image),
-            fetch=functools.partial(self._image.fetch, runtime),
+            image=self._image,
+            options=self.options,
             limits=limits,
-            network=self._lease.take(labels) if self._lease else self.options.plain_network,
+            network=self._lease.acquire(labels) if self._lease else self.options.plain_network,
             workspace=self._workspace,
             name=self.name,
             labels=labels,
@@ -149,7 +145,6 @@ class LifeMethods:
         self._interpreter.reports.on_saved = home.note
         self._interpreter.start()
         prune_once(runtime)
-        note_use(runtime, image)
         self._go_on(self.python_version)
         if self.setup_code and home.is_new and self._seed is None:
             self.run_setup(self.setup_code)
@@ -222,7 +217,7 @@ class LifeMethods:
             self._proxy.close()
         self._calls.close()
         if self._lease is not None:
-            self._lease.give_back()
+            self._lease.release()
         try:
             if self._home is not None:
                 self._home.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 from rlm_containers.errors import WorkspaceError
 from rlm_containers.state.hostfiles import workspaces_directory
 from rlm_containers.state.nofollow import FileOwner, create_file, give_to
-from runtimes.command import EngineCommand
+from runtimes import EngineCommand
 
 
 def record_of(path: Path) -> Path:

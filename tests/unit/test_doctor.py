@@ -36,9 +36,7 @@ def test_an_engine_that_works(program: Program) -> None:
         "found", "answers", "version", "root", "SELinux", "image", "start", "cell", "workspace",
         "limits", "llm_query", "clean-up",
     ]  # fmt: skip
-    assert {name for name, check in checks.items() if check["status"] == "failed"} == {
-        "workspace"
-    } - {"workspace"}
+    assert not [name for name, check in checks.items() if check["status"] == "failed"]
     assert checks["version"]["detail"] == "local 1.0"
     assert checks["root"]["detail"] == "rootless, cgroups v2"
     assert "ms for `x = 1`" in checks["cell"]["detail"]
