@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from rlm_containers.errors import WorkspaceError
 from rlm_containers.interpreter import Artifact
-from rlm_containers.state import Workspace, open_below, open_regular, relative_parts
+from rlm_containers.state import Workspace, relative_parts
 
 #: What matplotlib writes, by the end of its name; of another kind nothing is reported. Not from
 #: :mod:`mimetypes`, which reads what this machine has installed.
@@ -42,10 +42,8 @@ def found_artifacts(names: Iterable[str], workspace: Workspace) -> tuple[Artifac
             continue
         try:
             parts = relative_parts(name)
-            with workspace.directory() as top, open_below(top, parts[:-1]) as directory:
-                descriptor = open_regular(directory, parts[-1])
-                size = os.fstat(descriptor).st_size
-                os.close(descriptor)
+            with workspace.read(name) as file:
+                size = os.fstat(file.fileno()).st_size
         except (OSError, WorkspaceError, UnicodeEncodeError):
             continue
         found.append(Artifact(path="/".join(parts), mime_type=mime_type, size=size))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -17,12 +16,9 @@ from rlm_containers.state import (
     CHUNK,
     Workspace,
     copy_contents,
-    create_file,
     free_space,
-    open_below,
-    open_regular,
     relative_parts,
-    walk,
+    replace_file,
 )
 
 #: Bytes that :meth:`FileMethods.get_file` returns at most unless told otherwise.
@@ -78,12 +74,8 @@ class FileMethods:
                 remedy="Give the file another name.",
                 container=self.name,
             )
-        with self._opened_workspace() as (workspace, top), _opened_source(source) as chunks:
-            try:
-                with open_below(top, parts[:-1], make_for=workspace.owner) as directory:
-                    create_file(directory, parts[-1], chunks, workspace.owner, 0o644)
-            except OSError as error:
-                raise self._file_error(parts, "could not be written", error) from error
+        with _opened_source(source) as chunks:
+            self._open_workspace().write("/".join(parts), chunks, mode=0o644)
         return "/".join(parts)
 
     @overload
@@ -116,27 +108,18 @@ class FileMethods:
             SandboxClosedError: the sandbox is not running.
         """
         parts = relative_parts(name)
-        with self._opened_workspace() as (_, top):
-            try:
-                with open_below(top, parts[:-1]) as directory:
-                    descriptor = open_regular(directory, parts[-1])
-            except OSError as error:
-                raise self._file_error(parts, "cannot be read", error) from error
-            try:
-                size = os.fstat(descriptor).st_size
-                if to is not None:
-                    return self._copy(descriptor, size, parts, Path(to))
-                if size > max_size:
-                    raise WorkspaceError(
-                        f"{'/'.join(parts)} is {size:,} bytes long, and no more than {max_size:,} "
-                        "are taken at once.",
-                        remedy="Copy it to a file, with get_file(name, to=…), or raise max_size.",
-                        container=self.name,
-                    )
-                with os.fdopen(os.dup(descriptor), "rb") as file:
-                    return file.read(size)
-            finally:
-                os.close(descriptor)
+        with self._open_workspace().read(name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if to is not None:
+                return self._copy(file.fileno(), size, parts, Path(to))
+            if size > max_size:
+                raise WorkspaceError(
+                    f"{'/'.join(parts)} is {size:,} bytes long, and no more than {max_size:,} "
+                    "are taken at once.",
+                    remedy="Copy it to a file, with get_file(name, to=…), or raise max_size.",
+                    container=self.name,
+                )
+            return file.read(size)
 
     def list_files(self) -> tuple[WorkspaceFile, ...]:
         """The regular files in the workspace, in all its directories, sorted by their names.
@@ -148,54 +131,37 @@ class FileMethods:
                 directories more than 100 deep.
             SandboxClosedError: the sandbox is not running.
         """
-        with self._opened_workspace() as (_, top):
-            return tuple(
-                WorkspaceFile(name=node.path, size=node.size, modified=node.modified / 1e9)
-                for node, _ in walk(top)
-                if node.kind == "file" and node.path.partition("/")[0] not in _STATE
-            )
+        return tuple(
+            WorkspaceFile(name=node.path, size=node.size, modified=node.modified / 1e9)
+            for node in self._open_workspace().nodes()
+            if node.kind == "file" and node.path.partition("/")[0] not in _STATE
+        )
 
     def _copy(self, descriptor: int, size: int, parts: tuple[str, ...], target: Path) -> Path:
         if target.is_dir():
             target /= parts[-1]
-        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
         try:
-            copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            try:
-                if size > free_space(copy):
+            with replace_file(target) as copy:
+                if size > free_space(copy.fileno()):
                     raise WorkspaceError(
                         f"{'/'.join(parts)} is {size:,} bytes long, and {target.parent} has no "
                         "room for it.",
                         container=self.name,
                     )
-                copy_contents(descriptor, copy, size)
-            finally:
-                os.close(copy)
-            temporary.replace(target)
+                copy_contents(descriptor, copy.fileno(), size)
         except OSError as error:
             raise WorkspaceError(
                 f"{'/'.join(parts)} could not be copied to {target}: {error.strerror}.",
                 container=self.name,
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         return target
 
-    @contextlib.contextmanager
-    def _opened_workspace(self) -> Iterator[tuple[Workspace, int]]:
+    def _open_workspace(self) -> Workspace:
         if self._closed:
             raise self._not_open("was closed")
         if self._workspace is None:
             raise self._not_open("has not been started")
-        with self._workspace.directory() as descriptor:
-            yield self._workspace, descriptor
-
-    def _file_error(self, parts: tuple[str, ...], what: str, error: OSError) -> WorkspaceError:
-        return WorkspaceError(
-            f"{'/'.join(parts)} {what} in the workspace: {error.strerror}.",
-            remedy="list_files() lists what is there. Links are not followed.",
-            container=self.name,
-        )
+        return self._workspace
 
 
 @contextlib.contextmanager

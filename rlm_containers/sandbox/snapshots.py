@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
-from rlm_containers.errors import OptionError, SessionError, SessionStateError, WorkspaceError
+from rlm_containers.errors import OptionError, SessionStateError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter import Interpreter, UnsavedVariable
 from rlm_containers.lm import LMBroker, LMCallable
 from rlm_containers.options import SandboxOptions
 from rlm_containers.sandbox.awaiting import call_in_thread
 from rlm_containers.sandbox.tools import ToolFunction
-from rlm_containers.state import Home, Snapshot, Workspace, copy_tree
+from rlm_containers.state import Home, Snapshot, Workspace
 
 logger = logging.getLogger("rlm_containers")
 
@@ -72,8 +71,7 @@ class SnapshotMethods:
             raise OptionError(f"note must be a string, not {type(note).__name__}.")
         with self._lock:
             home, workspace = self._settled()
-            with workspace.directory() as top:
-                return home.snapshots.take(top, home.manifest, note).id
+            return home.snapshots.create(workspace, home.manifest, note).id
 
     def snapshots(self) -> list[Snapshot]:
         """The snapshots that there are, the oldest first."""
@@ -165,7 +163,7 @@ class SnapshotMethods:
             other._told["kept"] = [dict(item) for item in self._told["kept"]]
             other._told["kept_names"] = list(self._told["kept_names"])
             other._files = {name: (None, count) for name, (_, count) in self._files.items()}
-            other._seed = lambda copy: _copy(workspace, copy)
+            other._seed = workspace.copy_to
             return other.start()
 
     async def asnapshot(self, note: str = "") -> str:
@@ -242,8 +240,7 @@ class SnapshotMethods:
             return
         # The next checkpoint will not have them, so that a way back must be kept before it.
         why = f"before Python {python}" if foreign else "before variables were dropped"
-        with self._workspace.directory() as top:
-            snapshot = home.snapshots.take(top, before, why)
+        snapshot = home.snapshots.create(self._workspace, before, why)
         said = []
         if foreign:
             said.append(f"was made with Python {before.python}, and this is {python}")
@@ -259,17 +256,3 @@ class SnapshotMethods:
             "; ".join(said),
             snapshot.id,
         )
-
-
-def _copy(source: Workspace, target: Workspace) -> None:
-    try:
-        with source.directory() as top, target.directory() as copy:
-            copy_tree(top, copy, target.owner)
-    except WorkspaceError:
-        raise
-    except OSError as error:
-        raise SessionError(
-            f"The workspace could not be copied to {target.path}: {error.strerror}.",
-            remedy="Make room on the disk.",
-            container=os.path.basename(target.path),
-        ) from error

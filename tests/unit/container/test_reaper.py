@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlm_containers.container import Reaper
-from rlm_containers.state import record_of
+from rlm_containers.state import owner_file
 from tests.support import eventually
 from tests.unit.guests import PATIENCE, await_end
 
@@ -85,12 +85,12 @@ def test_an_owner_that_is_killed(tmp_path: Path, workspace: Path, number: int) -
 
 
 def test_an_owner_that_ends_without_dismissing_its_reaper(workspace: Path) -> None:
-    record_of(workspace).write_text("whose it is")
+    owner_file(workspace).write_text("whose it is")
     process, reaper = owner(workspace, "true")
     process.communicate(timeout=PATIENCE)
     assert await_end(reaper)
     assert not workspace.exists()
-    assert not record_of(workspace).exists()
+    assert not owner_file(workspace).exists()
 
 
 def test_a_remove_command_that_fails_or_is_missing(workspace: Path) -> None:
