@@ -31,8 +31,7 @@ from rlm_containers.options import (
 )
 from rlm_containers.sandbox import Sandbox
 from rlm_containers.state import LABEL, workspaces_directory
-from runtimes import EngineInfo, Runtime, get_runtime
-from runtimes.detect import runtime_names
+from runtimes import EngineInfo, Runtime, get_runtime, runtime_names
 
 __all__ = ["Check", "CheckStatus", "Diagnosis", "EngineReport", "diagnose"]
 

@@ -22,8 +22,7 @@ from rlm_containers.state import (
     remove_tree,
     workspaces_directory,
 )
-from runtimes import ContainerRecord, Runtime
-from runtimes.base import NetworkRecord
+from runtimes import ContainerRecord, NetworkRecord, Runtime
 
 logger = logging.getLogger("rlm_containers")
 

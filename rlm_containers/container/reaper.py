@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlm_containers.state import owner_file
-from runtimes.command import EngineCommand
+from runtimes import EngineCommand
 
 # Arguments: tenths of a second to wait for the client; the workspace to remove, its owner file, and
 # another directory to remove, each of which may be empty; the command line that removes the

@@ -30,7 +30,7 @@ from rlm_containers.state.nofollow import (
     relative_parts,
 )
 from rlm_containers.state.trees import Node, copy_tree, give_tree_to, walk
-from runtimes.command import EngineCommand
+from runtimes import EngineCommand
 
 
 def owner_file(workspace: Path) -> Path:

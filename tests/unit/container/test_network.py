@@ -98,7 +98,7 @@ def test_podman_is_told_an_address(tmp_path: Path) -> None:
     network = runtime.make_internal_network("rlm-net", LABELS)
     (made,) = cli.called("network", "create")
     (gateway,) = [word.removeprefix("--gateway=") for word in made if word.startswith("--gateway")]
-    assert network.route == HostRoute(bind=gateway, address=gateway, needs_container=True)
+    assert network.route == HostRoute(bind=gateway, address=gateway)
     assert f"--subnet={gateway.removesuffix('.1')}.0/24" in made
     assert "--disable-dns" in made
 

@@ -13,7 +13,7 @@ import pytest
 from rlm_containers.errors import OptionError
 from rlm_containers.images import pip as pipsettings
 from rlm_containers.images.pip import pip_secrets, warn_of_proxies
-from runtimes.builder import PROXIES
+from runtimes import PROXY_VARIABLES
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +164,7 @@ def test_directories_of_this_host(
 def test_proxies_on_the_loopback_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in PROXIES:
+    for name in PROXY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
     monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
