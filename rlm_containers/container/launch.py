@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlm_containers import images
-from rlm_containers.container import bundle as guest
+from rlm_containers.container.bundle import TOO_OLD, Bundle, guest_bundle
 from rlm_containers.container.limits import Limits
 from rlm_containers.errors import (
     ContainersError,
@@ -144,7 +144,7 @@ class Launch:
             ContainerStartError: the engine refused.
             SandboxStartError: the guest did not come up.
         """
-        bundle = guest.guest_bundle()
+        bundle = guest_bundle()
         image = self.image.get(self.runtime)
         searched = False
         retries = _RETRIES
@@ -215,7 +215,7 @@ class Launch:
             # complains about this call too, which is less important.
             logger.info("%s: %s", self.name, error)
 
-    def _spec(self, image: str, interpreter: str, bundle: guest.Bundle) -> ContainerSpec:
+    def _spec(self, image: str, interpreter: str, bundle: Bundle) -> ContainerSpec:
         options, limits = self.options, self.limits
         strict = options.isolation == "strict"
         assert options.gpus is None or isinstance(options.gpus, GpuRequest)
@@ -276,10 +276,10 @@ class Launch:
         return f"it was killed for its memory{may}"
 
     def _start_error(
-        self, spec: ContainerSpec, closed: Closed, bundle: guest.Bundle, started: float
+        self, spec: ContainerSpec, closed: Closed, bundle: Bundle, started: float
     ) -> Exception:
         needed = ".".join(str(part) for part in bundle.python)
-        if closed.exit_code == guest.TOO_OLD:
+        if closed.exit_code == TOO_OLD:
             return GuestPythonError(
                 f"The Python in the image {spec.image!r} is too old: {_last_line(closed.stderr)}.",
                 remedy=f"Use an image with Python {needed} or later.",
