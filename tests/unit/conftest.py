@@ -19,13 +19,9 @@ from tests.unit.terminal import Program
 
 
 @pytest.fixture(scope="session", autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Workspaces, sessions and bundles go below this directory and not into the user's."""
-    directory = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(directory))
-        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
-        yield directory
+def private_cache(cache: Path) -> Path:
+    """Keep workspaces, sessions and bundles out of the user's own cache."""
+    return cache
 
 
 @pytest.fixture(scope="session")
@@ -67,18 +63,6 @@ def boxes(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Boxes]:
 def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No other sessions than this test's."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
-@pytest.fixture
-def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For those that do not even answer to being killed."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.PATIENCE", 0.5)
-
-
-@pytest.fixture
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what takes no notice of an interrupt, however much time it has."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.4)
 
 
 @pytest.fixture(params=["pipe", "http"])
