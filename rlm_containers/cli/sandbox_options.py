@@ -7,13 +7,13 @@ import inspect
 import os
 import re
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from rlm_containers.errors import OptionError
-from rlm_containers.options import OptionArguments, SandboxOptions, accepted
+from rlm_containers.options import OptionArguments, SandboxOptions, read_option
 
 _META = "rlm_containers.sandbox_options"
 
@@ -109,29 +109,11 @@ def _collect(ctx: click.Context, option: click.Parameter, value: Any) -> None:
     name = option.name
     assert name is not None
     if _is_mapping(_hints()[name]):
-        readings: Iterable[Any] = (_pairs(value),)
-    elif isinstance(value, str):
-        readings = _readings(value)
-    else:
-        readings = (value,)
+        value = _pairs(value)
     try:
-        ctx.meta.setdefault(_META, {})[name] = accepted(name, readings)
+        ctx.meta.setdefault(_META, {})[name] = read_option(name, value)
     except OptionError as error:
         raise click.BadParameter(str(error), ctx=ctx, param=option) from None
-
-
-def _readings(text: str) -> Iterator[object]:
-    """What a word may mean, for the option to take the first that it can."""
-    yield text
-    if text == "none":
-        yield None
-    for number in (int, float):
-        try:
-            yield number(text)
-        except ValueError:
-            pass
-    if "," in text:
-        yield text.split(",")
 
 
 def _pairs(words: Iterable[str]) -> dict[str, str]:

@@ -205,7 +205,7 @@ def export_command(name: str, file: Path, no_snapshots: bool, force: bool) -> No
 @command.command("import", examples=(("Under another name", "sessions import work.tgz --name w2"),))
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", help="What to call it. [default: as it was called]")
-@click.option("--max-size", type=SIZE, metavar="SIZE", help="Refuse more. [default: 64GB]")
+@click.option("--max-size", type=SIZE, metavar="SIZE", help="Refuse more. [default: 64GiB]")
 def import_command(file: Path, name: str | None, max_size: int | None) -> None:
     """Make a session of a file, and print its name.
 

@@ -1,19 +1,22 @@
-"""Every option of a sandbox, with its default and its check."""
+"""Every option of a sandbox: its type, its default, its check and its documentation."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, TypedDict
 
 from rlm_containers.errors import OptionError
 from rlm_containers.options.conflicts import check_conflicts
-from rlm_containers.options.mounts import user_mounts
-from rlm_containers.options.sizes import AUTO, parse_size
 from rlm_containers.options.values import (
+    AUTO,
+    as_bytes,
+    as_dict,
+    as_mounts,
+    as_tuple,
     gpu_request,
     is_count,
     is_cpus,
@@ -21,12 +24,13 @@ from rlm_containers.options.values import (
     is_environment,
     is_memory,
     is_pids,
-    is_positive,
+    is_seconds,
     is_text,
     is_text_or_none,
+    is_texts,
     is_user,
     path_text,
-    sequence,
+    readings,
     with_group,
     wrong_value,
 )
@@ -35,18 +39,16 @@ from runtimes import GpuRequest, Mount, Runtime
 
 
 class _Default(str):
-    """A default that can be told from what a caller gave, should that be the same."""
+    """A default that differs by identity from the same text given by a caller."""
 
     __slots__ = ()
 
 
-#: The image of sandboxes for which none is named, here or in the configuration.
+#: The image of sandboxes that name none, with arguments or in the configuration.
 DEFAULT_IMAGE: str = _Default("python:3.11-slim")
 
 #: What a container can reach.
 Network = Literal["bridge", "none", "internal"]
-
-_LISTS = ("packages", "system_packages", "run_args")
 
 
 class OptionArguments(TypedDict, total=False):
@@ -76,6 +78,35 @@ class OptionArguments(TypedDict, total=False):
     max_lm_calls: int | None
     max_session_lm_calls: int | None
     max_output: int
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What an option takes.
+
+    Attributes:
+        expected: the values in words, after "must be".
+        accepts: whether a converted value is right.
+        convert: turns what a caller gives into what is kept.
+    """
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    convert: Callable[[Any], object]
+
+
+def _takes(
+    expected: str,
+    accepts: Callable[[Any], bool],
+    convert: Callable[[Any], object] = lambda value: value,
+) -> dict[str, _Rule]:
+    """Make the metadata of an option's field; see :class:`_Rule`."""
+    return {"rule": _Rule(expected, accepts, convert)}
+
+
+def _is_image(value: object) -> bool:
+    # With a dash it would be read as an option of `run`.
+    return is_text(value) and not str(value).startswith("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +143,9 @@ class SandboxOptions:
             workspace; the GID is the same number if it is left out. ``None`` for an unprivileged
             user that can.
         memory: the most memory the container may use, without any swap: bytes, at least 32 MiB,
-            or a string such as ``"512m"`` or ``"2g"``. ``"auto"``: half of what the engine's
-            machine has, if the engine enforces it. ``None`` for no limit.
+            or a string such as ``"512m"``, ``"2g"`` or ``"2GB"`` (``k``, ``m``, ``g``, ``t`` and
+            ``KiB`` to ``TiB`` count in 1024s; ``KB`` to ``TB`` in 1000s). ``"auto"``: half of what
+            the engine's machine has, if the engine enforces it. ``None`` for no limit.
         cpus: the processors' time that it may use: ``0.5`` is half a processor's; ``None`` for
             no limit.
         pids: the most processes and threads it may have, at least 16. ``"auto"``: 1024, if the
@@ -143,145 +175,182 @@ class SandboxOptions:
         max_output: characters that are kept of each of a cell's two output streams.
     """
 
-    profile: str | None = None
-    image: str = DEFAULT_IMAGE
-    packages: tuple[str, ...] = ()
-    requirements: str | None = None
-    system_packages: tuple[str, ...] = ()
-    dockerfile: str | None = None
-    setup_code: str | None = None
-    runtime: str | Runtime | None = None
-    isolation: Literal["default", "strict"] = "default"
-    network: Network | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    mounts: tuple[Mount, ...] = ()
-    user: str | None = None
-    memory: int | str | None = AUTO
-    cpus: float | None = None
-    pids: int | str | None = AUTO
-    disk: int | str | None = None
-    gpus: GpuRequest | Literal["all"] | int | Iterable[str | int] | None = None
-    run_args: tuple[str, ...] = ()
-    session: str | None = None
-    start_timeout: float = 60.0
-    cell_timeout: float | None = None
-    lm_timeout: float = 600.0
-    max_lm_calls: int | None = None
-    max_session_lm_calls: int | None = None
-    max_output: int = 1_000_000
+    profile: str | None = field(
+        default=None, metadata=_takes("the name of a profile or None", is_text_or_none)
+    )
+    image: str = field(default=DEFAULT_IMAGE, metadata=_takes("the name of an image", _is_image))
+    packages: tuple[str, ...] = field(
+        default=(), metadata=_takes("a list of requirements", is_texts, as_tuple)
+    )
+    requirements: str | None = field(
+        default=None, metadata=_takes("a path or None", is_text_or_none, path_text)
+    )
+    system_packages: tuple[str, ...] = field(
+        default=(), metadata=_takes("a list of names", is_texts, as_tuple)
+    )
+    dockerfile: str | None = field(
+        default=None, metadata=_takes("a path, a text or None", is_text_or_none, path_text)
+    )
+    setup_code: str | None = field(
+        default=None, metadata=_takes("a string or None", lambda v: isinstance(v, str | None))
+    )
+    runtime: str | Runtime | None = field(
+        default=None,
+        metadata=_takes(
+            'a name such as "podman", a path or a Runtime',
+            lambda v: isinstance(v, (str, Runtime, type(None))),
+        ),
+    )
+    isolation: Literal["default", "strict"] = field(
+        default="default",
+        metadata=_takes('"default" or "strict"', lambda v: v in ("default", "strict")),
+    )
+    network: Network | None = field(
+        default=None,
+        metadata=_takes(
+            '"bridge", "none", "internal" or None',
+            lambda v: v in ("bridge", "none", "internal", None),
+        ),
+    )
+    env: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=_takes("a mapping of strings to strings", is_environment, as_dict),
+    )
+    mounts: tuple[Mount, ...] = field(
+        default=(),
+        metadata=_takes("a list of mounts", lambda v: isinstance(v, tuple), as_mounts),
+    )
+    user: str | None = field(
+        default=None,
+        metadata=_takes('"UID" or "UID:GID", in numbers, or None', is_user, with_group),
+    )
+    memory: int | str | None = field(
+        default=AUTO,
+        metadata=_takes(
+            'a number of bytes, at least 32 MiB, a string such as "2g", "auto" or None',
+            is_memory,
+            as_bytes,
+        ),
+    )
+    cpus: float | None = field(
+        default=None,
+        metadata=_takes("a number of processors, at least 0.01, or None", is_cpus),
+    )
+    pids: int | str | None = field(
+        default=AUTO,
+        metadata=_takes('a number of processes, at least 16, "auto" or None', is_pids),
+    )
+    disk: int | str | None = field(
+        default=None,
+        metadata=_takes(
+            'a number of bytes, at least 1 MiB, a string such as "2g" or None', is_disk, as_bytes
+        ),
+    )
+    gpus: GpuRequest | Literal["all"] | int | Iterable[str | int] | None = field(
+        default=None,
+        metadata=_takes(
+            '"all", a number, a list of indices or UUIDs, or None',
+            lambda v: isinstance(v, GpuRequest | None),
+            gpu_request,
+        ),
+    )
+    run_args: tuple[str, ...] = field(
+        default=(), metadata=_takes("a list of strings", is_texts, as_tuple)
+    )
+    session: str | None = field(
+        default=None,
+        metadata=_takes(
+            "up to 64 letters, digits, '.', '_' and '-', or None",
+            lambda v: v is None or is_session_name(v),
+        ),
+    )
+    start_timeout: float = field(default=60.0, metadata=_takes("a number of seconds", is_seconds))
+    cell_timeout: float | None = field(
+        default=None,
+        metadata=_takes("a number of seconds or None", lambda v: v is None or is_seconds(v)),
+    )
+    lm_timeout: float = field(default=600.0, metadata=_takes("a number of seconds", is_seconds))
+    max_lm_calls: int | None = field(default=None, metadata=_takes("a number or None", is_count))
+    max_session_lm_calls: int | None = field(
+        default=None, metadata=_takes("a number or None", is_count)
+    )
+    max_output: int = field(
+        default=1_000_000,
+        metadata=_takes(
+            "a number of characters, at least 100", lambda v: v is not None and is_count(v, 100)
+        ),
+    )
 
     def __post_init__(self) -> None:
-        for name, value in (
-            *((name, sequence(name, "a list of strings", getattr(self, name))) for name in _LISTS),
-            *((name, path_text(getattr(self, name))) for name in ("requirements", "dockerfile")),
-            ("mounts", user_mounts(sequence("mounts", "a list of mounts", self.mounts))),
-            ("memory", parse_size(self.memory)),
-            ("disk", parse_size(self.disk)),
-            ("user", with_group(self.user)),
-            ("gpus", gpu_request(self.gpus)),
-        ):
-            object.__setattr__(self, name, value)
-        if isinstance(self.env, Mapping):
-            object.__setattr__(self, "env", dict(self.env))  # the caller's may change
-        for name, expected, good in (
-            ("profile", "the name of a profile or None", is_text_or_none(self.profile)),
-            ("image", "the name of an image", is_text(self.image)),
-            ("packages", "a list of requirements", all(map(is_text, self.packages))),
-            ("requirements", "a path or None", is_text_or_none(self.requirements)),
-            ("system_packages", "a list of names", all(map(is_text, self.system_packages))),
-            ("dockerfile", "a path, a text or None", is_text_or_none(self.dockerfile)),
-            ("setup_code", "a string or None", isinstance(self.setup_code, str | None)),
-            (
-                "runtime",
-                'a name such as "podman", a path or a Runtime',
-                self.runtime is None or isinstance(self.runtime, (str, Runtime)),
-            ),
-            ("isolation", '"default" or "strict"', self.isolation in ("default", "strict")),
-            (
-                "network",
-                '"bridge", "none", "internal" or None',
-                self.network in ("bridge", "none", "internal", None),
-            ),
-            ("env", "a mapping of strings to strings", is_environment(self.env)),
-            ("user", '"UID" or "UID:GID", in numbers, or None', is_user(self.user)),
-            (
-                "memory",
-                'a number of bytes, at least 32 MiB, a string such as "2g", "auto" or None',
-                is_memory(self.memory),
-            ),
-            ("cpus", "a number of processors, at least 0.01, or None", is_cpus(self.cpus)),
-            ("pids", 'a number of processes, at least 16, "auto" or None', is_pids(self.pids)),
-            (
-                "disk",
-                'a number of bytes, at least 1 MiB, a string such as "2g" or None',
-                is_disk(self.disk),
-            ),
-            (
-                "gpus",
-                '"all", a number, a list of indices or UUIDs, or None',
-                self.gpus is None or isinstance(self.gpus, GpuRequest),
-            ),
-            ("run_args", "a list of strings", all(map(is_text, self.run_args))),
-            (
-                "session",
-                "up to 64 letters, digits, '.', '_' and '-', or None",
-                self.session is None or is_session_name(self.session),
-            ),
-            ("start_timeout", "a number of seconds", is_positive(self.start_timeout)),
-            (
-                "cell_timeout",
-                "a number of seconds or None",
-                self.cell_timeout is None or is_positive(self.cell_timeout),
-            ),
-            ("lm_timeout", "a number of seconds", is_positive(self.lm_timeout)),
-            ("max_lm_calls", "a number or None", is_count(self.max_lm_calls)),
-            ("max_session_lm_calls", "a number or None", is_count(self.max_session_lm_calls)),
-            (
-                "max_output",
-                "a number of characters, at least 100",
-                is_count(self.max_output) and (self.max_output or 0) >= 100,
-            ),
-        ):
-            if not good:
-                raise wrong_value(name, expected, getattr(self, name))
-        if self.image.startswith("-"):
-            # It would be read as an option of `run`.
-            raise wrong_value("image", "the name of an image", self.image)
-        check_conflicts(vars(self))
+        for option in dataclasses.fields(self):
+            kept = _checked(option.name, getattr(self, option.name))
+            object.__setattr__(self, option.name, kept)
+        check_conflicts(self)
 
     @property
     def effective_network(self) -> Network:
-        """The network, also where ``network`` leaves it to the isolation."""
+        """The network, which the isolation decides where ``network`` is ``None``."""
         return self.network or ("none" if self.isolation == "strict" else "bridge")
 
     @property
     def plain_network(self) -> Literal["bridge", "none"]:
-        """The same where it is one that the engine has already."""
+        """The effective network as one that every engine has; internal ones count as bridges."""
         return "none" if self.effective_network == "none" else "bridge"
 
-    @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
-        """Options from keyword arguments.
 
-        Args:
-            arguments: as a user wrote them.
-            also: names that the caller itself accepts, to be suggested for a misspelt one.
+_OPTIONS = {option.name: option for option in dataclasses.fields(SandboxOptions)}
 
-        Raises:
-            OptionError: an argument is unknown (the message names the nearest that is not), or
-                has a wrong type or value.
-        """
-        known = {option.name for option in dataclasses.fields(cls)}
-        for name in arguments:
-            if name not in known:
-                raise unknown_option(name, {*known, *also})
-        return cls(**arguments)
+
+def read_option(name: str, value: object, *, typed: bool = False) -> object:
+    """Read an option's value from the command line, a variable or the configuration file.
+
+    Args:
+        name: the option.
+        value: a text, or a value of another type, which means itself.
+        typed: whether the source has numbers and lists of its own, as TOML does: a text means
+            itself or, if it is ``"none"``, ``None``. Otherwise it may mean anything that
+            :func:`~rlm_containers.options.values.readings` knows.
+
+    Returns:
+        The first reading that the option accepts, as a caller would give it.
+
+    Raises:
+        OptionError: the option accepts none. The message is that for the text itself.
+    """
+    if not isinstance(value, str):
+        meanings: Iterable[object] = (value,)
+    elif typed:
+        meanings = (value, None) if value == "none" else (value,)
+    else:
+        meanings = readings(value)
+    refusals = []
+    for meaning in meanings:
+        try:
+            _checked(name, meaning)
+        except OptionError as error:
+            refusals.append(error)
+        else:
+            return meaning
+    raise refusals[0]
+
+
+def _checked(name: str, value: object) -> object:
+    """Convert and check an option's value.
+
+    Raises:
+        OptionError: the option does not take it.
+    """
+    rule: _Rule = _OPTIONS[name].metadata["rule"]
+    kept = rule.convert(value)
+    if not rule.accepts(kept):
+        raise wrong_value(name, rule.expected, value)
+    return kept
 
 
 def unknown_option(name: str, known: Iterable[str]) -> OptionError:
-    """The error for an argument that nothing takes."""
+    """Make the error for an argument that nothing takes; it names the nearest of ``known``."""
     names = sorted(known)
-    # "environment" is no misspelt "requirements", though it has more letters of it than of "env".
+    # Prefixes come second: "environment" means "env", though "requirements" is more like it.
     near = (
         difflib.get_close_matches(name, names, n=1, cutoff=0.7)
         or [other for other in names if other.startswith(name) or name.startswith(other)]

@@ -1,7 +1,15 @@
 """What is kept on the host: workspaces, sessions, snapshots."""
 
 from rlm_containers.state.home import Home, KeptHome
-from rlm_containers.state.hostfiles import is_session_name, passing_snapshots_directory
+from rlm_containers.state.hostfiles import (
+    cache_directory,
+    is_session_name,
+    locked,
+    passing_snapshots_directory,
+    replace_file,
+    sessions_directory,
+    workspaces_directory,
+)
 from rlm_containers.state.manifest import Manifest
 from rlm_containers.state.nofollow import (
     CHUNK,
@@ -23,7 +31,6 @@ from rlm_containers.state.workspace import (
     record_of,
     recorded_by,
     remove_tree,
-    workspaces_directory,
 )
 
 __all__ = [
@@ -37,6 +44,7 @@ __all__ = [
     "SessionStore",
     "Snapshot",
     "Workspace",
+    "cache_directory",
     "copy_contents",
     "copy_tree",
     "create_file",
@@ -44,6 +52,7 @@ __all__ = [
     "free_space",
     "import_session",
     "is_session_name",
+    "locked",
     "open_below",
     "open_regular",
     "passing_snapshots_directory",
@@ -51,6 +60,8 @@ __all__ = [
     "recorded_by",
     "relative_parts",
     "remove_tree",
+    "replace_file",
+    "sessions_directory",
     "walk",
     "workspaces_directory",
 ]

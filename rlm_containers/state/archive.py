@@ -18,7 +18,6 @@ import gzip
 import io
 import json
 import os
-import secrets
 import stat
 import tarfile
 import zlib
@@ -29,7 +28,7 @@ from typing import BinaryIO, Self, cast
 
 from rlm_containers.errors import ArchiveError, SessionStateError
 from rlm_containers.interpreter import UntrustedJSON
-from rlm_containers.state.hostfiles import is_session_name
+from rlm_containers.state.hostfiles import is_session_name, replace_file
 from rlm_containers.state.nofollow import free_space
 from rlm_containers.state.objects import ObjectStore, is_digest
 from rlm_containers.state.snapshots import Snapshot, SnapshotEntry
@@ -141,9 +140,8 @@ def write_archive(path: Path, archive: Archive, objects: ObjectStore) -> None:
         ArchiveError: it cannot be written.
         SessionStateError: an object is missing or damaged.
     """
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as plain, _packed(plain, path) as file:
+        with replace_file(path) as plain, _packed(plain, path) as file:
             index = archive.to_json()
             _check_length(index)
             _write_member(file, _INDEX, len(index), io.BytesIO(index))
@@ -151,15 +149,11 @@ def write_archive(path: Path, archive: Archive, objects: ObjectStore) -> None:
                 with objects.opened(digest, size) as source:
                     _write_member(file, _OBJECTS + digest, size, source)
             file.write(bytes(2 * _BLOCK))
-        temporary.replace(path)
     except OSError as error:
         raise ArchiveError(
             f"The session could not be exported to {path}: {error.strerror}.",
             remedy="Make room, or name a directory that is there and can be written to.",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _check_length(index: bytes) -> None:

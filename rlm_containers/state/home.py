@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from rlm_containers.errors import SessionError, WorkspaceError
-from rlm_containers.state.hostfiles import passing_snapshots_directory, sessions_directory
+from rlm_containers.state.hostfiles import (
+    passing_snapshots_directory,
+    sessions_directory,
+    workspaces_directory,
+)
 from rlm_containers.state.lock import SessionLock
 from rlm_containers.state.manifest import Manifest, now
 from rlm_containers.state.nofollow import FileOwner
 from rlm_containers.state.snapshot_store import SnapshotStore
 from rlm_containers.state.trees import give_tree_to
-from rlm_containers.state.workspace import Workspace, remove_tree, workspaces_directory
+from rlm_containers.state.workspace import Workspace, remove_tree
 
 logger = logging.getLogger("rlm_containers")
 

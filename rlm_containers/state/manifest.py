@@ -5,10 +5,7 @@ The host never loads ``state.dill``, so this is how anybody but a container know
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from rlm_containers.interpreter import UnsavedVariable
+from rlm_containers.state.hostfiles import replace_file
 
 FORMAT = 1
 
@@ -148,7 +146,8 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write it, in place of the one that is there."""
-        write_file(path, json.dumps(self.to_json(), indent=1).encode())
+        with replace_file(path) as file:
+            file.write(json.dumps(self.to_json(), indent=1).encode())
 
 
 def now() -> str:
@@ -166,34 +165,6 @@ def check_time(value: object) -> str:
         raise ValueError("a time is no text")
     datetime.fromisoformat(value)
     return value
-
-
-def write_file(path: Path, contents: bytes, *, durable: bool = False) -> None:
-    """Write a file of the host's own whole or not at all.
-
-    Args:
-        path: where.
-        contents: what.
-        durable: whether it must be on the disk when this returns.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(contents)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if durable:
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def _is_size(value: object) -> bool:

@@ -11,17 +11,15 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from rlm_containers.errors import SessionStateError
+from rlm_containers.state.hostfiles import temporary_file
 from rlm_containers.state.nofollow import CHUNK, copy_contents
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-_TEMPORARY = "new-"
 
 
 def is_digest(value: object) -> bool:
@@ -69,7 +67,8 @@ class ObjectStore:
             if self.size(digest) == length:
                 return digest, length
             os.lseek(source, 0, os.SEEK_SET)
-        with self._temporary() as (path, target):
+        with self._temporary() as (path, file):
+            target = file.fileno()
             copy_contents(source, target, size)
             # Of the copy, since a process in the container may write to the file meanwhile.
             os.lseek(target, 0, os.SEEK_SET)
@@ -86,7 +85,7 @@ class ObjectStore:
             OSError: there is no room.
         """
         found = hashlib.sha256()
-        with self._temporary() as (path, target):
+        with self._temporary() as (path, file):
             left = size
             while left:
                 chunk = source.read(min(left, CHUNK))
@@ -94,12 +93,11 @@ class ObjectStore:
                     break
                 found.update(chunk)
                 left -= len(chunk)
-                view = memoryview(chunk)
-                while view:
-                    view = view[os.write(target, view) :]
+                file.write(chunk)
             if left or found.hexdigest() != digest:
                 raise SessionStateError(f"The object {digest[:12]}… is not what it should be.")
-            self._settle(path, target, digest)
+            file.flush()
+            self._settle(path, file.fileno(), digest)
 
     def fill(self, target: int, digest: str, size: int) -> None:
         """Write an object into an open file.
@@ -140,17 +138,9 @@ class ObjectStore:
             }
         return self._sizes
 
-    @contextlib.contextmanager
-    def _temporary(self) -> Iterator[tuple[Path, int]]:
+    def _temporary(self) -> contextlib.AbstractContextManager[tuple[Path, BinaryIO]]:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self.directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            yield path, descriptor
-        finally:
-            os.close(descriptor)
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+        return temporary_file(self.directory)
 
     def _settle(self, temporary: Path, descriptor: int, digest: str) -> None:
         """Give an object its name, once it is on the disk: later ones will rely on it."""

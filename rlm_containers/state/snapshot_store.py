@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlm_containers.errors import SessionError, SessionStateError, SnapshotNotFoundError
-from rlm_containers.state.manifest import Manifest, write_file
+from rlm_containers.state.hostfiles import replace_file
+from rlm_containers.state.manifest import Manifest
 from rlm_containers.state.nofollow import FileOwner
 from rlm_containers.state.objects import ObjectStore
 from rlm_containers.state.snapshots import ID_LENGTH, Snapshot, SnapshotEntry
@@ -94,7 +95,8 @@ class SnapshotStore:
         path = self._record(snapshot.id)
         if not path.exists():
             self._records.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_file(path, json.dumps(snapshot.to_json()).encode(), durable=True)
+            with replace_file(path, durable=True) as file:
+                file.write(json.dumps(snapshot.to_json()).encode())
 
     def all(self) -> list[Snapshot]:
         """Those that there are, the oldest first. One that is damaged is left out."""
@@ -207,7 +209,8 @@ class SnapshotStore:
         if snapshot is None:
             self._intent.unlink(missing_ok=True)
         else:
-            write_file(self._intent, snapshot.id.encode(), durable=True)
+            with replace_file(self._intent, durable=True) as file:
+                file.write(snapshot.id.encode())
 
     def _find(self, snapshot: str) -> Path:
         if _ID.fullmatch(str(snapshot)) is None:

@@ -14,16 +14,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import platformdirs
-
 from rlm_containers.errors import WorkspaceError
+from rlm_containers.state.hostfiles import workspaces_directory
 from rlm_containers.state.nofollow import FileOwner, create_file, give_to
 from runtimes.command import EngineCommand
-
-
-def workspaces_directory() -> Path:
-    """Where workspaces are made: below the user's cache, which virtual machines share too."""
-    return platformdirs.user_cache_path("rlm-containers") / "workspaces"
 
 
 def record_of(path: Path) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxLostError
 from tests.conftest import MakeBox
-from tests.support import Engine, eventually, execute, printed
+from tests.support import Engine, eventually, execute, interpreter_of, printed, set_grace
 
 LIMIT = 1.0
 NOTICE = "The cell reached its limit of 1 s (cell_timeout) and was interrupted.\n"
@@ -48,15 +48,13 @@ def lm_box(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For those that do not even answer to being killed."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.PATIENCE", 0.5)
-
-
-@pytest.fixture
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_grace(box: Sandbox) -> Iterator[None]:
     """For cells that take no notice of an interrupt, however much time they have."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.5)
+    deadlines = interpreter_of(box).deadlines
+    before = deadlines.grace
+    set_grace(box, 0.5)
+    yield
+    set_grace(box, before)
 
 
 def test_a_runaway_cell_is_interrupted_and_keeps_its_variables(box: Sandbox) -> None:
@@ -159,10 +157,8 @@ def test_processes_that_multiply_die_too(box: Sandbox) -> None:
     assert eventually(lambda: printed(box, f"{DAEMON}\nprint({living} <= 3)") == "True\n")
 
 
-def test_an_interrupt_that_is_ignored_ends_in_a_kill(
-    box: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.3)
+@pytest.mark.usefixtures("short_grace")
+def test_an_interrupt_that_is_ignored_ends_in_a_kill(box: Sandbox) -> None:
     result = execute(
         box,
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('begun')\ntime.sleep(60)",
@@ -170,7 +166,7 @@ def test_an_interrupt_that_is_ignored_ends_in_a_kill(
     )
     assert (result.status, result.stdout) == ("killed", "begun\n")
     assert result.stderr.startswith(
-        "It did not end within 0.3 s after its interrupt and was killed."
+        "It did not end within 0.5 s after its interrupt and was killed."
     )
     assert printed(box, "print(kept)") == "kept\n"
 
@@ -200,9 +196,9 @@ def test_the_limit_of_calls(lm_box: Sandbox) -> None:
     assert printed(lm_box, "print(llm_query('f'))") == "F\n"
 
 
-@pytest.mark.usefixtures("short_patience")
 def test_a_supervisor_that_is_stopped_is_given_up(make_box: MakeBox, engine: Engine) -> None:
     box = make_box(cell_timeout=LIMIT)
+    set_grace(box, 0.5, kill_timeout=0.5)
     printed(box, "import os, signal")  # what comes with the first cell belongs to the start
     with pytest.raises(SandboxLostError, match="does not answer any more"):
         box.execute("os.kill(os.getppid(), signal.SIGSTOP)\nsignal.pause()")

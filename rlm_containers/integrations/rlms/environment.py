@@ -31,13 +31,13 @@ class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):
         validate_custom_tools(kwargs.get("custom_tools"))
         ContainerREPL.__init__(self, *args, **kwargs)
 
-    def execute_code(self, code: str) -> ContainerResult:
+    def execute_code(self, code: str) -> ContainerResult:  # type: ignore[override]
         """Run a cell and return its result as rlms's ``REPLResult``."""
-        return ContainerResult(self.run_cell(code), self.sandbox)
+        return ContainerResult(super().execute_code(code), self.sandbox)
 
-    async def aexecute_code(self, code: str) -> ContainerResult:
+    async def aexecute_code(self, code: str) -> ContainerResult:  # type: ignore[override]
         """Run a cell as :meth:`execute_code` does, without blocking the event loop."""
-        return ContainerResult(await self.arun_cell(code), self.sandbox)
+        return ContainerResult(await super().aexecute_code(code), self.sandbox)
 
 
 class ContainerResult(REPLResult):

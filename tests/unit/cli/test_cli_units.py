@@ -14,7 +14,7 @@ from rlm_containers.cli.units import AGE, SIZE, ago
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("0", 0), ("512", 512), ("5k", 5120), ("20GB", 20 * 1024**3), ("20 gb", None),
+        ("0", 0), ("512", 512), ("5k", 5120), ("20GB", 20 * 1000**3), ("20 gb", None),
         ("1GiB", 1024**3), ("2T", 2 * 1024**4), ("lots", None), ("-1", None), ("1.5g", None),
         ("", None), ("10b", 10),
     ],

@@ -69,7 +69,8 @@ def files(made: Bundle) -> set[str]:
 
 def test_what_is_in_it(made_bundle: Bundle) -> None:
     found = files(made_bundle)
-    assert {f"guest/rlm_guest/{source.name}" for source in GUEST.glob("*.py")} <= found
+    guest = {f"guest/rlm_guest/{source.relative_to(GUEST)}" for source in GUEST.rglob("*.py")}
+    assert guest == {name for name in found if name.startswith("guest/")}
     assert {"dill/dill/__init__.py", "dill/dill/_dill.py"} <= found
     for package in ("requests", "urllib3", "idna", "certifi", "charset_normalizer"):
         assert f"requests/{package}/__init__.py" in found
@@ -88,8 +89,8 @@ def test_it_is_small(made_bundle: Bundle) -> None:
 
 
 def test_the_guest_is_the_one_of_this_version(made_bundle: Bundle) -> None:
-    for source in GUEST.glob("*.py"):
-        copy = made_bundle.path / "guest" / "rlm_guest" / source.name
+    for source in GUEST.rglob("*.py"):
+        copy = made_bundle.path / "guest" / "rlm_guest" / source.relative_to(GUEST)
         assert copy.read_bytes() == source.read_bytes()
 
 
@@ -192,13 +193,18 @@ def test_another_version_of_the_guest_is_another_bundle(
     first = guest_bundle()
     changed = tmp_path / "guest"
     shutil.copytree(GUEST, changed)
-    (changed / "wire.py").write_text((GUEST / "wire.py").read_text() + "# changed\n")
     monkeypatch.setattr(bundle, "_GUEST", changed)
-    _plan.cache_clear()
-    second = guest_bundle()
-    assert first.path != second.path
+    seen = {first.path}
+    for name in ("wire.py", "inner/__init__.py", "inner/more.py"):
+        (changed / "inner").mkdir(exist_ok=True)
+        with open(changed / name, "a") as file:
+            file.write("# changed\n")
+        _plan.cache_clear()
+        made = guest_bundle()
+        assert made.path not in seen, name
+        seen.add(made.path)
+        assert "# changed" in (made.path / "guest" / "rlm_guest" / name).read_text()
     assert first.path.is_dir()  # containers may still have it mounted
-    assert "# changed" in (second.path / "guest" / "rlm_guest" / "wire.py").read_text()
 
 
 # The boot program

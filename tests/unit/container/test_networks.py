@@ -57,29 +57,29 @@ def podman(directory: Path, **host: Any) -> tuple[ContainerEngine, FakeCli]:
 def test_the_first_makes_it_and_the_last_removes_it(tmp_path: Path, make: Make) -> None:
     runtime, cli = make(tmp_path)
     first, second = NetworkLease(runtime), NetworkLease(runtime)
-    network = first.take(LABELS)
-    assert second.take(LABELS) is network
+    network = first.acquire(LABELS)
+    assert second.acquire(LABELS) is network
     (made,) = cli.called("network", "create")
     assert made[-1] == network.name
     assert {"--internal", "--label=io.github.rlm-containers.owner=123"} <= set(made)
     assert f"-{os.getpid()}-" in network.name
-    first.give_back()
-    first.give_back()  # once is enough
+    first.release()
+    first.release()  # once is enough
     assert not cli.called("network", "rm")
-    second.give_back()
+    second.release()
     assert cli.called("network", "rm") == [["network", "rm", network.name]]
     # And again from the beginning.
     third = NetworkLease(runtime)
-    third.take(LABELS)
+    third.acquire(LABELS)
     assert len(cli.called("network", "create")) == 2
-    third.give_back()
+    third.release()
     assert len(cli.called("network", "rm")) == 2
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_one_that_was_never_taken_removes_nothing(tmp_path: Path, make: Make) -> None:
+def test_one_that_was_never_acquired_removes_nothing(tmp_path: Path, make: Make) -> None:
     runtime, cli = make(tmp_path)
-    NetworkLease(runtime).give_back()
+    NetworkLease(runtime).release()
     assert not cli.called("network")
 
 
@@ -120,13 +120,13 @@ def test_what_there_is_of_one_that_fails_is_removed(tmp_path: Path, make: Make) 
     runtime, cli = make(tmp_path)
     cli.answer("network create", stderr="Error: no pool left\n", exit_code=1)
     with pytest.raises(EngineCommandError, match="no pool left"):
-        NetworkLease(runtime).take(LABELS)
+        NetworkLease(runtime).acquire(LABELS)
     assert len(cli.called("network", "rm")) == 1
     cli.answer("network create", "0123\n")
     lease = NetworkLease(runtime)
-    lease.take(LABELS)  # it is not taken for made
+    lease.acquire(LABELS)  # the failed one does not count as made
     assert len(cli.called("network", "create")) == 2
-    lease.give_back()
+    lease.release()
 
 
 @pytest.mark.parametrize("make", [docker, podman])
@@ -163,12 +163,12 @@ def test_one_that_is_not_there_is_no_error(tmp_path: Path, make: Make, said: str
 def test_one_that_cannot_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     runtime, cli = docker(tmp_path)
     lease = NetworkLease(runtime)
-    network = lease.take(LABELS)
+    network = lease.acquire(LABELS)
     cli.answer("network rm", stderr="Error: no\n", exit_code=1)
     with pytest.raises(EngineCommandError, match="could not remove the network") as caught:
         runtime.remove_network(network.name)
     assert f"network rm {network.name}" in caught.value.remedy
-    lease.give_back()
+    lease.release()
     assert network.name in caplog.text
 
 
@@ -176,13 +176,13 @@ def test_one_that_cannot_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_the_command_for_a_process_that_outlives_this_one(tmp_path: Path, make: Make) -> None:
     runtime, cli = make(tmp_path)
     lease = NetworkLease(runtime)
-    name = lease.take(LABELS).name
+    name = lease.acquire(LABELS).name
     command = lease.remove_command((*runtime.remove_command("rlm-x"), "it's"))
     subprocess.run(command, check=True, capture_output=True)
     (removed,) = cli.called("rm")
     assert removed[-2:] == ["rlm-x", "it's"]
     assert cli.called("network", "rm") == [["network", "rm", name]]
-    lease.give_back()
+    lease.release()
 
 
 @pytest.mark.parametrize(

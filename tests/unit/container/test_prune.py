@@ -22,6 +22,9 @@ from tests.unit.container.test_reaper import REPOSITORY
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import Boxes, run, workspace_of
 
+#: The module, which the package's function of the same name hides.
+PRUNE = sys.modules["rlm_containers.container.prune"]
+
 ME = (os.getuid(), os.getgid())
 GONE = replace(Owner.current(), started="1")
 STRANGER = replace(Owner.current(), started="1", host="another")
@@ -170,7 +173,7 @@ class Named(LocalRuntime):
     def __repr__(self): return "<the engine>"
 box = Sandbox(runtime=Named()).start()
 box.execute("import os; os.mkdir('d'); open('d/file', 'w').write('x'); os.chmod('d', 0)")
-print(box.name, box._reaper.pid, flush=True)
+print(box.name, box._life.running.reaper.pid, flush=True)
 sys.stdin.read()
 """
 
@@ -192,7 +195,7 @@ def test_what_a_killed_host_has_left_goes_with_the_next_start(
         host.wait(PATIENCE)
     path = workspaces_directory() / name
     assert path.is_dir()
-    monkeypatch.setattr("rlm_containers.container.prune._looked", set())
+    monkeypatch.setattr(PRUNE, "_pruned", set())
 
     class Named(Engine):
         def __repr__(self) -> str:
@@ -213,10 +216,8 @@ def test_a_start_asks_no_engine_where_nobody_has_left_anything(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[object] = []
-    monkeypatch.setattr("rlm_containers.container.prune._looked", set())
-    monkeypatch.setattr(
-        "rlm_containers.container.prune.prune", lambda *where, **how: looked.append(where)
-    )
+    monkeypatch.setattr(PRUNE, "_pruned", set())
+    monkeypatch.setattr(PRUNE, "prune", lambda *where, **how: looked.append(where))
     boxes.local = Engine()
     box = boxes()
     record = record_of(workspace_of(box))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlm_containers.errors import ImageBuildError
-from rlm_containers.images.failure import build_failure, without_credentials
+from rlm_containers.images.build import build_failure, without_credentials
 
 # As pip 23-25, apt-get 2.6, apk 2.14, dnf 4 and zypper 1.14 say it.
 CAUSES = [

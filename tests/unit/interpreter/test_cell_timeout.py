@@ -14,7 +14,7 @@ import pytest
 from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxLostError, SetupCodeError
 from rlm_containers.lm import LMBroker
-from tests.support import execute
+from tests.support import execute, interpreter_of, set_grace
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import DIE, Boxes, run
 
@@ -72,10 +72,8 @@ def test_a_cell_that_handles_its_interrupt_is_at_its_limit_all_the_same(box: San
     )
 
 
-def test_an_interrupt_that_is_swallowed_once_is_repeated(
-    box: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 2.0)
+def test_an_interrupt_that_is_swallowed_once_is_repeated(box: Sandbox) -> None:
+    set_grace(box, 2.0)
     result = execute(
         box,
         """
@@ -101,8 +99,8 @@ def test_an_interrupt_that_is_swallowed_once_is_repeated(
         "sum(range(10 ** 15))",
     ],
 )
-@pytest.mark.usefixtures("short_grace")
 def test_a_cell_that_takes_no_notice_is_killed(box: Sandbox, code: str) -> None:
+    set_grace(box, 0.4)
     result = box.execute(f"print('begun')\nchanged = 1\n{code}")
     assert (result.status, result.stdout, result.lost) == ("killed", "begun\n", ())
     assert result.stderr.startswith(
@@ -337,8 +335,8 @@ def test_what_took_too_long_is_saved_once_it_is_something_else(box: Sandbox) -> 
     assert run(box, "print(slow)").stdout == "quick\n"
 
 
-@pytest.mark.usefixtures("short_grace")
 def test_many_variables_without_end(box: Sandbox) -> None:
+    set_grace(box, 0.4)
     run(box, SLOW + "before = 1\ns1 = Slow()\ns2 = Slow()\ns3 = Slow()\nzafter = 2")
     result = box.execute("print('ran')")
     assert (result.status, result.stdout) == ("ok", "ran\n")
@@ -346,8 +344,8 @@ def test_many_variables_without_end(box: Sandbox) -> None:
     assert run(box, "print(before, zafter)").stdout == "1 2\n"
 
 
-@pytest.mark.usefixtures("short_grace")
 def test_a_checkpoint_that_takes_no_notice_is_killed_and_it_is_said(box: Sandbox) -> None:
+    set_grace(box, 0.4)
     run(box, STUCK + "stuck = Stuck()\nkept = 'changed'")
     result = box.execute("print(kept, 'stuck' in globals())")
     assert (result.status, result.stdout) == ("ok", "kept False\n")
@@ -387,8 +385,7 @@ def test_what_takes_for_ever_to_restore_is_lost_and_nothing_else(boxes: Boxes) -
         kept = 'kept'
         """,
     )
-    assert box._session is not None
-    box._session._patience.start_timeout = 1.0  # the first start may have taken longer
+    interpreter_of(box).deadlines.start_timeout = 1.0  # the first start may have taken longer
     result = box.execute(DIE)
     assert (result.status, result.lost) == ("died", ("slow",))
     assert "Restoring the variables reached its limit of 1 s (start_timeout)" in result.stderr
@@ -399,11 +396,11 @@ def test_what_takes_for_ever_to_restore_is_lost_and_nothing_else(boxes: Boxes) -
 # Guests that do not answer
 
 
-@pytest.mark.usefixtures("short_patience")
 def test_a_guest_that_does_not_answer_any_more_is_given_up(
     boxes: Boxes, local: LocalRuntime
 ) -> None:
     box = boxes(cell_timeout=LIMIT)
+    set_grace(box, 0.4, kill_timeout=0.5)
     worker = int(run(box, "import os, signal\nprint(os.getpid())").stdout)
     with pytest.raises(SandboxLostError, match="does not answer any more") as caught:
         box.execute("os.kill(os.getppid(), signal.SIGSTOP)\nsignal.pause()")

@@ -17,7 +17,7 @@ WALL_CLOCK = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "today",
 
 #: Only to look into the engine's own journal, for whether the kernel has killed a container for its
 #: memory. In which files, and how often.
-JOURNAL = {"launch.py": 1, "interpreter.py": 1, "workers.py": 1, "docker.py": 1}
+JOURNAL = {"launch.py": 1, "interpreter.py": 2, "docker.py": 1}
 
 #: To say when something was made or used, and how long ago that was.
 DATES = {

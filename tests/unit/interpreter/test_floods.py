@@ -25,8 +25,8 @@ from rlm_containers.lm import Gate, gateway
 from tests.unit.guests import LocalRuntime
 
 MB = 1024 * 1024
-# Smaller than usual, so that a small flood exceeds them.
-pipe._BACKLOG = 8 * MB
+# Smaller bounds than usual, so that smaller floods show what they hold.
+pipe._MAX_WAITING = 8 * MB
 gateway.Gate = lambda: Gate(32 * MB)
 never = threading.Event()
 

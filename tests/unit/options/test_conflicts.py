@@ -92,7 +92,7 @@ def test_contradictions(options: dict[str, Any], names: tuple[str, str]) -> None
     ids=str,
 )
 def test_what_goes_together(options: dict[str, Any]) -> None:
-    SandboxOptions.from_arguments(options)
+    SandboxOptions(**options)
 
 
 def test_values_are_not_taken_for_options() -> None:

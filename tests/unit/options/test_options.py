@@ -12,6 +12,7 @@ import pytest
 
 from rlm_containers import Sandbox, SandboxOptions
 from rlm_containers.errors import ContainersError, OptionError
+from rlm_containers.options import configured_options
 from rlm_containers.repl import ContainerREPL
 from runtimes import GpuRequest
 
@@ -71,8 +72,8 @@ BAD: list[tuple[str, Any]] = [
     *(("env", value) for value in ({"": "a"}, {"A=B": "c"}, {"A\0": "b"}, {"A": "b\0"})),
     ("env", {"A": "\ud800"}),  # no environment can hold it
     *(("memory", value) for value in (0, -1, 1e9, True, [10**9], 32 * 1024**2 - 1, 2**63)),
-    *(("memory", value) for value in ("", "1", "512", "g", "1gb", "1 g", "1.5g", "-1g", "+1g")),
-    *(("memory", value) for value in ("1GiB", "2 gib", "0x1g", "٣g", "31m", "1g\n", "half", "50%")),
+    *(("memory", value) for value in ("", "1", "512", "g", "1gbs", "1 g", "1.5g", "-1g", "+1g")),
+    *(("memory", value) for value in ("1xb", "2 gib", "0x1g", "٣g", "31m", "1g\n", "half", "50%")),
     *(("pids", value) for value in (0, -1, 100.0, "100", True, False, 15)),
     *(("cpus", value) for value in (0, -1, 0.009, "1", True, float("nan"), float("inf"))),
     *(("disk", value) for value in (0, -1, 1e9, "1", "auto", True, 1024**2 - 1)),
@@ -103,7 +104,7 @@ def named(case: tuple[str, Any]) -> str:
 @pytest.mark.parametrize("case", GOOD, ids=named)
 def test_what_is_right_is_accepted(case: tuple[str, Any]) -> None:
     name, value = case
-    options = SandboxOptions.from_arguments({name: value})
+    options = SandboxOptions(**{name: value})
     kept = getattr(options, name)
     assert kept == (tuple(value) if name == "run_args" else value)
 
@@ -112,7 +113,7 @@ def test_what_is_right_is_accepted(case: tuple[str, Any]) -> None:
 def test_what_is_wrong_is_refused_by_name(case: tuple[str, Any]) -> None:
     name, value = case
     with pytest.raises(OptionError, match=f"^{name} must be ") as caught:
-        SandboxOptions.from_arguments({name: value})
+        SandboxOptions(**{name: value})
     assert isinstance(caught.value, (TypeError, ValueError))
     assert len(str(caught.value)) < 200
 
@@ -156,7 +157,7 @@ def test_a_copy_that_is_strict_has_no_network() -> None:
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("32m", 32 << 20), ("1g", 1 << 30), ("2G", 2 << 30), ("1t", 1 << 40), ("99999k", 99999 << 10)],
+    [("32m", 32 << 20), ("2G", 2 << 30), ("2GiB", 2 << 30), ("2GB", 2 * 10**9)],
 )
 def test_sizes_with_a_unit(text: str, number: int) -> None:
     options = SandboxOptions(memory=text, disk=text)
@@ -250,15 +251,15 @@ def test_the_environment_suggests_its_own_arguments_too(wrong: str, right: str) 
 
 def test_an_argument_like_nothing_lists_all() -> None:
     with pytest.raises(OptionError) as caught:
-        SandboxOptions.from_arguments({"qqqqq": 1}, also=("setup_code",))
+        configured_options({"qqqqq": 1}, also=("lm",))
     for field in dataclasses.fields(SandboxOptions):
         assert field.name in caught.value.remedy
-    assert "setup_code" in caught.value.remedy
+    assert ", lm," in caught.value.remedy
 
 
 def test_wrong_arguments_of_the_sandbox_itself() -> None:
     with pytest.raises(OptionError, match="lm must be callable, not str"):
         Sandbox(lm="gpt")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="setup_code must be a string, not bytes"):
+    with pytest.raises(OptionError, match="setup_code must be a string or None, not b"):
         Sandbox(setup_code=b"x = 1")  # type: ignore[arg-type]
     assert issubclass(OptionError, ContainersError)

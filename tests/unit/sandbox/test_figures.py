@@ -12,7 +12,7 @@ import pytest
 
 from rlm_containers import Artifact, Sandbox
 from rlm_containers.container.bundle import Bundle
-from rlm_containers.sandbox.artifacts import found_artifacts
+from rlm_containers.sandbox.files import find_artifacts
 from rlm_containers.state import Workspace
 from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import DIE, Boxes, run
@@ -195,7 +195,7 @@ def test_a_guest_may_name_anything(name: str, tmp_path: Path) -> None:
         (workspace.path / "folder.png").mkdir()
         os.mkfifo(workspace.path / "fifo.png")
         before = len(os.listdir("/proc/self/fd"))
-        found: Any = found_artifacts([name, "good.PNG", "good.PNG"], workspace)
+        found: Any = find_artifacts([name, "good.PNG", "good.PNG"], workspace)
         assert found == (Artifact(path="good.PNG", mime_type="image/png", size=1),)
         assert len(os.listdir("/proc/self/fd")) == before
     finally:

@@ -331,7 +331,7 @@ def test_an_environment_runs_the_setup_code_last_and_once(
 ) -> None:
     write("setup_code = \"n = globals().get('n', 0) + len(context)\"\nlm_timeout = 3\n")
     with ContainerREPL(runtime=local, context_payload="abc") as environment:
-        assert environment.run_cell("print(n)").stdout == "3\n"
+        assert environment.execute_code("print(n)").stdout == "3\n"
         assert environment.sandbox.options.lm_timeout == 3
     with ContainerREPL(runtime=local, context_payload="abc", setup_code="n = 1") as environment:
-        assert environment.run_cell("print(n)").stdout == "1\n"
+        assert environment.execute_code("print(n)").stdout == "1\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlm_containers.custom_tools import CustomTools
 from rlm_containers.errors import OptionError, SetupCodeError
-from rlm_containers.repl import ContainerREPL
+from rlm_containers.repl import ContainerREPL, CustomTools
 from tests.unit.guests import LocalRuntime
 
 TEXT = "Two lines of text,\nwhich are no code."
@@ -34,7 +34,7 @@ def repl(made_bundle: object) -> Iterator[Callable[..., ContainerREPL]]:
 
 
 def printed(environment: ContainerREPL, code: str) -> str:
-    result = environment.run_cell(code)
+    result = environment.execute_code(code)
     assert (result.status, result.stderr) == ("ok", "")
     return result.stdout
 
@@ -84,7 +84,7 @@ def test_what_an_entry_is(value: Any, kind: str) -> None:
         ({"context": "x"}, "reserved"),
         ({"a b": 1}, "no identifier"),
         ({"t": "def other(): ..."}, "does not define 't'.*other"),
-        ({"t": "class action law is\nno Python"}, "looks like code"),
+        ({"t": "class action law is\nno Python"}, "looks like code, but is not valid Python"),
         ({"t": {1, 2}}, r"\(set\) cannot be expressed as JSON"),
         ({"t": {"tool": object()}}, "cannot be expressed as JSON"),
         ([shout], "must be a mapping"),
@@ -115,7 +115,7 @@ def test_all_kinds_work_in_a_cell(repl: Callable[..., ContainerREPL]) -> None:
         environment,
         "print(shout('hi'), twice(2), increase(1), Point(3).x, KEY, N, FLAG, ROWS, len(TEXT))",
     ) == f"HI 4 2 3 key 7 None [{{'a': 1}}] {len(TEXT)}\n"  # fmt: skip
-    shown = environment.run_cell("print(SHOW_VARS())")
+    shown = environment.execute_code("print(SHOW_VARS())")
     # As in rlms's local environment: functions are not among the variables, data is.
     assert {"shout", "twice", "increase", "Point"}.isdisjoint(shown.locals)
     assert {"KEY", "TEXT", "N", "FLAG", "ROWS"} <= shown.locals.keys()
@@ -128,7 +128,7 @@ def test_functions_come_back_and_data_is_the_cells(repl: Callable[..., Container
     printed(environment, "shout = twice = None; N += 1; kept = []")
     printed(environment, "kept.append(twice)")
     assert printed(environment, "print(shout('a'), twice(2), N)") == "A 4 8\n"
-    assert environment.run_cell("import os; os._exit(1)").lost == ()
+    assert environment.execute_code("import os; os._exit(1)").lost == ()
     assert printed(environment, "print(shout('a'), kept[0] is twice, N)") == "A True 8\n"
     printed(environment, "twice = None")
     assert printed(environment, "print(twice(2))") == "4\n"
@@ -138,6 +138,24 @@ def test_code_that_fails_is_an_error_at_construction() -> None:
     with pytest.raises(SetupCodeError, match="The tool t failed") as caught:
         ContainerREPL(runtime=LocalRuntime(), custom_tools={"t": "t = 1\nt / 0"})
     assert "ZeroDivisionError" in caught.value.stderr
+
+
+def test_the_configuration_is_read_once(
+    repl: Callable[..., ContainerREPL], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('max_output = 200\nsetup_code = "ready = len(context)"\n')
+    monkeypatch.setenv("RLM_CONTAINERS_CONFIG", str(path))
+    environment = repl(context_payload="text")
+    assert environment.sandbox.options is environment.options
+    assert environment.options.max_output == 200
+    assert printed(environment, "print(ready)") == "4\n"
+
+
+def test_what_rlms_reads_of_a_result(repl: Callable[..., ContainerREPL]) -> None:
+    result = repl().execute_code("import sys\nx = 1\nprint('out')\nprint('err', file=sys.stderr)")
+    assert (result.stdout, result.stderr, result.locals["x"]) == ("out\n", "err\n", "1")
+    assert result.execution_time > 0
 
 
 def test_setup_code_finds_tools_and_context(repl: Callable[..., ContainerREPL]) -> None:

@@ -1,4 +1,4 @@
-"""What is kept of a cell's output: all of it up to a limit, its two ends and a count past it."""
+"""The part of a cell's output that is kept: all of it up to a limit, else head, tail and a count."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import re
 import pytest
 
 from rlm_containers import CellResult
-from rlm_containers.interpreter.results import OutputCollector, StreamName
+from rlm_containers.interpreter.output import OutputCollector
+from rlm_containers.interpreter.results import StreamName
 
 
 def collect(*pieces: bytes, limit: int = 100) -> str:

@@ -1,4 +1,4 @@
-"""Mounts as users write them."""
+"""How values are read: texts, sizes and mounts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,60 @@ import pytest
 
 from rlm_containers import Sandbox, SandboxOptions
 from rlm_containers.errors import OptionError
-from rlm_containers.options.mounts import user_mounts
+from rlm_containers.options import parse_size, read_option
+from rlm_containers.options.values import user_mounts
 from runtimes import Mount
+
+KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0b", 0), ("1B", 1), ("5k", 5 * KIB), ("512m", 512 * MIB), ("2G", 2 * GIB), ("1t", TIB),
+        ("3kb", 3000), ("500MB", 500 * 10**6), ("20GB", 20 * 10**9), ("1Tb", 10**12),
+        ("3KiB", 3 * KIB), ("500MiB", 500 * MIB), ("20gib", 20 * GIB), ("1TIB", TIB),
+        ("", None), ("512", None), ("GB", None), ("-1GB", None), ("1e9", None), ("20XB", None),
+        ("1,5GB", None), ("1.5g", None), ("nan", None), ("20GBs", None), ("1 g", None),
+        ("1ib", None), ("1gi", None), ("١GB", None), ("1g\n", None),
+    ],
+)  # fmt: skip
+def test_sizes(text: str, number: int | None) -> None:
+    assert parse_size(text) == number
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("memory", "2g", "2g"),
+        ("memory", "100_000_000", 10**8),
+        ("memory", "none", None),
+        ("network", "none", "none"),
+        ("cpus", ".5", 0.5),
+        ("pids", "0x10", 16),
+        ("gpus", "all", "all"),
+        ("gpus", "2", 2),
+        ("gpus", "0,1", ["0", "1"]),
+        ("gpus", "[0, 1]", [0, 1]),
+        ("run_args", "--cpus=1 --label a=b", ["--cpus=1", "--label", "a=b"]),
+        ("setup_code", "[1]", "[1]"),
+    ],
+)
+def test_texts_mean_what_the_option_accepts(name: str, text: str, value: object) -> None:
+    assert read_option(name, text) == value
+
+
+def test_a_typed_text_means_itself_or_none() -> None:
+    assert read_option("memory", "none", typed=True) is None
+    assert read_option("network", "none", typed=True) == "none"
+    for name, text in (("pids", "100"), ("packages", "six"), ("gpus", "0,1")):
+        with pytest.raises(OptionError, match=f"^{name} must be .*, not '{text}'"):
+            read_option(name, text, typed=True)
+
+
+def test_the_error_is_that_of_the_text_itself() -> None:
+    with pytest.raises(OptionError, match=r"^pids must be .*, not '1\.5'"):
+        read_option("pids", "1.5")
 
 
 @pytest.fixture
