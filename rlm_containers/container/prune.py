@@ -16,14 +16,13 @@ from rlm_containers.errors import ContainersError
 from rlm_containers.state import (
     LABEL,
     Owner,
+    owned_workspace,
+    owner_file,
     passing_snapshots_directory,
-    record_of,
-    recorded_by,
     remove_tree,
     workspaces_directory,
 )
-from runtimes import ContainerRecord, Runtime
-from runtimes.base import NetworkRecord
+from runtimes import ContainerRecord, NetworkRecord, Runtime
 
 logger = logging.getLogger("rlm_containers")
 
@@ -99,7 +98,7 @@ def _prune_workspace(name: str, pruned: PrunedSandboxes, *, dry_run: bool) -> No
         if not dry_run:
             remove_tree(path)
             remove_tree(passing_snapshots_directory() / name)
-            record_of(path).unlink(missing_ok=True)
+            owner_file(path).unlink(missing_ok=True)
         pruned.workspaces.append(name)
     except ContainersError as error:
         pruned.errors.append(error)
@@ -122,7 +121,7 @@ def _gone_sandboxes() -> Iterator[tuple[str, str]]:
     except OSError:
         return
     for path in paths:
-        if (workspace := recorded_by(path)) is None:
+        if (workspace := owned_workspace(path)) is None:
             continue
         try:
             text = path.read_text()

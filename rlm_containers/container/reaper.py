@@ -11,8 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlm_containers.state import record_of
-from runtimes.command import EngineCommand
+from rlm_containers.state import owner_file
+from runtimes import EngineCommand
 
 # Arguments: tenths of a second to wait for the client; the workspace to remove, its record, and
 # another directory to remove, each of which may be empty; the command line that removes the
@@ -95,7 +95,7 @@ class Reaper:
             name,
             str(_REAPER_WAIT if workspace else _REAPER_WAIT_TO_SAVE),
             str(workspace or ""),
-            str(record_of(workspace) if workspace else ""),
+            str(owner_file(workspace) if workspace else ""),
             str(also or ""),
             *remove_container,
             keep_open=() if lock is None else (lock,),

@@ -15,8 +15,8 @@ from pathlib import Path
 from tests.unit.container.test_reaper import REPOSITORY
 from tests.unit.hostile import CELL, GREETING, LINGER, PRELUDE, READY
 
-# A host that never answers calls. For each guest, it prints how the cell ended, and by how many MB
-# the host's memory has grown so far.
+# A host that answers calls so late that none of them is. Prints of each guest how its cell ended,
+# and what the host's memory has grown by until then, in MB.
 HOST = """
 import json, os, resource, sys, tempfile, threading
 from rlm_containers import ContainersError, Sandbox
@@ -52,7 +52,7 @@ ANSWER = "\nsay(op='result', id=cell['id'], status='ok', locals={})\n"
 
 
 def outcomes(tmp_path: Path, guests: list[str]) -> list[tuple[str, int]]:
-    """Return how each guest's cell ends, and by how many megabytes the host has grown."""
+    """How the cell of each guest ends, and the megabytes that the host has grown by."""
     done = subprocess.run(
         (sys.executable, "-c", HOST),
         input=json.dumps([PRELUDE + guest for guest in guests]),
@@ -105,7 +105,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 CALLS = """
 import threading
 def drain():
-    # Read all replies, and drop them.
+    # Whatever comes back is read and thrown away.
     while os.read(0, 1 << 20): pass
 def call(number, prompt):
     body = json.dumps({"path": "/llm_query", "request": {"prompt": prompt}}).encode()
@@ -124,7 +124,7 @@ def test_calls(tmp_path: Path) -> None:
         "raw(b'\\0\\0\\0\\2cxx' * 50_000)",
     ]
     guests = [CALLS + CELL + READS + flood + ANSWER + "sys.exit()" for flood in floods]
-    # A guest that does not read its refusals must not hold up the thread that reads the pipe.
+    # One that does not read its refusals: whoever has them to send must not wait for it.
     guests += [CALLS + CELL + flood + ANSWER + LINGER for flood in floods]
     found = outcomes(tmp_path, guests)
     for end, _ in found:
