@@ -46,8 +46,8 @@ def prune(
         runtimes: the engines to look on.
         dry_run: only say what would be removed.
         everywhere: whether to remove also the workspaces of containers on other engines, and on
-            engines that do not answer. Nobody needs these workspaces, but the records beside them
-            go too, by which the next start on such an engine would find the containers.
+            engines that do not answer. Nobody needs these workspaces, but their owner files go
+            too, by which the next start on such an engine would find the containers.
 
     Returns:
         What was removed. An engine that does not answer, or a directory that cannot be removed,
@@ -81,7 +81,7 @@ def _remove_gone(
     *,
     dry_run: bool,
 ) -> Iterator[str]:
-    """Remove the records' objects whose owners are gone, and yield the names of the removed."""
+    """Remove containers or networks whose owners are gone, and yield the names of those."""
     for record in found:
         if _is_gone(Owner.from_labels(record.labels)):
             try:
@@ -103,7 +103,7 @@ def _prune_workspace(name: str, pruned: PrunedSandboxes, *, dry_run: bool) -> No
     except ContainersError as error:
         pruned.errors.append(error)
     except OSError as error:
-        logger.debug("%s: its record could not be removed: %s", name, error)
+        logger.debug("%s: its owner file could not be removed: %s", name, error)
 
 
 def _is_gone(owner: Owner | None) -> bool:
@@ -111,10 +111,10 @@ def _is_gone(owner: Owner | None) -> bool:
 
 
 def _gone_sandboxes() -> Iterator[tuple[str, str]]:
-    """Find sandboxes whose owners are gone, by the records beside their workspaces.
+    """Find sandboxes whose owners are gone, by the owner files beside their workspaces.
 
     Yields:
-        The sandbox's name, and its engine as the record has it.
+        The sandbox's name, and its engine as the owner file names it.
     """
     try:
         paths = list(workspaces_directory().iterdir())
@@ -138,7 +138,7 @@ _pruned_lock = threading.Lock()
 def prune_once(runtime: Runtime) -> None:
     """Prune one engine in the background, at most once in the life of this process.
 
-    The engine is asked only if there is a record of an owner that is gone. Otherwise this costs no
+    The engine is asked only if an owner file names an owner that is gone. Otherwise this costs no
     more than listing one directory.
     """
     with _pruned_lock:

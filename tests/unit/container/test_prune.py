@@ -103,7 +103,7 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
     assert prune() == PrunedSandboxes()
 
 
-def test_a_record_without_a_workspace_is_removed(left: Workspace) -> None:
+def test_an_owner_file_without_a_workspace_is_removed(left: Workspace) -> None:
     left.remove()
     owner_file(left.path).write_text(GONE.json())
     prune()
@@ -208,7 +208,7 @@ def test_the_next_start_removes_what_a_killed_host_left(
     assert eventually(lambda: not path.exists() and not owner_file(path).exists(), PATIENCE)
     run(living, "x = 1")
     assert workspace_of(living).is_dir()
-    # It is pruned once per process, and never asked if there is no record of the dead.
+    # It is pruned once per process, and never asked if no owner file names the dead.
     assert boxes.local.asked == 1
     boxes()
     assert boxes.local.asked == 1
@@ -222,14 +222,14 @@ def test_a_start_asks_no_engine_if_there_are_no_leftovers(
     monkeypatch.setattr(PRUNE, "prune", lambda *where, **how: looked.append(where))
     boxes.local = Engine()
     box = boxes()
-    record = owner_file(workspace_of(box))
-    assert Owner.from_json(record.read_text()) == Owner.current()
+    file = owner_file(workspace_of(box))
+    assert Owner.from_json(file.read_text()) == Owner.current()
     box.close()
-    assert not record.exists()
+    assert not file.exists()
     assert looked == []
 
 
-def test_a_workspace_that_cannot_be_made_leaves_no_record(private_cache: Path) -> None:
+def test_a_workspace_that_cannot_be_made_leaves_no_owner_file(private_cache: Path) -> None:
     (workspaces_directory() / "rlm-taken").mkdir(parents=True)
     with pytest.raises(Exception, match="could not be made"):
         Workspace.create("rlm-taken", ME, GONE.json())
