@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlm_containers.errors import SandboxLostError
 from rlm_containers.interpreter.clock import CellClock
 from rlm_containers.interpreter.output import Reply
 
@@ -74,6 +75,20 @@ class Escalation:
             self._plan = [(now, "kill"), (now + self._kill_timeout, "give up")]
 
 
+@dataclass(frozen=True)
+class SendFailure:
+    """A frame that could not be sent.
+
+    Attributes:
+        error: what the pipe raised.
+        give_up_by: until when the news of the container's end is awaited, in seconds of
+            ``time.monotonic()``. It says more than the error does.
+    """
+
+    error: SandboxLostError
+    give_up_by: float
+
+
 @dataclass
 class Request:
     """A request under way.
@@ -94,6 +109,7 @@ class Request:
         unread: how many more items to receive before the next action against it; ``None`` while
             no action is due.
         deaths: how many workers have died during it.
+        failure: the frame for it that could not be sent; ``None`` if all were.
         saved: after a kill, the last request whose checkpoint is written, as the guest reports it.
     """
 
@@ -111,6 +127,7 @@ class Request:
     stop: Escalation | None = None
     unread: int | None = None
     deaths: int = 0
+    failure: SendFailure | None = None
     saved: object = None
 
     @property
@@ -131,7 +148,17 @@ class Request:
     @property
     def next_is_final(self) -> bool:
         """Whether an answer that comes after the next action comes too late."""
-        return self.is_startup or (self.stop is not None and self.stop.is_final)
+        if self.is_startup or self.failure is not None:
+            return True
+        return self.stop is not None and self.stop.is_final
+
+    @property
+    def code(self) -> object:
+        """The code of a cell; of another request the names that it binds."""
+        if self.is_cell:
+            return self.message.get("code")
+        name = str(self.message.get("name", ""))
+        return f"{name} {name.rpartition('_')[0]}"  # context_0 is bound to context as well
 
     @property
     def step(self) -> int:
@@ -151,8 +178,8 @@ class Deadlines:
             ``None`` for no limit.
         start_timeout: seconds for a worker to become ready.
         grace: seconds for what was interrupted to end before its worker is killed.
-        kill_timeout: seconds for the supervisor to report a death. Killing many processes takes a
-            while.
+        kill_timeout: seconds for the supervisor to report a death, and for the news of the
+            container's end to arrive. Killing many processes takes a while.
 
     Attributes:
         ready_by: when the starting worker must be ready, in seconds of ``time.monotonic()``;
@@ -206,6 +233,11 @@ class Deadlines:
             request.begin_by = time.monotonic() + seconds
         self.clock.reset()
 
+    def send_failed(self, request: Request, error: SandboxLostError) -> None:
+        """Note that a frame for a request could not be sent."""
+        if request.failure is None:
+            request.failure = SendFailure(error, time.monotonic() + self.kill_timeout)
+
     def begin(self, request: Request) -> bool:
         """Note that the guest has begun with a request.
 
@@ -224,6 +256,8 @@ class Deadlines:
 
     def left(self, request: Request) -> float | None:
         """Return the seconds until the next action against a request; ``None`` for never."""
+        if request.failure is not None:
+            return request.failure.give_up_by - time.monotonic()
         waits = request.stop is None or request.stop.cause == "checkpoint"
         if request.interrupted and waits and self.ready_by is None:
             request.stop = self._escalation("interrupt", request.step)

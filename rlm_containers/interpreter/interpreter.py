@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from rlm_containers.errors import OptionError, SandboxLostError, SandboxStartError
@@ -13,14 +13,11 @@ from rlm_containers.guest import wire
 from rlm_containers.interpreter.deadlines import Deadlines, Request
 from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Output, Pipe
-from rlm_containers.interpreter.reports import WorkerReports, listed, memory_death
+from rlm_containers.interpreter.reports import WorkerReports, listed
 from rlm_containers.interpreter.results import OutputCallback, UnsavedVariable
 from rlm_containers.interpreter.setup import WorkerSetup
 
 logger = logging.getLogger("rlm_containers")
-
-#: The most notices of processes that the kernel killed. A guest can send them without end.
-_NOTICES = 10
 
 #: The most workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
@@ -150,7 +147,8 @@ class Interpreter:
         number = self._number if restores else 0
         self.deadlines.worker_starts()
         kill = self._new_step("kill")
-        self.pipe.send(wire.RESTART)
+        with self._sending(kill):
+            self.pipe.send(wire.RESTART)
         self._wait(kill)
         # Changes that the checkpoint does not have are not lost by this death.
         if isinstance(kill.saved, int):
@@ -171,8 +169,7 @@ class Interpreter:
         if now < request.interrupted_at + _INTERRUPT_INTERVAL:
             return
         request.interrupted_at = now
-        with contextlib.suppress(SandboxLostError):  # which the waiting thread raises, too
-            self._interrupt(request)
+        self._interrupt(request)
         self.pipe.wake()
 
     def _new_request(
@@ -232,7 +229,7 @@ class Interpreter:
             try:
                 self._wait(request)
             except KeyboardInterrupt:
-                if request.stop is None or request.stop.killed:
+                if request.stop is None or request.stop.killed or request.failure is not None:
                     raise
                 request.stop.skip_grace()
         self._request = None
@@ -248,22 +245,37 @@ class Interpreter:
         """Start the worker that the supervisor has forked, and wait until it is ready."""
         self.deadlines.worker_starts(since)
         start = self._new_step("start")
-        self._send_setup()
+        self._send_setup(start)
         self._wait(start)
 
-    def _send_setup(self) -> None:
+    def _send_setup(self, request: Request) -> None:
         expected = self.reports.changes.last_answer > 0
-        self.pipe.send_message(op="start", expected=expected, **self._setup.message())
+        with self._sending(request):
+            self.pipe.send_message(op="start", expected=expected, **self._setup.message())
 
     def _send(self, request: Request) -> None:
         self.deadlines.send(request)
-        self.pipe.send_message(**request.message)
+        with self._sending(request):
+            self.pipe.send_message(**request.message)
+
+    @contextlib.contextmanager
+    def _sending(self, request: Request) -> Iterator[None]:
+        """If the container has ended, leave it to the read loop to raise how.
+
+        A failing write only knows that the pipe is closed. How the container ended, and what it
+        printed before, is still to be received.
+        """
+        try:
+            yield
+        except SandboxLostError as error:
+            self.deadlines.send_failed(request, error)
 
     def _interrupt(self, request: Request) -> None:
         request.interrupted = True
         # While a worker restores variables, an interrupt would cost the one that it is at.
         if self.deadlines.ready_by is None:
-            self.pipe.send(wire.INTERRUPT, request.step.to_bytes(8, "big"))
+            with self._sending(request):
+                self.pipe.send(wire.INTERRUPT, request.step.to_bytes(8, "big"))
 
     # Receiving
 
@@ -304,7 +316,7 @@ class Interpreter:
             raise self._gone(item)
         elif isinstance(item, Event):
             if item.content.get("event") == "killed":
-                self._handle_kill(item.content, request)
+                self.reports.note_kill(item.content, request.reply)
             else:
                 self._handle_death(item.content, request)
         elif isinstance(item, Message):
@@ -323,13 +335,6 @@ class Interpreter:
             self._handle_begun(request)
         elif op == "result":
             self._handle_result(content, request)
-
-    def _handle_kill(self, event: dict[str, Any], request: Request) -> None:
-        """Handle the news that the kernel has killed a process that a cell started."""
-        notice = f"A process that a cell started {memory_death(event.get('memory'))}."
-        notices = request.reply.notices
-        if notice not in notices and len(notices) < _NOTICES:
-            notices.append(notice)
 
     def _handle_death(self, event: dict[str, Any], request: Request) -> None:
         """Handle the death of a worker. The supervisor has forked another: start it."""
@@ -355,7 +360,7 @@ class Interpreter:
         self.deadlines.explain(request)
         request.stop = None
         self.reports.note_death(event, request.reply)
-        self._send_setup()
+        self._send_setup(request)
         if request.op != "start":  # whose time goes on
             self.deadlines.worker_starts()
 
@@ -396,10 +401,10 @@ class Interpreter:
         if stop is not None and stop.killed:
             return  # too late: the news of the worker's death follows
         self.deadlines.is_fresh = False  # without a limit there was no news that it has begun
-        code = request.message.get("code") or _bound_names(request.message)
-        self.reports.note_result(content, request.number, code, request.reply)
+        self.reports.note_result(content, request.number, request.code, request.reply)
         if stop is not None or request.interrupted:
-            self.pipe.send(wire.SWEEP)
+            with self._sending(request):
+                self.pipe.send(wire.SWEEP)
         if stop is not None and stop.cause == "limit" and stop.in_time < 0:
             self.deadlines.explain(request)
             request.reply.status = "timeout"
@@ -408,7 +413,15 @@ class Interpreter:
     # What goes wrong
 
     def _act(self, request: Request) -> None:
-        """Take the next action against a request that has reached a limit."""
+        """Take the next action against a request that has reached a limit.
+
+        Raises:
+            SandboxStartError: a worker was not ready in time.
+            SandboxLostError: nothing has any effect on the container.
+        """
+        if request.failure is not None:
+            self._give_up()
+            raise request.failure.error
         if request.is_startup:
             self._abandon()
             raise SandboxStartError(
@@ -419,17 +432,22 @@ class Interpreter:
             )
         action, step = self.deadlines.next_action(request, self.pipe.pending())
         if action == "interrupt":
-            self.pipe.send(wire.INTERRUPT, step.to_bytes(8, "big"))
+            with self._sending(request):
+                self.pipe.send(wire.INTERRUPT, step.to_bytes(8, "big"))
         elif action == "kill":
-            self.pipe.send(wire.RESTART)
+            with self._sending(request):
+                self.pipe.send(wire.RESTART)
         else:
-            self.pipe.hang_up("it did not answer any more")
-            self._abandon()
+            self._give_up()
             raise SandboxLostError(
                 "The guest does not answer any more, not even to being killed.",
                 remedy="Make a new Sandbox. The container has been removed.",
                 container=self._container,
             )
+
+    def _give_up(self) -> None:
+        self.pipe.hang_up("it did not answer any more")
+        self._abandon()
 
     def _gone(self, closed: Closed) -> SandboxLostError:
         """Return the error that says how the container ended."""
@@ -447,9 +465,3 @@ class Interpreter:
             remedy=remedy,
             container=self._container,
         )
-
-
-def _bound_names(message: dict[str, Any]) -> str:
-    """Return the names that a request binds that is no cell: ``context_0`` binds ``context``."""
-    name = str(message.get("name", ""))
-    return f"{name} {name.rpartition('_')[0]}"

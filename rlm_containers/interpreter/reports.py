@@ -43,6 +43,9 @@ _PATH_TEXT = 4096
 _LISTED = 50
 _LISTED_TEXT = 300
 
+#: The most notices of one reply about processes that the kernel killed.
+_NOTICES = 10
+
 #: The part of a short form that differs between two objects that are otherwise the same.
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -208,6 +211,12 @@ class WorkerReports:
                 "What that cell changed had not been saved yet and is lost: its variables are "
                 "as they were before it."
             )
+
+    def note_kill(self, event: dict[str, Any], reply: Reply) -> None:
+        """Note that the kernel killed a process that a cell started, and say so in the reply."""
+        notice = f"A process that a cell started {memory_death(event.get('memory'))}."
+        if notice not in reply.notices and len(reply.notices) < _NOTICES:
+            reply.notices.append(notice)
 
     def note_ready(self, content: dict[str, Any]) -> None:
         """Note that a worker is ready."""
