@@ -44,7 +44,7 @@ def test_a_parsed_request_is_held_with_its_memory() -> None:
         pass
 
 
-def test_what_is_no_json_holds_nothing() -> None:
+def test_invalid_json_keeps_no_memory() -> None:
     gate = Gate(2000)
     for payload in (b"{", b"\xff", b"[" * 100_000):
         with pytest.raises(ValueError), gate.parsed(payload):  # noqa: PT011

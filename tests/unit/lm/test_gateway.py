@@ -89,7 +89,7 @@ def test_tools_are_called_over_the_pipe_only(host: Host) -> None:
     "payload",
     [b"", b"{}", b"no JSON", b"[]", b"null", b'{"path": "/tool"}', b'{"request": {}}', b"\xff"],
 )
-def test_a_call_that_is_no_call_is_answered(host: Host, payload: bytes) -> None:
+def test_a_malformed_call_is_answered(host: Host, payload: bytes) -> None:
     host.attach()
     host.gateway.on_call(7, payload)
     assert host.replies.get(timeout=PATIENCE) == (7, {"error": "bad request"})
@@ -162,13 +162,13 @@ def test_one_gate_bounds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     host.gateway.close()
 
 
-def test_where_it_cannot_listen_it_says_so(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_proxy_that_cannot_listen_is_logged(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "rlm_containers.lm"):
         assert host.gateway.open_proxy(HostRoute(bind="192.0.2.1", address=None), "alias") is None
     assert "rlm-test: the proxy cannot listen on 192.0.2.1" in caplog.text
 
 
-def test_after_its_end_nothing_is_answered(host: Host) -> None:
+def test_a_closed_gateway_answers_nothing(host: Host) -> None:
     host.attach()
     address = host.open_proxy()
     host.gateway.close()

@@ -1,4 +1,4 @@
-"""Calls over the pipe that are too many: refused, and at last the end of the conversation."""
+"""Calls over the pipe: too many are refused, and a flood ends the conversation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFUSAL = {"error": "too much is being asked at once; ask less, or wait for answ
 
 
 class Caller:
-    """Makes calls, and keeps the replies by their numbers."""
+    """Answers calls when it is let, and keeps the replies by their numbers."""
 
     def __init__(self) -> None:
         self.replies: dict[int, Any] = {}
@@ -83,7 +83,7 @@ def test_calls_that_cannot_wait_are_refused(
     assert eventually(lambda: len(caller.replies) == 20)
     answered = [number for number, reply in caller.replies.items() if reply != REFUSAL]
     assert 3 <= len(answered) <= 5
-    # The last ones are refused: the first had places.
+    # The first ones took the places.
     assert 19 not in answered
 
 
@@ -100,7 +100,7 @@ def test_calls_faster_than_refusals_end_the_conversation(
             calls.submit(number, CALL)
 
 
-def test_an_answer_that_is_no_json_is_an_error(make: Make, caller: Caller) -> None:
+def test_an_answer_that_is_not_json_is_an_error(make: Make, caller: Caller) -> None:
     caller.answer = lambda path, request: {"response": object()}  # type: ignore[method-assign]
     calls = make(Gate())
     calls.submit(1, CALL)

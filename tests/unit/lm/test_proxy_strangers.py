@@ -1,4 +1,4 @@
-"""The proxy and callers that break off, send garbage, or never go away."""
+"""The proxy, and callers that hang up early, send garbage, or never leave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODY = b'{"prompt": "x"}'
 
 
 class Asked:
-    """Answers the proxy's requests, each as soon as it is let."""
+    """Answers the proxy's requests when it is let, and records them."""
 
     def __init__(self) -> None:
         self.requests: list[object] = []
@@ -62,7 +62,7 @@ def request(proxy: LMProxy, body: bytes = BODY, length: int | None = None) -> by
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the other end hangs up."""
+    """Read until the other end hangs up."""
     received = b""
     while True:
         try:
@@ -80,7 +80,7 @@ def still_serves(proxy: LMProxy) -> bool:
         return everything(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_caller_that_says_nothing_and_goes(proxy: LMProxy) -> None:
+def test_a_caller_that_hangs_up_without_a_request(proxy: LMProxy) -> None:
     for _ in range(20):
         connect(proxy).close()
     assert still_serves(proxy)
@@ -128,7 +128,7 @@ def test_requests_may_come_in_one_piece_or_in_single_bytes(proxy: LMProxy, asked
 
 
 def test_a_body_that_was_refused_is_not_read_as_a_request(proxy: LMProxy, asked: Asked) -> None:
-    # The body holds a whole request with the right token; without its frame it counts for nothing.
+    # The body contains a whole request with the right token.
     hidden = request(proxy)
     stranger = request(proxy, hidden).replace(proxy.token.encode(), b"wrong", 1)
     with connect(proxy) as connection:
@@ -159,17 +159,19 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-def test_garbage_is_refused_and_served_no_further(proxy: LMProxy, asked: Asked, what: str) -> None:
+def test_garbage_is_refused_and_ends_the_connection(
+    proxy: LMProxy, asked: Asked, what: str
+) -> None:
     with connect(proxy) as connection:
         try:
             connection.sendall(GARBAGE[what])
             connection.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # it hung up at once, which is as good
+            pass  # the proxy may hang up at once
         answer = everything(connection)
     assert b" 200 " not in answer
     assert b"Traceback" not in answer
-    assert b"BaseHTTP" not in answer  # nor what it is made of
+    assert b"BaseHTTP" not in answer  # the name of the base class is not shown either
     assert asked.requests == []
     assert still_serves(proxy)
 
@@ -195,7 +197,7 @@ def test_random_bytes(proxy: LMProxy, asked: Asked) -> None:
 def test_strangers_with_open_connections_do_not_keep_the_sandbox_out(
     proxy: LMProxy, said: bytes
 ) -> None:
-    # More than the proxy listens to at once, and than wait in its queue.
+    # More than the proxy listens to, and more than its queue holds.
     strangers = [connect(proxy) for _ in range(150)]
     try:
         for stranger in strangers:
@@ -238,7 +240,7 @@ def test_strangers_that_come_again_and_again_do_not_keep_the_sandbox_out(proxy: 
 def test_a_stranger_that_is_slow_is_sent_away(
     proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch, first: bytes
 ) -> None:
-    # Even if it says something all the time: what counts is the time in all.
+    # Even if it keeps sending: the total time counts.
     monkeypatch.setattr(proxy_module, "_STRANGER_TIME", 0.5)
     with connect(proxy) as connection:
         connection.sendall(first)
@@ -261,7 +263,7 @@ def test_the_sandbox_is_not_sent_away(
         assert everything(stranger) == b""  # its time is over
         asked.go_on.set()
         assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
-        # And may be silent for as long as it likes.
+        # It may also be silent for as long as it likes.
         with connect(proxy) as another:
             assert everything(another) == b""
         slow.sendall(request(proxy))
@@ -269,7 +271,7 @@ def test_the_sandbox_is_not_sent_away(
 
 
 def test_the_head_of_a_request_is_bounded_in_all(proxy: LMProxy, asked: Asked) -> None:
-    # Each line is short enough, and there are not too many of them.
+    # Neither the length of a line nor the number of lines is too large.
     head = b"POST /llm_query HTTP/1.1\r\n" + b"".join(
         b"X%d: %s\r\n" % (number, b"y" * 1000) for number in range(90)
     )
@@ -283,7 +285,9 @@ def test_the_head_of_a_request_is_bounded_in_all(proxy: LMProxy, asked: Asked) -
 def test_a_stranger_cannot_send_a_body(proxy: LMProxy) -> None:
     with connect(proxy) as connection:
         connection.sendall(b"POST /llm_query HTTP/1.1\r\nContent-Length: 60000000\r\n\r\n")
-        assert everything(connection).startswith(b"HTTP/1.1 401 ")  # and nothing was waited for
+        assert everything(connection).startswith(
+            b"HTTP/1.1 401 "
+        )  # at once, without waiting for the body
 
 
 def test_the_token_is_compared_in_constant_time(
@@ -325,7 +329,7 @@ def test_bodies_in_memory_are_bounded_in_all(asked: Asked) -> None:
     proxy.close()
 
 
-def test_the_sandboxs_own_connections_are_bounded(
+def test_the_connections_of_the_sandbox_are_bounded(
     proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proxy_module, "_MEMBERS", 3)
@@ -360,7 +364,7 @@ def test_only_so_many_requests_are_answered_at_once(asked: Asked) -> None:
     proxy.close()
 
 
-def test_closing_waits_for_nobody(proxy: LMProxy, asked: Asked) -> None:
+def test_close_ends_silent_strangers(proxy: LMProxy, asked: Asked) -> None:
     strangers = [connect(proxy) for _ in range(100)]
     proxy.close()
     proxy.close()
@@ -406,7 +410,7 @@ def test_two_proxies_have_ports_of_their_own(asked: Asked) -> None:
         proxy.close()
 
 
-def test_an_answer_that_is_no_json_ends_the_connection_and_nothing_else(asked: Asked) -> None:
+def test_an_answer_that_is_not_json_ends_only_its_connection(asked: Asked) -> None:
     proxy = LMProxy("127.0.0.1", lambda path, request: {"response": object()})
     with connect(proxy) as connection:
         connection.sendall(request(proxy))
