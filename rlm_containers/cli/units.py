@@ -1,4 +1,4 @@
-"""Sizes and times as people write them on the command line, and as tables show them."""
+"""Sizes and times: as the command line reads them, and as tables show them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Size(click.ParamType[int]):
 
 
 class _Age(click.ParamType[float]):
-    """``30d``, ``12h`` and the like, in seconds."""
+    """Seconds, from ``30d``, ``12h`` and the like."""
 
     name = "age"
 
@@ -45,7 +45,11 @@ AGE = _Age()
 
 
 def ago(moment: float) -> str:
-    """How long ago something was, in seconds since 1970, as people say it."""
+    """Say how long ago a moment was.
+
+    Args:
+        moment: seconds since 1970.
+    """
     passed = max(0.0, time.time() - moment)
     for unit, name in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if passed >= unit:

@@ -16,14 +16,13 @@ from rlm_containers.errors import ContainersError
 from rlm_containers.state import (
     LABEL,
     Owner,
+    owned_workspace,
+    owner_file,
     passing_snapshots_directory,
-    record_of,
-    recorded_by,
     remove_tree,
     workspaces_directory,
 )
-from runtimes import ContainerRecord, Runtime
-from runtimes.base import NetworkRecord
+from runtimes import ContainerRecord, NetworkRecord, Runtime
 
 logger = logging.getLogger("rlm_containers")
 
@@ -47,8 +46,8 @@ def prune(
         runtimes: the engines to look on.
         dry_run: only say what would be removed.
         everywhere: whether to remove also the workspaces of containers on other engines, and on
-            engines that do not answer. Nobody needs these workspaces, but the records beside them
-            go too, by which the next start on such an engine would find the containers.
+            engines that do not answer. Nobody needs these workspaces, but their owner files go
+            too, by which the next start on such an engine would find the containers.
 
     Returns:
         What was removed. An engine that does not answer, or a directory that cannot be removed,
@@ -82,7 +81,7 @@ def _remove_gone(
     *,
     dry_run: bool,
 ) -> Iterator[str]:
-    """Remove the records' objects whose owners are gone, and yield the names of the removed."""
+    """Remove containers or networks whose owners are gone, and yield the names of those."""
     for record in found:
         if _is_gone(Owner.from_labels(record.labels)):
             try:
@@ -99,12 +98,12 @@ def _prune_workspace(name: str, pruned: PrunedSandboxes, *, dry_run: bool) -> No
         if not dry_run:
             remove_tree(path)
             remove_tree(passing_snapshots_directory() / name)
-            record_of(path).unlink(missing_ok=True)
+            owner_file(path).unlink(missing_ok=True)
         pruned.workspaces.append(name)
     except ContainersError as error:
         pruned.errors.append(error)
     except OSError as error:
-        logger.debug("%s: its record could not be removed: %s", name, error)
+        logger.debug("%s: its owner file could not be removed: %s", name, error)
 
 
 def _is_gone(owner: Owner | None) -> bool:
@@ -112,17 +111,17 @@ def _is_gone(owner: Owner | None) -> bool:
 
 
 def _gone_sandboxes() -> Iterator[tuple[str, str]]:
-    """Find sandboxes whose owners are gone, by the records beside their workspaces.
+    """Find sandboxes whose owners are gone, by the owner files beside their workspaces.
 
     Yields:
-        The sandbox's name, and its engine as the record has it.
+        The sandbox's name, and its engine as the owner file names it.
     """
     try:
         paths = list(workspaces_directory().iterdir())
     except OSError:
         return
     for path in paths:
-        if (workspace := recorded_by(path)) is None:
+        if (workspace := owned_workspace(path)) is None:
             continue
         try:
             text = path.read_text()
@@ -139,7 +138,7 @@ _pruned_lock = threading.Lock()
 def prune_once(runtime: Runtime) -> None:
     """Prune one engine in the background, at most once in the life of this process.
 
-    The engine is asked only if there is a record of an owner that is gone. Otherwise this costs no
+    The engine is asked only if an owner file names an owner that is gone. Otherwise this costs no
     more than listing one directory.
     """
     with _pruned_lock:

@@ -11,10 +11,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlm_containers.state import record_of
-from runtimes.command import EngineCommand
+from rlm_containers.state import owner_file
+from runtimes import EngineCommand
 
-# Arguments: tenths of a second to wait for the client; the workspace to remove, its record, and
+# Arguments: tenths of a second to wait for the client; the workspace to remove, its owner file, and
 # another directory to remove, each of which may be empty; the command line that removes the
 # container.
 #
@@ -35,7 +35,7 @@ while read -r word value; do
 done
 tenths=$1
 workspace=$2
-record=$3
+owner=$3
 also=$4
 shift 4
 there() { [ -n "$client" ] && kill -0 "$client" 2>/dev/null; }
@@ -61,8 +61,8 @@ for directory in "$workspace" "$also"; do
         rm -rf -- "$directory"
     }
 done
-# The record says whose the workspace is, so it stays as long as any of the workspace does.
-[ -z "$workspace" ] || [ -e "$workspace" ] || rm -f -- "$record"
+# The owner file stays as long as any of the workspace does.
+[ -z "$workspace" ] || [ -e "$workspace" ] || rm -f -- "$owner"
 """
 
 #: Tenths of a second for a container to end by itself; a session's saves its state first.
@@ -95,7 +95,7 @@ class Reaper:
             name,
             str(_REAPER_WAIT if workspace else _REAPER_WAIT_TO_SAVE),
             str(workspace or ""),
-            str(record_of(workspace) if workspace else ""),
+            str(owner_file(workspace) if workspace else ""),
             str(also or ""),
             *remove_container,
             keep_open=() if lock is None else (lock,),

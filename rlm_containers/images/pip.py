@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from rlm_containers.errors import OptionError
-from runtimes.builder import PROXIES
+from runtimes import PROXY_VARIABLES
 
 logger = logging.getLogger("rlm_containers")
 
@@ -76,7 +76,7 @@ def pip_secrets() -> dict[str, bytes]:
 
 def warn_of_proxies() -> None:
     """Warn of proxies in the environment that no build can reach."""
-    for name in PROXIES:
+    for name in PROXY_VARIABLES:
         host = urlsplit(os.environ.get(name, "")).hostname or ""
         if host == "localhost" or host.startswith("127.") or host == "::1":
             logger.warning(

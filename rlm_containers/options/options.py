@@ -52,7 +52,7 @@ Network = Literal["bridge", "none", "internal"]
 
 
 class OptionArguments(TypedDict, total=False):
-    """The keyword arguments that a sandbox takes besides its image, for type checkers."""
+    """The keyword arguments of a sandbox besides its image, for type checkers."""
 
     profile: str | None
     packages: Iterable[str]
@@ -111,68 +111,69 @@ def _is_image(value: object) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxOptions:
-    """What a sandbox is to be.
+    """The options of a sandbox.
 
     Attributes:
         profile: a table ``[profiles.NAME]`` of the configuration file to take options from, see
             :mod:`rlm_containers.options.sources`.
         image: the image reference. Needs Python 3.9 or later in it, nothing else.
-        packages: what ``pip install`` is to add to the image, such as ``"pandas==2.*"``, or wheels
-            on this host. An image with these four is built once, and found again.
+        packages: what ``pip install`` adds to the image, such as ``"pandas==2.*"``, or wheels on
+            this host. An image with these four is built once and used again.
         requirements: the path of a file for ``pip install -r``.
-        system_packages: what apt-get, apk or dnf is to add.
-        dockerfile: the path of a Dockerfile, or its text if it has several lines. It stands on the
-            image, unless it has a ``FROM`` of its own; the packages go on top.
+        system_packages: what apt-get, apk or dnf adds.
+        dockerfile: the path of a Dockerfile, or its text if it has several lines. It builds on the
+            image, unless it has a ``FROM`` of its own. The packages are installed on top.
         setup_code: a cell to run first. If it fails, so does the start.
         runtime: the engine, as for :func:`runtimes.get_runtime`; ``None`` finds one.
         isolation: ``"default"``: no capabilities, no new privileges, an unprivileged user, and
-            nothing of the host's to write to but the workspace. ``"strict"``: besides, no network,
-            a root file system that can only be read, a ``/tmp`` in memory, and limits that hold:
-            an engine that cannot enforce one is refused.
+            no write access to the host except for the workspace. ``"strict"``: besides, no network,
+            a read-only root file system, a ``/tmp`` in memory, and limits that hold: an engine that
+            cannot enforce one is refused.
         network: ``"bridge"``: the engine's default network. ``"none"``: no network;
-            ``llm_query`` works all the same, over the container's pipe. ``"internal"``: this host
-            can be reached, with the proxy on it, and nothing beyond it. ``None``: what the
-            isolation says, which is ``"bridge"`` or, where it is strict, ``"none"``.
-        env: environment variables for the cells. They travel over the pipe and may be secret;
-            what the interpreter reads as it starts (``PYTHONHASHSEED``) comes too late that way
-            and belongs into the image.
+            ``llm_query`` works all the same, over the container's pipe. ``"internal"``: the
+            container reaches this host, with the proxy on it, and nothing else. ``None``: the
+            isolation decides, for ``"bridge"`` or, where it is strict, ``"none"``.
+        env: environment variables for the cells. They travel over the pipe and may be secret.
+            Variables that Python reads as it starts, such as ``PYTHONHASHSEED``, come too late that
+            way and belong in the image.
         mounts: directories and files of this host for the container to see: each a
-            :class:`~runtimes.spec.Mount`, ``"source:target"`` or ``"source:target:rw"``. Kept as
-            mounts with their symlinks resolved.
+            :class:`~runtimes.spec.Mount`, ``"source:target"`` or ``"source:target:rw"``. They are
+            kept as mounts with their symlinks resolved.
         user: ``"UID:GID"`` or ``"UID"`` to run as in the container, where it can write to the
-            workspace; the GID is the same number if it is left out. ``None`` for an unprivileged
-            user that can.
+            workspace; without a GID it is the same number. ``None`` for an unprivileged user that
+            can.
         memory: the most memory the container may use, without any swap: bytes, at least 32 MiB,
             or a string such as ``"512m"``, ``"2g"`` or ``"2GB"`` (``k``, ``m``, ``g``, ``t`` and
             ``KiB`` to ``TiB`` count in 1024s; ``KB`` to ``TB`` in 1000s). ``"auto"``: half of what
             the engine's machine has, if the engine enforces it. ``None`` for no limit.
-        cpus: the processors' time that it may use: ``0.5`` is half a processor's; ``None`` for
-            no limit.
+        cpus: the processor time that it may use: ``0.5`` is half a processor; ``None`` for no
+            limit.
         pids: the most processes and threads it may have, at least 16. ``"auto"``: 1024, if the
             engine enforces it. ``None`` for no limit.
-        disk: the most it may write outside the workspace, in bytes or as a string, at least 1 MiB,
-            which few engines can enforce; and with strict isolation all can, for that is
-            ``/tmp``, kept in memory. Also the largest that any single file may be, in the workspace
-            too. All files of the workspace together are not limited. ``None`` for no limit.
+        disk: the most it may write outside the workspace, in bytes or as a string, at least 1 MiB.
+            Few engines can enforce it; but all can with strict isolation, where it limits ``/tmp``,
+            which is kept in memory. It is also the largest size of any single file, in the
+            workspace too. All files of the workspace together are not limited. ``None`` for no
+            limit.
         gpus: the GPUs that it may use: ``"all"``, how many, or a list of their indices or UUIDs.
-        run_args: further arguments for the engine's ``run``. Nothing is checked in them but that
-            they do not contradict what is said here.
+        run_args: further arguments for the engine's ``run``. They are checked only for
+            contradictions with the other options.
         session: the name of a session that outlives the sandbox: its variables and files are
-            there again when a sandbox of that name is started, by whatever process, on whatever
-            engine. One sandbox at a time has it. ``None`` for one that ends with the sandbox.
-        start_timeout: seconds until a container and its interpreter must be ready, pulling its
-            image not counted; and the next interpreter, when one has died.
+            there again when a sandbox of that name starts, in any process, on any engine. One
+            sandbox at a time can have it. ``None`` for one that ends with the sandbox.
+        start_timeout: seconds until a container and its interpreter must be ready, without the
+            time to get the image; and an interpreter that replaces a dead one.
         cell_timeout: seconds that a cell may run; ``None`` for no limit. Time in which it waits for
-            the host, for the answer of a language model above all, is not counted. At the limit the
+            the host, above all for the answer of a language model, is not counted. At the limit the
             cell is interrupted, and killed if it goes on for five seconds. The checkpoint after a
             cell may take as long when another cell waits for it.
         lm_timeout: seconds to wait for one answer of a language model, to one prompt or one batch.
-            What comes later is an error string in the cell. No request of a cell stops its clock
-            for longer, be it a recursive call or one of a tool.
-        max_lm_calls: the most prompts that one cell may ask, those of batches and recursive ones
-            counted one by one; ``None`` for no limit. Past it the cell gets error strings.
+            After that the cell gets an error string. No request of a cell stops its clock for
+            longer, be it a recursive call or one of a tool.
+        max_lm_calls: the most prompts that one cell may send. Each prompt of a batch and each
+            recursive one counts; ``None`` for no limit. After that the cell gets error strings.
         max_session_lm_calls: the same for all cells of the sandbox together.
-        max_output: characters that are kept of each of a cell's two output streams.
+        max_output: the characters that are kept of each of a cell's two output streams.
     """
 
     profile: str | None = field(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -17,12 +16,9 @@ from rlm_containers.state import (
     CHUNK,
     Workspace,
     copy_contents,
-    create_file,
     free_space,
-    open_below,
-    open_regular,
     relative_parts,
-    walk,
+    replace_file,
 )
 
 #: Bytes that :meth:`Sandbox.get_file` returns at most, unless told otherwise.
@@ -80,12 +76,8 @@ class Files:
                 container=self._life.name,
             )
         workspace = self._life.running.workspace
-        with workspace.directory() as top, _opened_source(source) as chunks:
-            try:
-                with open_below(top, parts[:-1], make_for=workspace.owner) as directory:
-                    create_file(directory, parts[-1], chunks, workspace.owner, 0o644)
-            except OSError as error:
-                raise self._error(parts, "could not be written", error) from error
+        with _opened_source(source) as chunks:
+            workspace.write("/".join(parts), chunks, mode=0o644)
         return "/".join(parts)
 
     def get(
@@ -93,16 +85,10 @@ class Files:
     ) -> bytes | Path:
         """See :meth:`Sandbox.get_file`."""
         parts = relative_parts(name)
-        with self._life.running.workspace.directory() as top:
-            try:
-                with open_below(top, parts[:-1]) as directory:
-                    descriptor = open_regular(directory, parts[-1])
-            except OSError as error:
-                raise self._error(parts, "cannot be read", error) from error
-        with os.fdopen(descriptor, "rb") as file:
-            size = os.fstat(descriptor).st_size
+        with self._life.running.workspace.read(name) as file:
+            size = os.fstat(file.fileno()).st_size
             if to is not None:
-                return self._copy(descriptor, size, parts, Path(to))
+                return self._copy(file.fileno(), size, parts, Path(to))
             if size > max_size:
                 raise WorkspaceError(
                     f"{'/'.join(parts)} is {size:,} bytes long, and get_file() returns at most "
@@ -114,45 +100,30 @@ class Files:
 
     def list(self) -> tuple[WorkspaceFile, ...]:
         """See :meth:`Sandbox.list_files`."""
-        with self._life.running.workspace.directory() as top:
-            return tuple(
-                WorkspaceFile(name=node.path, size=node.size, modified=node.modified / 1e9)
-                for node, _ in walk(top)
-                if node.kind == "file" and node.path.partition("/")[0] not in _STATE
-            )
+        return tuple(
+            WorkspaceFile(name=node.path, size=node.size, modified=node.modified / 1e9)
+            for node in self._life.running.workspace.nodes()
+            if node.kind == "file" and node.path.partition("/")[0] not in _STATE
+        )
 
     def _copy(self, descriptor: int, size: int, parts: tuple[str, ...], target: Path) -> Path:
         if target.is_dir():
             target /= parts[-1]
-        temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
         try:
-            copy = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            try:
-                if size > free_space(copy):
+            with replace_file(target) as copy:
+                if size > free_space(copy.fileno()):
                     raise WorkspaceError(
                         f"{'/'.join(parts)} is {size:,} bytes long, and {target.parent} has no "
                         "room for it.",
                         container=self._life.name,
                     )
-                copy_contents(descriptor, copy, size)
-            finally:
-                os.close(copy)
-            temporary.replace(target)
+                copy_contents(descriptor, copy.fileno(), size)
         except OSError as error:
             raise WorkspaceError(
                 f"{'/'.join(parts)} could not be copied to {target}: {error.strerror}.",
                 container=self._life.name,
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         return target
-
-    def _error(self, parts: tuple[str, ...], what: str, error: OSError) -> WorkspaceError:
-        return WorkspaceError(
-            f"{'/'.join(parts)} {what} in the workspace: {error.strerror}.",
-            remedy="list_files() lists what is there. Links are not followed.",
-            container=self._life.name,
-        )
 
 
 def find_artifacts(names: Iterable[str], workspace: Workspace) -> tuple[Artifact, ...]:
@@ -169,10 +140,8 @@ def find_artifacts(names: Iterable[str], workspace: Workspace) -> tuple[Artifact
             continue
         try:
             parts = relative_parts(name)
-            with workspace.directory() as top, open_below(top, parts[:-1]) as directory:
-                descriptor = open_regular(directory, parts[-1])
-                size = os.fstat(descriptor).st_size
-                os.close(descriptor)
+            with workspace.read(name) as file:
+                size = os.fstat(file.fileno()).st_size
         except (OSError, WorkspaceError, UnicodeEncodeError):
             continue
         found.append(Artifact(path="/".join(parts), mime_type=mime_type, size=size))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
-import functools
 import os
 import secrets
 import threading
@@ -31,7 +30,7 @@ from rlm_containers.options import (
 from rlm_containers.sandbox.awaiting import AwaitedCell, call_in_thread, in_thread
 from rlm_containers.sandbox.files import MAX_SIZE, Files, find_artifacts
 from rlm_containers.sandbox.lifecycle import Lifecycle
-from rlm_containers.sandbox.snapshots import Snapshots, copy_workspace
+from rlm_containers.sandbox.snapshots import Snapshots
 from rlm_containers.sandbox.tools import HostTools, ToolFunction
 from rlm_containers.sandbox.variables import Context, Variables
 from rlm_containers.state import Snapshot, Workspace
@@ -587,7 +586,7 @@ class Sandbox:
                 scaffold=self.scaffold,
             )
             other._variables.copy_from(self._variables)
-            other._fill = functools.partial(copy_workspace, workspace)
+            other._fill = workspace.copy_to
             return other.start()
 
     async def afork(self, session: str | None = None) -> Self:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 
-from rlm_containers.errors import OptionError, SessionError, SessionStateError, WorkspaceError
+from rlm_containers.errors import OptionError, SessionStateError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter import UnsavedVariable
 from rlm_containers.sandbox.lifecycle import SETTLE_TIMEOUT, Lifecycle, Running
 from rlm_containers.sandbox.variables import Variables
-from rlm_containers.state import Snapshot, Workspace, copy_tree
+from rlm_containers.state import Snapshot
 
 logger = logging.getLogger("rlm_containers")
 
@@ -43,8 +42,7 @@ class Snapshots:
         if not isinstance(note, str):
             raise OptionError(f"note must be a string, not {type(note).__name__}.")
         running = self.settled()
-        with running.workspace.directory() as top:
-            return running.home.snapshots.take(top, running.home.manifest, note).id
+        return running.home.snapshots.create(running.workspace, running.home.manifest, note).id
 
     def all(self) -> list[Snapshot]:
         """See :meth:`Sandbox.snapshots`."""
@@ -131,8 +129,7 @@ class Snapshots:
             return
         # The next checkpoint overwrites what could not be restored, so keep it first.
         note = f"before Python {python}" if foreign else "before variables were dropped"
-        with running.workspace.directory() as top:
-            snapshot = home.snapshots.take(top, before, note)
+        snapshot = home.snapshots.create(running.workspace, before, note)
         reasons = []
         if foreign:
             reasons.append(f"was made with Python {before.python}, and this is {python}")
@@ -148,23 +145,3 @@ class Snapshots:
             "; ".join(reasons),
             snapshot.id,
         )
-
-
-def copy_workspace(source: Workspace, target: Workspace) -> None:
-    """Copy all files of a workspace into an empty one, for a fork.
-
-    Raises:
-        SessionError: there is no room.
-        WorkspaceError: a file of the source cannot be read.
-    """
-    try:
-        with source.directory() as top, target.directory() as copy:
-            copy_tree(top, copy, target.owner)
-    except WorkspaceError:
-        raise
-    except OSError as error:
-        raise SessionError(
-            f"The workspace could not be copied to {target.path}: {error.strerror}.",
-            remedy="Make room on the disk.",
-            container=os.path.basename(target.path),
-        ) from error

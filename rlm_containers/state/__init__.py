@@ -1,5 +1,7 @@
 """What is kept on the host: workspaces, sessions, snapshots."""
 
+from typing import TYPE_CHECKING, Any
+
 from rlm_containers.state.home import Home, KeptHome
 from rlm_containers.state.hostfiles import (
     cache_directory,
@@ -13,6 +15,7 @@ from rlm_containers.state.hostfiles import (
 from rlm_containers.state.manifest import Manifest
 from rlm_containers.state.nofollow import (
     CHUNK,
+    Ids,
     copy_contents,
     create_file,
     free_space,
@@ -23,20 +26,17 @@ from rlm_containers.state.nofollow import (
 from rlm_containers.state.owner import LABEL, Owner
 from rlm_containers.state.sessions import SessionInfo, SessionStore
 from rlm_containers.state.snapshots import Snapshot
-from rlm_containers.state.transfer import export_session, import_session
-from rlm_containers.state.tree_writer import copy_tree
 from rlm_containers.state.trees import walk
-from rlm_containers.state.workspace import (
-    Workspace,
-    record_of,
-    recorded_by,
-    remove_tree,
-)
+from rlm_containers.state.workspace import Workspace, owned_workspace, owner_file, remove_tree
+
+if TYPE_CHECKING:
+    from rlm_containers.state.archive import export_session, import_session
 
 __all__ = [
     "CHUNK",
     "LABEL",
     "Home",
+    "Ids",
     "KeptHome",
     "Manifest",
     "Owner",
@@ -46,7 +46,6 @@ __all__ = [
     "Workspace",
     "cache_directory",
     "copy_contents",
-    "copy_tree",
     "create_file",
     "export_session",
     "free_space",
@@ -55,9 +54,9 @@ __all__ = [
     "locked",
     "open_below",
     "open_regular",
+    "owned_workspace",
+    "owner_file",
     "passing_snapshots_directory",
-    "record_of",
-    "recorded_by",
     "relative_parts",
     "remove_tree",
     "replace_file",
@@ -65,3 +64,12 @@ __all__ = [
     "walk",
     "workspaces_directory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import tarfile and gzip only for those who need them."""
+    if name in ("export_session", "import_session"):
+        from rlm_containers.state import archive  # noqa: PLC0415
+
+        return getattr(archive, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlm_containers import Sandbox
-from tests.engine.values import CLEAR, VALUES, Value
+from tests.behaviour.values import CLEAR, VALUES, Value
 from tests.support import printed
 from tests.unit.sessions import revive
 

@@ -1,4 +1,4 @@
-"""Options: what is accepted, what is refused, and what the refusal says."""
+"""Options: which values are accepted, which are refused, and what the error says."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def named(case: tuple[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("case", GOOD, ids=named)
-def test_what_is_right_is_accepted(case: tuple[str, Any]) -> None:
+def test_right_values_are_accepted(case: tuple[str, Any]) -> None:
     name, value = case
     options = SandboxOptions(**{name: value})
     kept = getattr(options, name)
@@ -110,7 +110,7 @@ def test_what_is_right_is_accepted(case: tuple[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", BAD, ids=named)
-def test_what_is_wrong_is_refused_by_name(case: tuple[str, Any]) -> None:
+def test_wrong_values_are_refused_with_the_options_name(case: tuple[str, Any]) -> None:
     name, value = case
     with pytest.raises(OptionError, match=f"^{name} must be ") as caught:
         SandboxOptions(**{name: value})
@@ -123,7 +123,7 @@ def test_a_sandbox_refuses_the_same_without_an_engine() -> None:
         Sandbox(memory="1")
 
 
-def test_the_message_shows_the_value_but_never_a_huge_one() -> None:
+def test_the_message_shows_the_value_unless_it_is_long() -> None:
     with pytest.raises(OptionError, match="not 'host'"):
         SandboxOptions(network="host")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"not a list\.$"):
@@ -137,7 +137,7 @@ def test_the_message_never_shows_the_environment() -> None:
     assert "s3cret" not in repr(caught.value)
 
 
-def test_the_defaults_are_right_by_themselves() -> None:
+def test_defaults() -> None:
     options = SandboxOptions()
     assert options.image == "python:3.11-slim"
     assert options.runtime is None
@@ -177,7 +177,7 @@ def test_gpus(given: Any, kept: GpuRequest) -> None:
     assert SandboxOptions(gpus=given).gpus == kept
 
 
-def test_a_user_without_a_group_has_one_of_its_number() -> None:
+def test_a_user_without_a_group_gets_the_same_number() -> None:
     assert SandboxOptions(user="1234").user == "1234:1234"
 
 
@@ -188,7 +188,7 @@ def test_options_cannot_be_changed() -> None:
             setattr(options, field.name, getattr(options, field.name))
 
 
-def test_what_the_caller_changes_later_changes_nothing() -> None:
+def test_later_changes_by_the_caller_have_no_effect() -> None:
     env, run_args = {"A": "1"}, ["--cpus=1"]
     options = SandboxOptions(env=env, run_args=run_args)  # type: ignore[arg-type]
     env["B=C"] = "never checked"
@@ -249,7 +249,7 @@ def test_the_environment_suggests_its_own_arguments_too(wrong: str, right: str) 
     assert f"Did you mean {right!r}?" in caught.value.remedy
 
 
-def test_an_argument_like_nothing_lists_all() -> None:
+def test_an_argument_unlike_any_other_lists_all() -> None:
     with pytest.raises(OptionError) as caught:
         configured_options({"qqqqq": 1}, also=("lm",))
     for field in dataclasses.fields(SandboxOptions):

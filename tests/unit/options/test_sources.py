@@ -1,4 +1,4 @@
-"""Where options come from, which source wins, and what is said of one that is wrong."""
+"""Where options come from, which source wins, and what the error says about a wrong one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Write = Callable[[str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Makes the configuration file, where a user would have it."""
+    """Write the configuration file at its usual place."""
     directory = tmp_path / "config"
     monkeypatch.setenv("XDG_CONFIG_HOME", str(directory))
     monkeypatch.delenv("RLM_CONTAINERS_CONFIG")
@@ -85,7 +85,7 @@ def test_arguments_over_variables_over_a_profile_over_the_file(
     assert configured_options({}).memory == 300_000_000
     options = configured_options({"memory": 400_000_000})
     assert options.memory == 400_000_000
-    # Each option for itself.
+    # Each option is decided by itself.
     assert (options.start_timeout, options.network) == (22, "none")
 
 
@@ -114,13 +114,13 @@ def test_a_profile_that_is_not_there(write: Write, monkeypatch: pytest.MonkeyPat
         configured_options({"profile": 5})
 
 
-def test_an_argument_may_take_back_what_the_file_says(write: Write) -> None:
+def test_an_argument_may_undo_an_option_of_the_file(write: Write) -> None:
     write('memory = 100_000_000\nrequirements = "r.txt"\n[env]\nA = "b"\n')
     options = configured_options({"memory": None, "requirements": None, "env": {}})
     assert (options.memory, options.requirements, options.env) == (None, None, {})
 
 
-def test_an_image_that_is_given_is_given_even_if_it_is_the_default(write: Write) -> None:
+def test_an_image_argument_wins_even_if_it_equals_the_default(write: Write) -> None:
     write('image = "file:1"\n')
     assert configured_options({"image": DEFAULT_IMAGE}).image == "file:1"
     assert configured_options({"image": str(DEFAULT_IMAGE.encode(), "ascii")}).image == (
@@ -178,7 +178,7 @@ def test_variables(name: str, text: str, value: object, monkeypatch: pytest.Monk
     assert getattr(configured_options({}), name.lower()) == value
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RLM_CONTAINERS_MEMORY", "")
     monkeypatch.setenv("RLM_CONTAINERS_IMAGE", "")
     assert configured_options({}) == SandboxOptions()
@@ -269,7 +269,9 @@ def test_a_file_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
         configured_options({})
 
 
-def test_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_that_names_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = tmp_path / "other.toml"
     monkeypatch.setenv("RLM_CONTAINERS_CONFIG", str(other))
     with pytest.raises(ConfigError, match=f"no file {other}"):
@@ -280,7 +282,7 @@ def test_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert configured_options({}) == SandboxOptions()
 
 
-def test_a_wrong_argument_is_not_the_files_fault(write: Write) -> None:
+def test_a_wrong_argument_is_no_config_error(write: Write) -> None:
     write(ALL)
     with pytest.raises(OptionError, match="^pids must be") as caught:
         configured_options({"pids": "many"})

@@ -1,4 +1,4 @@
-"""How values are read: texts, sizes and mounts."""
+"""Values of options: how texts, sizes and mounts are read."""
 
 from __future__ import annotations
 
@@ -75,19 +75,19 @@ def data(tmp_path: Path) -> Path:
     return data
 
 
-def test_a_string_is_for_reading(data: Path) -> None:
+def test_a_mount_in_a_string_is_read_only(data: Path) -> None:
     expected = (Mount(source=data, target="/data", read_only=True, shared=True),)
     assert user_mounts([f"{data}:/data"]) == expected
     assert user_mounts([f"{data}:/data:ro"]) == expected
 
 
-def test_unless_it_says_otherwise(data: Path) -> None:
+def test_a_mount_in_a_string_may_be_writable(data: Path) -> None:
     assert user_mounts([f"{data}:/data:rw"]) == (
         Mount(source=data, target="/data", read_only=False, shared=True),
     )
 
 
-def test_files_and_symlinks(data: Path) -> None:
+def test_sources_are_resolved(data: Path) -> None:
     (file,) = user_mounts([f"{data.parent}/link/file:/etc/file"])
     assert file.source == data / "file"
     (mount,) = user_mounts([Mount(source=data.parent / "link", target="/data", read_only=False)])
@@ -131,13 +131,13 @@ def test_paths_relative_to_here_and_to_home(data: Path, monkeypatch: pytest.Monk
         "/tmp:/data\ud800",
     ],
 )
-def test_other_forms_are_refused(text: str) -> None:
+def test_malformed_mounts_are_refused(text: str) -> None:
     with pytest.raises(OptionError, match="mounts"):
         SandboxOptions(mounts=[text])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [None, 5, b"/tmp:/data", ("/tmp", "/data"), Path("/tmp")])
-def test_other_types_are_refused(value: object) -> None:
+def test_mounts_of_other_types_are_refused(value: object) -> None:
     with pytest.raises(OptionError, match="mounts must be"):
         user_mounts([value])
 
@@ -163,22 +163,22 @@ def test_a_target_that_hides_what_the_sandbox_needs(data: Path, target: str) -> 
 
 
 @pytest.mark.parametrize("target", ["/workspace-of-mine", "/opt/rlm", "/work", "/opt/x", "/tmp/x"])
-def test_targets_beside_it(data: Path, target: str) -> None:
+def test_targets_beside_those_of_the_sandbox(data: Path, target: str) -> None:
     assert user_mounts([f"{data}:{target}"])[0].target == target
 
 
-def test_two_with_one_target(data: Path) -> None:
+def test_two_mounts_cannot_have_one_target(data: Path) -> None:
     with pytest.raises(OptionError, match="two have /data"):
         user_mounts([f"{data}:/data", f"{data}/file:/data"])
 
 
-def test_a_path_that_engines_cannot_be_told(data: Path) -> None:
+def test_a_source_with_a_comma_is_refused(data: Path) -> None:
     (data / "a,b").mkdir()
     with pytest.raises(OptionError, match="colon or comma"):
         user_mounts([f"{data}/a,b:/data"])
 
 
-def test_a_symlink_that_is_changed_later_leads_nowhere_else(data: Path) -> None:
+def test_a_symlink_that_is_changed_later_has_no_effect(data: Path) -> None:
     options = SandboxOptions(mounts=[f"{data.parent}/link:/data"])  # type: ignore[arg-type]
     (data.parent / "link").unlink()
     (data.parent / "link").symlink_to("/etc")

@@ -185,7 +185,7 @@ def test_a_matplotlib_that_is_built_otherwise(boxes: Boxes) -> None:
      "out/x.png", "missing.png", "plain", "file.exe", "\ud800.png", "a\0.png", "x" * 300 + ".png"],
 )  # fmt: skip
 def test_a_guest_may_name_anything(name: str, tmp_path: Path) -> None:
-    workspace = Workspace(f"rlm-{os.getpid()}-artifacts", (os.getuid(), os.getgid()))
+    workspace = Workspace.create(f"rlm-{os.getpid()}-artifacts", (os.getuid(), os.getgid()))
     try:
         for path in ("plain", "file.exe", "good.PNG"):
             (workspace.path / path).write_text("x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -22,8 +23,14 @@ from rlm_containers.errors import (
     WorkspaceError,
 )
 from rlm_containers.lm import AsyncFunctions, CallableBackend, LMBroker
-from rlm_containers.state import Manifest, SessionStore, Snapshot
-from rlm_containers.state.hostfiles import passing_snapshots_directory, sessions_directory
+from rlm_containers.state import (
+    Manifest,
+    SessionStore,
+    Snapshot,
+    Workspace,
+    passing_snapshots_directory,
+    sessions_directory,
+)
 from rlm_containers.state.snapshot_store import SnapshotStore
 from tests.unit.guests import LocalRuntime, await_end
 from tests.unit.sessions import DIE, Boxes, run, settle, workspace_of
@@ -476,11 +483,8 @@ def test_records_are_checked(change: dict[str, Any], boxes: Boxes, tmp_path: Pat
     (tmp_path / "w" / "dir").mkdir(parents=True)
     (tmp_path / "w" / "file").write_text("x")
     (tmp_path / "w" / "link").symlink_to("dir")
-    top = os.open(tmp_path / "w", os.O_RDONLY)
-    try:
-        taken = SnapshotStore(tmp_path / "s").take(top, Manifest.new())
-    finally:
-        os.close(top)
+    with contextlib.closing(Workspace.open(tmp_path / "w")) as workspace:
+        taken = SnapshotStore(tmp_path / "s").create(workspace, Manifest.new())
     raw = json.loads(json.dumps(taken.to_json()))
     assert Snapshot.from_json(raw) == taken
     raw["entries"].append({**raw["entries"][1], "path": "more", **change})

@@ -1,4 +1,4 @@
-"""Files into the workspace and out of it, whatever a cell has put there."""
+"""Copying files into the workspace and out of it, whatever cells have put there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_bytes_and_files_arrive(box: Sandbox, tmp_path: Path) -> None:
+def test_bytes_and_files_are_put(box: Sandbox, tmp_path: Path) -> None:
     before = descriptors()
     assert box.put_file(b"a,b\n1,2\n", "data/deep/table.csv") == "data/deep/table.csv"
     source = tmp_path / "large.bin"
@@ -44,7 +44,7 @@ def test_bytes_and_files_arrive(box: Sandbox, tmp_path: Path) -> None:
     assert descriptors() <= before
 
 
-def test_what_cells_write_is_fetched(box: Sandbox, tmp_path: Path) -> None:
+def test_files_of_cells_are_fetched(box: Sandbox, tmp_path: Path) -> None:
     before = descriptors()
     run(
         box, "import os; os.mkdir('out')\nopen('out/ü n.bin', 'wb').write(bytes(range(256)) * 9000)"
@@ -54,13 +54,13 @@ def test_what_cells_write_is_fetched(box: Sandbox, tmp_path: Path) -> None:
     assert box.get_file("/workspace/out/ü n.bin") == whole
     assert box.get_file("out/ü n.bin", tmp_path) == tmp_path / "ü n.bin"
     assert box.get_file(PurePosixPath("out/ü n.bin"), str(tmp_path / "x")) == tmp_path / "x"
-    assert box.get_file("out/ü n.bin", tmp_path / "x") == tmp_path / "x"  # again: replaced
+    assert box.get_file("out/ü n.bin", tmp_path / "x") == tmp_path / "x"  # replaced
     assert sorted(os.listdir(tmp_path)) == ["x", "ü n.bin"]
     assert (tmp_path / "x").read_bytes() == (tmp_path / "ü n.bin").read_bytes() == whole
     assert descriptors() <= before
 
 
-def test_no_cell_needs_to_end_first(box: Sandbox) -> None:
+def test_files_are_put_and_listed_while_a_cell_runs(box: Sandbox) -> None:
     running = threading.Thread(
         target=box.execute,
         args=(
@@ -138,14 +138,14 @@ def test_links_are_not_followed(box: Sandbox, place: Path, tmp_path: Path, what:
         box.get_file("link/secret")
     with pytest.raises(WorkspaceError, match=r"Not a directory|Too many levels"):
         box.put_file(b"x", "link/new")
-    box.put_file(b"mine", "link")  # replaces the link
+    box.put_file(b"mine", "link")  # this replaces the link
     assert not (place / "link").is_symlink()
     assert box.get_file("link") == b"mine"
     assert os.listdir(tmp_path) == ["secret"]
     assert (tmp_path / "secret").read_text() == "untouched"
 
 
-def test_what_is_no_file_is_refused_and_not_waited_for(box: Sandbox, place: Path) -> None:
+def test_what_is_no_file_is_refused_without_waiting(box: Sandbox, place: Path) -> None:
     before = descriptors()
     run(
         box,
@@ -214,7 +214,7 @@ def test_a_target_that_cannot_be_written(box: Sandbox, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "folder") == ["x"]
 
 
-def test_what_cannot_be_put(box: Sandbox, tmp_path: Path) -> None:
+def test_sources_that_cannot_be_put(box: Sandbox, tmp_path: Path) -> None:
     before = descriptors()
     os.mkfifo(tmp_path / "fifo")
     for wrong, said in (
@@ -234,7 +234,7 @@ def test_what_cannot_be_put(box: Sandbox, tmp_path: Path) -> None:
     assert descriptors() <= before
 
 
-def test_only_while_it_is_open(boxes: Boxes, local: LocalRuntime) -> None:
+def test_files_need_an_open_sandbox(boxes: Boxes, local: LocalRuntime) -> None:
     box = boxes()
     box.put_file(b"x", "x")
     box.close()

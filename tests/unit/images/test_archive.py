@@ -1,4 +1,4 @@
-"""Image archives: what is made of what engines save, and what is not taken for one."""
+"""Image archives: made from what engines save, read, and refused if they are damaged."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def save(path: Path, *, manifest: Any = MANIFEST, layer: bytes = LAYER) -> Path:
-    """What an engine writes, in the form that docker has had since 1.10."""
+    """Write what an engine saves, in the format of docker since 1.10."""
     with tarfile.open(path, "w") as archive:
         add(archive, "1/layer.tar", layer)
-        # docker's way to say that a layer is there already.
+        # docker saves a repeated layer as a link.
         link = tarfile.TarInfo("2/layer.tar")
         link.type, link.linkname = tarfile.SYMTYPE, "../1/layer.tar"
         archive.addfile(link)
@@ -47,7 +47,7 @@ def members(path: Path) -> dict[str, bytes]:
         return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
 
 
-def test_it_is_an_oci_layout_and_what_older_dockers_read(tmp_path: Path) -> None:
+def test_an_archive_is_an_oci_layout_that_older_dockers_read(tmp_path: Path) -> None:
     pack_archive(save(tmp_path / "saved"), tmp_path / "packed")
     found = members(tmp_path / "packed")
     for name, content in found.items():
@@ -66,7 +66,7 @@ def test_it_is_an_oci_layout_and_what_older_dockers_read(tmp_path: Path) -> None
     assert json.loads(found[older["Config"]]) == CONFIG
 
 
-def test_what_is_in_it_can_be_asked(tmp_path: Path) -> None:
+def test_an_archive_can_be_read(tmp_path: Path) -> None:
     pack_archive(save(tmp_path / "saved"), tmp_path / "packed")
     for name in ("saved", "packed"):
         found = read_archive(tmp_path / name, verify=True)
@@ -91,7 +91,7 @@ def test_a_layer_that_is_there_twice_is_written_once(tmp_path: Path) -> None:
     assert [found[name] for name in older["Layers"]] == [LAYER] * 3
 
 
-def test_compressed_layers_are_said_to_be(tmp_path: Path) -> None:
+def test_compressed_layers_have_their_media_type(tmp_path: Path) -> None:
     pack_archive(save(tmp_path / "saved", layer=gzip.compress(LAYER)), tmp_path / "packed")
     found = members(tmp_path / "packed")
     (described,) = json.loads(found["index.json"])["manifests"]
@@ -146,7 +146,7 @@ def circle(path: Path) -> None:
         with_manifest([{"Config": "c.json", "Layers": ["missing"]}]),
     ],
 )
-def test_what_is_no_archive(make: Callable[[Path], object], tmp_path: Path) -> None:
+def test_files_that_are_no_archives(make: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "given"
     make(path)
     with pytest.raises(ImageArchiveError, match=f"{path} is not an image archive, or damaged"):
@@ -155,7 +155,7 @@ def test_what_is_no_archive(make: Callable[[Path], object], tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["given"]
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(ImageArchiveError, match="cannot be read"):
             read_archive(path)

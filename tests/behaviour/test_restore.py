@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from rlm_containers import Sandbox
-from tests.engine.values import assert_seen, define
+from tests.behaviour.values import assert_seen, define
 from tests.support import printed
 
 

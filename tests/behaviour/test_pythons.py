@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from rlm_containers import Sandbox
-from tests.engine.values import CLEAR, VALUES, assert_seen, define
+from tests.behaviour.values import CLEAR, VALUES, assert_seen, define
 from tests.support import Engine, execute, printed
+
+pytestmark = pytest.mark.container
 
 VERSIONS = ("3.9", "3.10", "3.12", "3.13")
 

@@ -1,4 +1,4 @@
-"""What is said of a build that failed: the package, a remedy, and the end of the log."""
+"""The error of a failed build: the package, a remedy, and the end of the log."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_end_of_the_log_is_shown() -> None:
     assert "line 0" in error.stderr
 
 
-def test_what_builders_say_of_themselves_is_not_the_cause() -> None:
+def test_messages_of_the_builder_itself_are_not_the_cause() -> None:
     log = (
         "DEPRECATED: The legacy builder is deprecated and will be removed in a future release.\n"
         'Step 3/5 : RUN ["/bin/sh", "-ec", "FILES=/x SECRETS=/y\\n. \\"$FILES/install.sh\\""]\n'

@@ -1,4 +1,4 @@
-"""The network of sandboxes that reach this host and nothing else: made once, removed once."""
+"""The network of sandboxes that reach only this host: made once, and removed once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LABELS = {"io.github.rlm-containers.owner": "123"}
 
 
 def with_networks(cli: FakeCli) -> FakeCli:
-    """An engine that makes and removes networks."""
+    """Make an engine that makes and removes networks."""
     cli.answer("network create", "0123456789\n")
     cli.answer("network rm", "gone\n")
     cli.answer("network inspect", [{"Subnet": "172.20.0.0/16", "Gateway": "172.20.0.1"}])
@@ -54,7 +54,9 @@ def podman(directory: Path, **host: Any) -> tuple[ContainerEngine, FakeCli]:
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_the_first_makes_it_and_the_last_removes_it(tmp_path: Path, make: Make) -> None:
+def test_the_first_lease_makes_the_network_and_the_last_removes_it(
+    tmp_path: Path, make: Make
+) -> None:
     runtime, cli = make(tmp_path)
     first, second = NetworkLease(runtime), NetworkLease(runtime)
     network = first.acquire(LABELS)
@@ -68,7 +70,7 @@ def test_the_first_makes_it_and_the_last_removes_it(tmp_path: Path, make: Make) 
     assert not cli.called("network", "rm")
     second.release()
     assert cli.called("network", "rm") == [["network", "rm", network.name]]
-    # And again from the beginning.
+    # The next lease makes it again.
     third = NetworkLease(runtime)
     third.acquire(LABELS)
     assert len(cli.called("network", "create")) == 2
@@ -77,7 +79,7 @@ def test_the_first_makes_it_and_the_last_removes_it(tmp_path: Path, make: Make) 
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_one_that_was_never_acquired_removes_nothing(tmp_path: Path, make: Make) -> None:
+def test_a_lease_that_was_never_acquired_removes_nothing(tmp_path: Path, make: Make) -> None:
     runtime, cli = make(tmp_path)
     NetworkLease(runtime).release()
     assert not cli.called("network")
@@ -96,7 +98,7 @@ def test_podman_is_told_an_address(tmp_path: Path) -> None:
     network = runtime.make_internal_network("rlm-net", LABELS)
     (made,) = cli.called("network", "create")
     (gateway,) = [word.removeprefix("--gateway=") for word in made if word.startswith("--gateway")]
-    assert network.route == HostRoute(bind=gateway, address=gateway, needs_container=True)
+    assert network.route == HostRoute(bind=gateway, address=gateway)
     assert f"--subnet={gateway.removesuffix('.1')}.0/24" in made
     assert "--disable-dns" in made
 
@@ -116,7 +118,7 @@ def test_podman_tries_another_subnet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_what_there_is_of_one_that_fails_is_removed(tmp_path: Path, make: Make) -> None:
+def test_a_half_made_network_is_removed(tmp_path: Path, make: Make) -> None:
     runtime, cli = make(tmp_path)
     cli.answer("network create", stderr="Error: no pool left\n", exit_code=1)
     with pytest.raises(EngineCommandError, match="no pool left"):
@@ -137,7 +139,7 @@ def test_what_there_is_of_one_that_fails_is_removed(tmp_path: Path, make: Make) 
         'Error: "x" has associated containers with it. Use -f to forcibly delete: network in use',
     ],
 )
-def test_one_that_is_about_to_be_free(tmp_path: Path, make: Make, busy: str) -> None:
+def test_removing_a_busy_network_is_tried_again(tmp_path: Path, make: Make, busy: str) -> None:
     runtime, cli = make(tmp_path)
     flag = tmp_path / "tried"
     cli.script("network rm", f"[ -e {flag} ] && exit 0; : >{flag}; echo '{busy}' >&2; exit 1")
@@ -154,13 +156,13 @@ def test_one_that_is_about_to_be_free(tmp_path: Path, make: Make, busy: str) -> 
         "Error: unable to find network with name or ID x: network not found",
     ],
 )
-def test_one_that_is_not_there_is_no_error(tmp_path: Path, make: Make, said: str) -> None:
+def test_removing_a_missing_network_is_no_error(tmp_path: Path, make: Make, said: str) -> None:
     runtime, cli = make(tmp_path)
     cli.answer("network rm", stderr=said, exit_code=1)
     runtime.remove_network("x")
 
 
-def test_one_that_cannot_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_that_cannot_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     runtime, cli = docker(tmp_path)
     lease = NetworkLease(runtime)
     network = lease.acquire(LABELS)
@@ -173,7 +175,7 @@ def test_one_that_cannot_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_the_command_for_a_process_that_outlives_this_one(tmp_path: Path, make: Make) -> None:
+def test_the_command_line_that_removes_container_and_network(tmp_path: Path, make: Make) -> None:
     runtime, cli = make(tmp_path)
     lease = NetworkLease(runtime)
     name = lease.acquire(LABELS).name
@@ -195,7 +197,9 @@ def test_the_command_for_a_process_that_outlives_this_one(tmp_path: Path, make: 
         (podman, {"networkBackend": "cni"}, "CNI"),
     ],
 )
-def test_engines_that_have_none(tmp_path: Path, make: Make, info: dict[str, Any], why: str) -> None:
+def test_engines_without_internal_networks(
+    tmp_path: Path, make: Make, info: dict[str, Any], why: str
+) -> None:
     runtime, cli = make(tmp_path, **info)
     for ask in (lambda: NetworkLease(runtime), runtime.check_internal_network):
         with pytest.raises(UnsupportedByEngineError, match=why) as caught:
@@ -206,12 +210,12 @@ def test_engines_that_have_none(tmp_path: Path, make: Make, info: dict[str, Any]
     assert not cli.called("network")
 
 
-def test_a_runtime_of_a_third_party_has_none() -> None:
+def test_a_third_partys_runtime_has_no_internal_network() -> None:
     with pytest.raises(UnsupportedByEngineError, match="local has no networks"):
         Sandbox(runtime=LocalRuntime(), network="internal").start()
 
 
-def test_a_sandbox_that_fails_to_start_leaves_none(tmp_path: Path) -> None:
+def test_a_sandbox_that_fails_to_start_leaves_no_network(tmp_path: Path) -> None:
     _, cli = docker(tmp_path)
     cli.answer("run", stderr="docker: no.\n", exit_code=125)
     with pytest.raises(EngineCommandError):

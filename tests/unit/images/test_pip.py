@@ -1,4 +1,4 @@
-"""The host's settings for pip: read as pip reads them, and passed on without the host's own."""
+"""The host's settings for pip: read as pip reads them, and passed on if a build needs them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from rlm_containers.errors import OptionError
 from rlm_containers.images import pip as pipsettings
 from rlm_containers.images.pip import pip_secrets, warn_of_proxies
-from runtimes.builder import PROXIES
+from runtimes import PROXY_VARIABLES
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user without any settings, on a system without any of ours."""
+    """Give this process a user without settings, on a system without settings."""
     for name in list(os.environ):
         if name.startswith("PIP_") or name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC"):
             monkeypatch.delenv(name)
@@ -38,18 +38,18 @@ def user_file(home: Path, text: str) -> Path:
 
 
 def passed() -> dict[str, list[str]]:
-    """The settings in the secret, as pip would read them."""
+    """Read the settings in the secret as pip would."""
     parser = configparser.RawConfigParser()
     parser.read_string(pip_secrets()["pip.conf"].decode())
     return {key: value.split() for key, value in parser.items("global") if key != "cert"}
 
 
-def test_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_settings_there_is_an_empty_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     assert pip_secrets() == {"pip.conf": b"[global]\n"}
 
 
-def test_where_packages_come_from_goes_on_and_nothing_else(home: Path) -> None:
+def test_only_settings_about_sources_of_packages_are_passed_on(home: Path) -> None:
     user_file(
         home,
         "[global]\nindex-url = https://user:pass%40word@example.org/simple\n"
@@ -67,7 +67,7 @@ def test_where_packages_come_from_goes_on_and_nothing_else(home: Path) -> None:
     }
 
 
-def test_which_of_several_counts(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_files_and_variables(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "xdg" / "pip").mkdir(parents=True)
     (home / "xdg" / "pip" / "pip.conf").write_text(
         "[global]\nindex-url = https://system.example.org\nretries = 1\ntimeout = 1\n"
@@ -107,7 +107,7 @@ def test_pip_itself_agrees(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert passed()["retries"] == ["8"]
 
 
-def test_certificates_go_along(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificates_are_passed_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("system", "curl", "requests", "pip", "client"):
         (home / name).write_text(name)
     for variable, name in (
@@ -126,7 +126,7 @@ def test_certificates_go_along(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert b"client-cert = /run/secrets/client.pem\n" in secrets["pip.conf"]
 
 
-def test_certificates_that_are_not_there(
+def test_missing_certificates(
     home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PIP_CERT", str(home / "missing"))
@@ -155,7 +155,7 @@ def test_directories_of_this_host(
     caplog.set_level("INFO")
     assert passed() == {"find-links": ["https://example.org/wheels"]}
     assert "/srv/wheels" in caplog.text
-    # But never another index without a word.
+    # Another index is never used silently.
     monkeypatch.setenv("PIP_INDEX_URL", "file:///srv/simple")
     with pytest.raises(OptionError, match="a build cannot see"):
         pip_secrets()
@@ -164,7 +164,7 @@ def test_directories_of_this_host(
 def test_proxies_on_the_loopback_are_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in PROXIES:
+    for name in PROXY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example.org:3128")
     monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
@@ -176,7 +176,7 @@ def test_proxies_on_the_loopback_are_warned_of(
     assert "s3cret" not in caplog.text
 
 
-def test_a_file_that_is_broken(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_file_is_left_out(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = user_file(home, "index-url = https://no-section.example.org\n")
     assert "index-url" not in passed()
     assert str(path) in caplog.text

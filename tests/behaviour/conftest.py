@@ -1,11 +1,11 @@
-"""The sandbox that a module's tests share, for tests that want it as it was at its start."""
+"""The sandbox of a module, emptied for each test that wants it so."""
 
 from __future__ import annotations
 
 import pytest
 
 from rlm_containers import Sandbox
-from tests.engine.values import CLEAR
+from tests.behaviour.values import CLEAR
 from tests.support import printed
 
 

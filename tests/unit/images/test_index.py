@@ -1,4 +1,4 @@
-"""The index of images: what it keeps, under two writers, after a crash, and when it is damaged."""
+"""The index of images: entries, two writers at once, crashes and damage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def entry(name: str, **more: object) -> ImageEntry:
     return dataclasses.replace(made, **more)  # type: ignore[arg-type]
 
 
-def test_what_is_put_is_there(tmp_path: Path) -> None:
+def test_entries_are_put_replaced_and_removed(tmp_path: Path) -> None:
     index = Index(tmp_path / "new" / "images")
     assert index.entries() == []
     index.put(entry("a"), entry("b"))
