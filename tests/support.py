@@ -15,14 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from rlm_containers import CellResult, Sandbox
 from rlm_containers.interpreter import Interpreter
 from rlm_containers.state import LABEL, passing_snapshots_directory, workspaces_directory
 from runtimes import HostRoute
+
+if TYPE_CHECKING:
+    import pytest
 
 #: The engines to test on. ``podman-rootless`` is podman run by an ordinary user.
 ENGINES = ("docker", "podman", "podman-rootless")
@@ -121,6 +122,8 @@ class LocalEngine(Engine):
 
 @cache
 def _image(engine: Engine, name: str, options: tuple[str, ...]) -> str:
+    import pytest  # scripts use this module where it is not installed
+
     prefix = os.environ.get("RLM_CONTAINERS_TEST_IMAGES", "localhost/rlm-containers")
     image = f"{prefix}/{name}"
     if engine.run("image", "inspect", image, check=False).returncode == 0:

@@ -24,11 +24,6 @@ from rlm_containers.state import (
 #: Bytes that :meth:`Sandbox.get_file` returns at most, unless told otherwise.
 MAX_SIZE = 256 * 1024**2
 
-#: What the guest saves the variables in, beside the files of the cells.
-_STATE = frozenset(
-    (".blobs", *(f"{wire.STATE}{end}" for end in ("", ".new", ".previous", ".previous.new")))
-)
-
 #: The types of what matplotlib writes, by the end of a file's name. No other file is reported.
 #: :mod:`mimetypes` would not do: it reads what is installed on this machine.
 _MIME_TYPES = {
@@ -69,7 +64,7 @@ class Files:
         elif name is None:
             raise OptionError("Bytes have no name of their own: give name=….")
         parts = relative_parts(name)
-        if parts[0] in _STATE:
+        if parts[0] in wire.RESERVED:
             raise WorkspaceError(
                 f"{parts[0]!r} belongs to the session's saved state.",
                 remedy="Give the file another name.",
@@ -103,7 +98,7 @@ class Files:
         return tuple(
             WorkspaceFile(name=node.path, size=node.size, modified=node.modified / 1e9)
             for node in self._life.running.workspace.nodes()
-            if node.kind == "file" and node.path.partition("/")[0] not in _STATE
+            if node.kind == "file" and node.path.partition("/")[0] not in wire.RESERVED
         )
 
     def _copy(self, descriptor: int, size: int, parts: tuple[str, ...], target: Path) -> Path:

@@ -55,9 +55,7 @@ class Snapshots:
         found = home.snapshots.get(snapshot)
         # What belongs to the host, such as a compacted history, does not go back.
         kept = self._variables.kept_files()
-        has_state = any(
-            entry.path in (wire.STATE, f"{wire.STATE}.previous") for entry in found.entries
-        )
+        has_state = any(entry.path in (wire.STATE, wire.PREVIOUS_STATE) for entry in found.entries)
         with home.snapshots.staged(found, running.workspace) as staged:
             lost = running.interpreter.restart(lambda: staged.swap(kept), restores=has_state)
         self._variables.keep_files()

@@ -48,7 +48,7 @@ def lm_box(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 @pytest.fixture
 def short_grace(box: Sandbox) -> Iterator[None]:
-    """For cells that take no notice of an interrupt, however much time they have."""
+    """Shorten the grace time, for cells that ignore an interrupt."""
     deadlines = interpreter_of(box).deadlines
     before = deadlines.grace
     set_grace(box, 0.5)

@@ -1,4 +1,4 @@
-"""How variables become bytes: dill's pickler, made fit for many records in one file."""
+"""Variables to bytes and back: dill's pickler, for many records in one file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import dill
 
-from .classes import reduce_class, reduce_type_variable
-from .loaded import Reference
-from .statefile import Sink, Source
+from ..classes import reduce_class, reduce_type_variable
+from .files import Sink, Source
+from .values import Reference
 
 _TYPE_VARIABLES = tuple(
     getattr(typing, name)
@@ -26,18 +26,18 @@ _TYPE_VARIABLES = tuple(
 
 
 class _Dispatch(type(dill.Pickler.dispatch)):  # type: ignore[misc]
-    """How to save which type: our own ways first, then dill's, which it adds to as it goes."""
+    """How to save a type: this module's way, else dill's. dill adds types at any time."""
 
     def __missing__(self, key: type) -> Any:
         return dill.Pickler.dispatch[key]
 
 
 class StatePickler(dill.Pickler):  # type: ignore[misc]
-    """dill's pickler, for several records in one file.
+    """dill's pickler, for many records in one file.
 
     Args:
         sink: where the bytes go.
-        refer: gives the reference that is to stand for a value, or ``None``.
+        refer: returns the reference to save in place of a value, or ``None`` to save the value.
     """
 
     dispatch = _Dispatch()
@@ -48,24 +48,26 @@ class StatePickler(dill.Pickler):  # type: ignore[misc]
 
     def persistent_id(self, obj: Any) -> str | None:
         reference = self._refer(obj)
-        # One string of its own for each: what a reference consists of must not be shared with
-        # other records, which would be lost together with the first of them.
+        # As one string. The parts of a tuple would be shared with other records, which would be
+        # lost together with the first of them.
         return None if reference is None else json.dumps(reference)
 
     def put(self, idx: int) -> bytes:
-        # Protocol 4 numbers the memo implicitly, by counting; a record that fails to load would
-        # shift all that come after it. An explicit number stays right.
+        # Protocol 4 numbers the objects in the memo by counting them. A record that fails to load
+        # would shift all numbers after it, so write each number.
         return pickle.LONG_BINPUT + idx.to_bytes(4, "little")
 
-    def forget(self, known: int) -> None:
-        """Forget everything after the first ``known`` objects, with the record it was in."""
-        while len(self.memo) > known:
+    def forget(self, memo_size: int) -> None:
+        """Forget the objects of a record that failed: all but the first ``memo_size``."""
+        while len(self.memo) > memo_size:
             self.memo.popitem()
         self._postproc.clear()
 
     def save_mapping(self, obj: dict[Any, Any]) -> None:
-        """A dict: by value, unless it is the namespace of a module, as functions refer to it."""
-        # dill compares with ==, which calls whatever __eq__ the values have.
+        """Save a dict by value, or by name if it is a module's namespace, as functions have it.
+
+        dill compares dicts with ``==``, which runs the ``__eq__`` of the cells' values.
+        """
         name = obj.get("__name__")
         if type(name) is str and obj is getattr(sys.modules.get(name), "__dict__", None):
             self.write(pickle.GLOBAL + name.encode() + b"\n__dict__\n")
@@ -73,7 +75,7 @@ class StatePickler(dill.Pickler):  # type: ignore[misc]
             pickle._Pickler.save_dict(self, obj)  # type: ignore[attr-defined]
 
     def reducer_override(self, obj: Any) -> Any:
-        """Asked before anything else for how to save an object."""
+        """Say how to save an object. pickle asks this first."""
         reduction = None
         if isinstance(obj, type):
             reduction = reduce_class(obj)
@@ -82,11 +84,11 @@ class StatePickler(dill.Pickler):  # type: ignore[misc]
         return NotImplemented if reduction is None else reduction
 
     def save_file(self, obj: Any) -> None:
-        """A file: not at all. dill opens it again when it is loaded, and so empties it."""
+        """Refuse to save a file. dill would open it again when it restores it, and so empty it."""
         raise pickle.PicklingError("an open file cannot be saved")
 
     def save_module(self, obj: types.ModuleType) -> None:
-        """A module: by name. dill saves the contents of those it takes for the user's own."""
+        """Save a module by name. dill would save the contents of a module that a cell wrote."""
         if sys.modules.get(obj.__name__) is obj:
             self.save_reduce(importlib.import_module, (obj.__name__,), obj=obj)
         else:
@@ -109,14 +111,14 @@ class StateUnpickler(dill.Unpickler):  # type: ignore[misc]
 
     Args:
         source: where the bytes come from.
-        fetch: gives the value that a reference stands for.
-        foreign: the version of Python that the file is of, where that is another than this one.
+        fetch: returns the value that a reference stands for.
+        foreign: the version of Python that wrote the file, if it is not this one.
     """
 
     def __init__(
         self, source: Source, fetch: Callable[[Reference], Any], foreign: str | None = None
     ) -> None:
-        # ignore: dill would else guess a class by its name for instances of __main__'s classes.
+        # Without ignore, dill guesses the class of an instance from its name in __main__.
         super().__init__(source, ignore=True)
         self._source = source
         self._fetch = fetch
@@ -124,9 +126,9 @@ class StateUnpickler(dill.Unpickler):  # type: ignore[misc]
         self._kept: dict[int, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """What is imported by name."""
+        """Return what a pickle names."""
         if self._foreign and name == "_create_code" and module.startswith("dill"):
-            # dill would make it fit, and then it would run as whatever the bytes mean here.
+            # dill would accept the byte code, which means something else in this version.
             raise pickle.UnpicklingError(
                 "its code is Python {}'s, and this is {}.{}.{}".format(
                     self._foreign, *sys.version_info[:3]
@@ -137,17 +139,21 @@ class StateUnpickler(dill.Unpickler):  # type: ignore[misc]
     def persistent_load(self, pid: Any) -> Any:
         return self._kept[pid] if isinstance(pid, int) else self._fetch(_tuple(json.loads(pid)))
 
-    def without(self, known: int) -> StateUnpickler:
-        """A successor after a record failed, before which there were ``known`` objects.
+    def after_failure(self, memo_size: int) -> StateUnpickler:
+        """Return a new unpickler, for the records after one that failed.
 
-        What the record had read ahead is stale, and objects that it left half built must not
-        turn up in others: of its own only those stay that cannot be half built. A memo can be
-        read but not be set, so the new one is made to fill its own: by a pickle that names each
-        object and numbers it.
+        Objects that the failed record left half built must not turn up in other records. So keep
+        only the objects from before it, and those of its own that cannot be half built.
+
+        A dict that is assigned to the memo of C's unpickler is lost. So let the new one read a
+        pickle that refers to each object to keep and puts it into the memo under its number.
+
+        Args:
+            memo_size: the number of objects in the memo before the failed record.
         """
         successor = StateUnpickler(self._source, self._fetch, self._foreign)
         memo = self.memo.copy()
-        successor._kept = {n: obj for n, obj in memo.items() if n < known or _is_whole(obj)}
+        successor._kept = {n: obj for n, obj in memo.items() if n < memo_size or _is_whole(obj)}
         program = io.BytesIO()
         program.write(pickle.PROTO + b"\x04")
         for number in successor._kept:
@@ -166,7 +172,7 @@ class StateUnpickler(dill.Unpickler):  # type: ignore[misc]
 
 
 def _is_whole(obj: Any) -> bool:
-    """Whether an object came into being all at once: a plain value, or something imported."""
+    """Return whether an object cannot be half built: a plain value, or something imported."""
     if isinstance(obj, (type, types.FunctionType)):
         return obj.__module__ != "__main__"
     return type(obj) in _PLAIN

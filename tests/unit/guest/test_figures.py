@@ -1,4 +1,4 @@
-"""Figures of real matplotlib, in a real guest."""
+"""Figures that cells make with matplotlib, in a guest without a container."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @pytest.fixture(scope="module")
 def plots(made_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """A sandbox in which matplotlib is imported, which takes a second."""
+    """A sandbox that has imported matplotlib, which takes a second."""
     config = str(tmp_path_factory.mktemp("mpl"))  # with its cache of fonts
     with Sandbox(runtime=LocalRuntime(), env={"MPLCONFIGDIR": config}) as box:
         result = run(
@@ -43,7 +43,7 @@ def test_show_saves(plots: Sandbox) -> None:
     data = plots.get_file(figure.path)
     assert data.startswith(PNG)
     assert len(data) == figure.size
-    # It is closed then; the next has a new name, and what was there before keeps its own.
+    # It is closed then. The next figure gets a new name.
     result = run(plots, "plt.show()\nassert plt.get_fignums() == []")
     assert result.artifacts == ()
     result = run(plots, "plt.figure(); plt.plot([1]); plt.figure(); plt.plot([2])\nplt.show()")
@@ -65,7 +65,7 @@ def test_savefig(plots: Sandbox) -> None:
         os.makedirs("out/deep", exist_ok=True)
         fig.savefig(os.path.abspath("out/deep/three.pdf"))
         fig.savefig("out/../four.jpg")
-        fig.savefig("five", format="pdf")  # whose name does not say what it is
+        fig.savefig("five", format="pdf")  # a name without an extension
         fig.savefig("six")
         os.chdir("out"); fig.savefig("seven.webp"); os.chdir("..")
         fig.savefig("one.png")
@@ -85,7 +85,7 @@ def test_savefig(plots: Sandbox) -> None:
     assert run(plots, "1").artifacts == ()
 
 
-def test_what_is_no_artifact(plots: Sandbox, tmp_path: Path) -> None:
+def test_files_that_are_not_artifacts(plots: Sandbox, tmp_path: Path) -> None:
     result = run(
         plots,
         f"""
@@ -104,7 +104,7 @@ def test_what_is_no_artifact(plots: Sandbox, tmp_path: Path) -> None:
     assert (tmp_path / "outside.png").exists()
 
 
-def test_one_that_fails(plots: Sandbox) -> None:
+def test_a_savefig_that_fails(plots: Sandbox) -> None:
     result = plots.execute("plt.plot([1])\nplt.savefig('a.png')\nplt.savefig('no/such/place.png')")
     assert result.status == "error"
     assert "rlm_guest" not in result.stderr
@@ -113,7 +113,7 @@ def test_one_that_fails(plots: Sandbox) -> None:
     run(plots, "plt.close('all')")
 
 
-def test_a_backend_of_the_users_own(plots: Sandbox, boxes: Boxes) -> None:
+def test_a_backend_that_the_user_chose(plots: Sandbox, boxes: Boxes) -> None:
     box = boxes(env={**plots.options.env, "MPLBACKEND": "svg"})
     code = """
         import matplotlib.pyplot as plt
@@ -129,7 +129,7 @@ def test_a_backend_of_the_users_own(plots: Sandbox, boxes: Boxes) -> None:
     assert (result.stdout, kinds(result.artifacts)) == ("svg\n", {"agg.png": "image/png"})
 
 
-def test_processes_that_cells_start_are_left_alone(plots: Sandbox) -> None:
+def test_child_processes_keep_their_own_backend(plots: Sandbox) -> None:
     result = run(
         plots,
         f"""
@@ -154,7 +154,7 @@ def test_after_a_restore(boxes: Boxes, plots: Sandbox) -> None:
         plt.figure(1); axes.plot([1])
         """,
     )
-    # As in a session that another process goes on with: the names are not taken anew.
+    # A new interpreter does not use the names of existing figures again.
     assert box.execute(DIE).lost == ()
     assert len(run(box, "figure.savefig('again.png')").artifacts) == 1
     result = run(box, "plt.close('all'); plt.plot([1])\nplt.show()")
@@ -162,7 +162,7 @@ def test_after_a_restore(boxes: Boxes, plots: Sandbox) -> None:
     assert len(box.list_files()) == 4
 
 
-def test_nothing_is_imported_for_those_who_plot_nothing(boxes: Boxes) -> None:
+def test_nothing_is_imported_without_a_plot(boxes: Boxes) -> None:
     box = boxes()
     code = (
         "import sys\nprint([n for n in sys.modules if n.split('.')[0] in ('matplotlib', 'numpy')])"
@@ -171,7 +171,7 @@ def test_nothing_is_imported_for_those_who_plot_nothing(boxes: Boxes) -> None:
     assert run(box, "import json, csv, sqlite3").artifacts == ()
 
 
-def test_a_matplotlib_that_is_built_otherwise(boxes: Boxes) -> None:
+def test_another_module_called_matplotlib(boxes: Boxes) -> None:
     box = boxes()
     box.put_file(b"value = 1", "matplotlib/__init__.py")
     box.put_file(b"value = 2", "matplotlib/backend_bases.py")
@@ -184,7 +184,7 @@ def test_a_matplotlib_that_is_built_otherwise(boxes: Boxes) -> None:
     ["", "/etc/passwd.png", "../x.png", "a/../b.png", "link.png", "fifo.png", "folder.png",
      "out/x.png", "missing.png", "plain", "file.exe", "\ud800.png", "a\0.png", "x" * 300 + ".png"],
 )  # fmt: skip
-def test_a_guest_may_name_anything(name: str, tmp_path: Path) -> None:
+def test_a_guest_may_report_any_name(name: str, tmp_path: Path) -> None:
     workspace = Workspace.create(f"rlm-{os.getpid()}-artifacts", (os.getuid(), os.getgid()))
     try:
         for path in ("plain", "file.exe", "good.PNG"):

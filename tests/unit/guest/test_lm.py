@@ -1,7 +1,8 @@
-"""``llm_query()`` and its kin on the guest's side: both ways to the host, and all that can fail."""
+"""The query functions in the guest: both ways to the host, and everything that can fail."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -19,7 +20,7 @@ Answer = Callable[[str, Any], Any]
 
 @pytest.fixture(autouse=True)
 def no_route() -> Iterator[None]:
-    """Afterwards the module has no way to a host again, as before."""
+    """Reset the module's way to the host after each test."""
     yield
     connection = getattr(getattr(lm._route, "local", None), "connection", None)
     if connection is not None:
@@ -28,10 +29,10 @@ def no_route() -> Iterator[None]:
 
 
 class Supervisor:
-    """The supervisor's end of the socket for calls: answers them by a function.
+    """The supervisor's end of the socket for calls.
 
     Args:
-        answer: gives the raw answer for a path and a request; ``None`` hangs up.
+        answer: returns the answer for a path and a request, or ``None`` to hang up.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -73,7 +74,7 @@ class Supervisor:
 
 @pytest.fixture(params=["http", "pipe"])
 def connect(request: pytest.FixtureRequest) -> Iterator[Callable[[Answer], None]]:
-    """Gives the module a way to a host that answers with the given function."""
+    """Returns a function that connects the module to a host, which answers by a function."""
     closing: list[Callable[[], None]] = []
 
     def make(answer: Answer) -> None:
@@ -109,7 +110,7 @@ def test_many_questions(connect: Callable[[Answer], None]) -> None:
     assert lm.llm_query_batched(prompt for prompt in ("a", "b")) == ["A", "B"]  # type: ignore[arg-type]
 
 
-def test_what_is_asked(connect: Callable[[Answer], None]) -> None:
+def test_the_requests_have_the_documented_form(connect: Callable[[Answer], None]) -> None:
     asked: list[tuple[str, Any]] = []
 
     def remember(path: str, request: Any) -> Any:
@@ -133,7 +134,9 @@ def test_nothing_is_asked_for_no_prompts(connect: Callable[[Answer], None]) -> N
 
 
 @pytest.mark.parametrize("prompts", ["one string", {"role": "user"}])
-def test_one_prompt_is_not_taken_for_many(connect: Callable[[Answer], None], prompts: Any) -> None:
+def test_one_prompt_is_not_taken_for_a_batch(
+    connect: Callable[[Answer], None], prompts: Any
+) -> None:
     connect(broker())
     (error,) = lm.llm_query_batched(prompts)
     assert error.startswith("Error: prompts must be a list")
@@ -146,7 +149,7 @@ def test_an_error_comes_back_as_a_string(connect: Callable[[Answer], None]) -> N
 
 
 @pytest.mark.parametrize("prompt", [object(), {1, 2}, b"bytes", {"a": object()}, float])
-def test_what_is_no_json_is_an_error_and_no_exception(
+def test_a_prompt_that_is_not_json_is_an_error_and_no_exception(
     connect: Callable[[Answer], None], prompt: Any
 ) -> None:
     connect(broker())
@@ -155,7 +158,7 @@ def test_what_is_no_json_is_an_error_and_no_exception(
     assert lm.llm_query("still there") == "STILL THERE"
 
 
-def test_a_prompt_that_is_no_prompt_is_the_brokers_error(connect: Callable[[Answer], None]) -> None:
+def test_a_bad_prompt_is_the_brokers_error(connect: Callable[[Answer], None]) -> None:
     connect(broker())
     for prompt in (None, 5, True):
         assert lm.llm_query(prompt).startswith("Error: bad request: ")
@@ -214,7 +217,7 @@ def test_no_model() -> None:
     supervisor.close()
 
 
-def test_a_proxy_that_cannot_be_reached_is_left_for_the_pipe() -> None:
+def test_a_proxy_that_cannot_be_reached_is_replaced_by_the_pipe() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     supervisor = Supervisor(broker())
@@ -236,35 +239,47 @@ def test_a_host_that_hangs_up_is_an_error_and_the_next_call_goes_through() -> No
     supervisor.close()
 
 
-def test_a_proxy_that_closed_a_kept_connection_is_asked_on_a_new_one() -> None:
-    # As a proxy does that has too many of them.
-    def serve(listener: socket.socket) -> None:
-        for number in range(3):
+@contextlib.contextmanager
+def fake_proxy(*answers: bytes) -> Iterator[dict[str, Any]]:
+    """A proxy that gives one raw answer to each connection after the probe, and closes it.
+
+    Yields what :func:`lm.connect` needs.
+    """
+
+    def serve() -> None:
+        for answer in (b"", *answers):
             connection, _ = listener.accept()
             with connection, connection.makefile("rb") as stream:
-                if number:  # the first one only tries whether somebody is there
+                if answer:
                     lines = list(iter(stream.readline, b"\r\n"))
                     (length,) = [int(line[15:]) for line in lines if b"Content-Length" in line]
                     stream.read(length)
-                    body = json.dumps({"response": f"answer {number}"}).encode()
-                    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n"
-                    connection.sendall(head.encode() + body)
+                    connection.sendall(answer)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=serve, args=(listener,))
+        server = threading.Thread(target=serve)
         server.start()
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
-            assert lm.connect(told, ours, has_model=True)["route"] == "http"
-            assert lm.llm_query("x") == "answer 1"
-            assert lm._route.local.connection.sock.recv(1, socket.MSG_PEEK) == b""
-            assert lm.llm_query("x") == "answer 2"
+        yield {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
         server.join()
 
 
+def http(response: str, status: str = "200 OK") -> bytes:
+    body = json.dumps({"response": response})
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def test_a_proxy_that_closed_a_kept_connection_is_asked_on_a_new_one() -> None:
+    # A proxy does that when it has too many connections.
+    ours, theirs = socket.socketpair()
+    with ours, theirs, fake_proxy(http("answer 1"), http("answer 2")) as proxy:
+        assert lm.connect(proxy, ours, has_model=True)["route"] == "http"
+        assert lm.llm_query("x") == "answer 1"
+        assert lm._route.local.connection.sock.recv(1, socket.MSG_PEEK) == b""
+        assert lm.llm_query("x") == "answer 2"
+
+
 @pytest.mark.parametrize("when", ["before a question", "between questions", "during a question"])
-def test_a_proxy_that_goes_is_left_for_the_pipe(when: str) -> None:
+def test_a_proxy_that_goes_away_is_replaced_by_the_pipe(when: str) -> None:
     proxies: list[LMProxy] = []
 
     def answer(path: str, request: Any) -> Any:
@@ -285,53 +300,25 @@ def test_a_proxy_that_goes_is_left_for_the_pipe(when: str) -> None:
     supervisor.close()
 
 
-def test_a_proxy_that_answers_what_is_no_http_is_left_for_the_pipe() -> None:
-    def serve(listener: socket.socket) -> None:
-        for number in range(2):
-            connection, _ = listener.accept()
-            with connection:
-                if number:
-                    connection.recv(65536)
-                    connection.sendall(b"hello\r\n\r\n")
-
+def test_a_proxy_that_does_not_speak_http_is_replaced_by_the_pipe() -> None:
     supervisor = Supervisor(lambda path, request: {"response": "by pipe"})
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=serve, args=(listener,))
-        server.start()
-        told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
-        assert lm.connect(told, supervisor.guest, has_model=True)["route"] == "http"
+    with fake_proxy(b"hello\r\n\r\n") as proxy:
+        assert lm.connect(proxy, supervisor.guest, has_model=True)["route"] == "http"
         assert lm.llm_query("x") == "by pipe"
-        server.join()
     supervisor.close()
 
 
-def test_a_proxy_that_is_busy_is_asked_again_later() -> None:
-    status = ["503 Busy", "200 OK"]
-
-    def serve(listener: socket.socket) -> None:
-        for number in range(3):
-            connection, _ = listener.accept()
-            with connection:
-                if number:
-                    connection.recv(65536)
-                    body = b'{"response": "by http"}'
-                    head = f"HTTP/1.1 {status.pop(0)}\r\nContent-Length: {len(body)}\r\n\r\n"
-                    connection.sendall(head.encode() + body)
-
+def test_a_busy_proxy_is_asked_again_later() -> None:
     supervisor = Supervisor(lambda path, request: {"response": "by pipe"})
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=serve, args=(listener,))
-        server.start()
-        told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
-        lm.connect(told, supervisor.guest, has_model=True)
+    with fake_proxy(http("", "503 Busy"), http("by http")) as proxy:
+        lm.connect(proxy, supervisor.guest, has_model=True)
         assert lm.llm_query("x") == "by pipe"
         lm._route.local.connection.close()
         assert lm.llm_query("x") == "by http"
-        server.join()
     supervisor.close()
 
 
-def test_a_connection_that_falls_silent_is_noticed(connect: Callable[[Answer], None]) -> None:
+def test_a_silent_connection_is_noticed(connect: Callable[[Answer], None]) -> None:
     connect(broker())
     assert lm.llm_query("x") == "X"
     if lm._route.name == "http":

@@ -1,4 +1,4 @@
-"""Whom the kernel killed for memory: what the guest reads of it, and what a session says."""
+"""Processes that the kernel killed for their memory: what the guest reads and reports of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import pytest
 
 from rlm_containers.container.bundle import Bundle
 from tests.unit.guests import Guest, guest_path, run_python
-from tests.unit.sessions import Boxes
 
-# As the kernel writes them, 4.19 to 6.18.
+# As Linux 4.19 to 6.18 writes them.
 V1 = "9:name=systemd:/docker/ab\n4:memory:/docker/ab\n0::/docker/ab\n"
 V2 = "0::/\n"
 OOM_CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
@@ -25,13 +24,13 @@ watch = MemoryWatch(root)
 seen = []
 for name, text in steps:
     open(root + name, "w").write(text)
-    seen.append([watch.look(), watch.report()])
+    seen.append([watch.new_kills(), watch.report()])
 print(json.dumps(seen))
 """
 
 
 def tree(root: Path, cgroup: str, **files: str) -> str:
-    """Files below a directory that stands for the root."""
+    """Write files below a directory that stands for the root. Return its path."""
     (root / "proc" / "self").mkdir(parents=True)
     (root / "proc" / "self" / "cgroup").write_text(cgroup)
     for name, text in files.items():
@@ -42,7 +41,7 @@ def tree(root: Path, cgroup: str, **files: str) -> str:
 
 
 def watch(bundle: Bundle, root: str, *steps: tuple[str, str]) -> list[list[object]]:
-    """What a watch sees after each change of a file."""
+    """Return what a MemoryWatch sees after each change of a file."""
     done = run_python(WATCH, root, json.dumps(steps), path=guest_path(bundle))
     assert (done.returncode, done.stderr) == (0, "")
     seen: list[list[object]] = json.loads(done.stdout)
@@ -51,7 +50,7 @@ def watch(bundle: Bundle, root: str, *steps: tuple[str, str]) -> list[list[objec
 
 @pytest.mark.parametrize("place", ["memory", "memory__docker__ab"])
 def test_cgroups_v1(made_bundle: Bundle, tmp_path: Path, place: str) -> None:
-    # An engine shows a container its own part of the tree, or all of it.
+    # Engines show a container its own part of the tree, or all of it.
     root = tree(
         tmp_path,
         V1,
@@ -68,7 +67,7 @@ def test_cgroups_v1(made_bundle: Bundle, tmp_path: Path, place: str) -> None:
         (f"{here}/memory.oom_control", OOM_CONTROL.format(3)),
         (f"{here}/memory.oom_control", OOM_CONTROL.format(5)),
         (f"{here}/memory.oom_control", OOM_CONTROL.format(5)),
-        # Never near the limit: the machine itself was out of memory.
+        # The peak is far from the limit, so the machine was out of memory.
         (f"{here}/memory.max_usage_in_bytes", "104857600\n"),
         (f"{here}/memory.limit_in_bytes", "9223372036854771712\n"),
     ) == [
@@ -103,17 +102,17 @@ def test_cgroups_v2(made_bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cgroup", [V1, V2, "", "0::/elsewhere\n"])
-def test_a_kernel_that_does_not_say(made_bundle: Bundle, tmp_path: Path, cgroup: str) -> None:
+def test_a_kernel_that_does_not_count(made_bundle: Bundle, tmp_path: Path, cgroup: str) -> None:
     assert watch(made_bundle, tree(tmp_path, cgroup), ("/x", "")) == [[None, "null"]]
 
 
-def test_counters_without_the_line(made_bundle: Bundle, tmp_path: Path) -> None:
-    # Before 4.13.
+def test_a_kernel_without_the_oom_kill_counter(made_bundle: Bundle, tmp_path: Path) -> None:
+    # Linux before 4.13.
     root = tree(tmp_path, V1, memory__memory_dot_oom_control="oom_kill_disable 0\nunder_oom 0\n")
     assert watch(made_bundle, root, ("/x", ""))[0][0] is None
 
 
-def test_a_worker_is_the_first_to_go(guest: Guest) -> None:
+def test_the_kernel_kills_a_worker_first(guest: Guest) -> None:
     guest.event("hello")
     guest.start()
     _, stdout, _ = guest.run("print(open('/proc/self/oom_score_adj').read())")
@@ -121,7 +120,7 @@ def test_a_worker_is_the_first_to_go(guest: Guest) -> None:
     assert Path(f"/proc/{guest.pid}/oom_score_adj").read_text().strip() != "1000"
 
 
-def test_a_death_that_was_not_for_memory_is_not_said_to_be(guest: Guest) -> None:
+def test_another_death_is_not_reported_as_one_for_memory(guest: Guest) -> None:
     guest.event("hello")
     guest.start()
     guest.cell("import os\nos.kill(os.getpid(), 9)")
@@ -131,23 +130,3 @@ def test_a_death_that_was_not_for_memory_is_not_said_to_be(guest: Guest) -> None
     guest.start(expected=True)
     guest.cell("import os\nos.kill(os.getpid(), 15)")
     assert "memory" not in guest.event("died")
-
-
-# What is made of it
-
-
-def test_a_file_that_grows_too_large(boxes: Boxes) -> None:
-    box = boxes(disk="1m")
-    result = box.execute("open('x', 'wb').write(bytes(2 << 20))")
-    assert (result.status, "File too large" in result.stderr) == ("error", True)
-    assert box.execute("import os\nos._exit(1)").status == "died"
-    assert "File too large" in box.execute("open('x', 'wb').write(bytes(2 << 20))").stderr
-
-
-def test_a_checkpoint_that_grows_too_large_is_told(boxes: Boxes) -> None:
-    box = boxes(disk="1m")
-    box.execute("small = 1")
-    box.execute("large = list(range(1_000_000))")
-    (unsaved,) = box.unsaved
-    assert "File too large" in str(unsaved)
-    assert box.execute("print(len(large), small)").stdout == "1000000 1\n"

@@ -1,16 +1,15 @@
-"""What a session lives on in: ``state.dill``, written after every cell.
+"""Saves the variables of a session to ``state.dill`` after every cell, and restores them.
 
-All variables are written to a new file, which then takes the place of the old one by a rename:
-whoever dies when, there is one complete file. The old one stays as ``state.dill.previous``, for the
-day when the new one turns out to be damaged (:mod:`rlm_guest.statepair`).
+All variables are written to a new file, which then replaces the old one by a rename. Whoever dies
+when, there is one whole file. The old one stays as ``state.dill.previous``, in case that the new
+one is damaged later (:class:`rlm_guest.state.files.StatePair`).
 
-For each variable that can be saved there is a record, a pickle of ``(name, value)``. All are
-written by one pickler and read by one unpickler, so that two variables which refer to the same
-object do so again after a restore. The rest of the file's form is in :mod:`rlm_guest.statefile`.
+Each variable that can be saved has a record, a pickle of ``(name, value)``. One pickler writes all
+records and one unpickler reads them, so that two variables which refer to the same object do so
+again after a restore. :mod:`rlm_guest.state.files` describes the rest of the file.
 
-Long strings are written once, to a file of their own (:mod:`rlm_guest.blobs`), and from then on
-only referred to; so are contexts, which have a file already (:mod:`rlm_guest.loaded`): a cell that
-says ``x = 1`` must not cost what the context costs.
+A record does not contain long strings or loaded contexts, but references to the files that have
+them (:mod:`rlm_guest.state.values`).
 """
 
 from __future__ import annotations
@@ -22,60 +21,57 @@ from collections.abc import Iterable
 from io import BufferedReader
 from typing import Any
 
-from .blobs import BLOB_SIZE, BlobStore
-from .interrupts import Interrupts
-from .loaded import LoadedFiles, Reference
+from .. import wire
+from ..interrupts import Interrupts
+from ..shortforms import error_text, type_name
+from .files import Sink, Source, SpoolFile, StatePair, open_regular, read_index, write_index
 from .pickling import StatePickler, StateUnpickler
-from .shortforms import error_text, type_name
-from .statefile import Sink, Source, SpoolFile, open_regular, read_index, write_index
-from .statepair import StatePair
+from .values import BLOB_SIZE, BlobStore, LoadedFiles, Reference
 
 _TOO_LONG = "saving it took too long"
 
 
 class Checkpoint:
-    """Saves and loads the variables of a session.
+    """Saves and restores the variables of a session.
 
     Args:
         directory: where ``state.dill`` is, or will be.
 
     Attributes:
-        loaded: the files that the host had loaded into variables.
-        saved: what the last checkpoint has: ``[name, type, bytes]`` of each variable, the files
-            that it refers to as a whole included.
+        loaded: the files that the host has loaded into variables.
+        saved: ``[name, type, bytes]`` of each variable in the last checkpoint. The bytes include
+            the files that a variable refers to as a whole.
     """
 
     def __init__(self, directory: str) -> None:
         self.files = StatePair(directory)
         self.loaded = LoadedFiles(directory)
         self.saved: list[list[Any]] = []
-        self._referred_size = 0
         self._blobs = BlobStore(directory)
-        self._referred: set[str] = set()
-        # Length and checksum of the file that is there: most cells of a conversation change
-        # little, and many change nothing.
+        self._referred: set[str] = set()  # files that the checkpoint under way refers to
+        self._referred_size = 0  # bytes of those that the present variable refers to
+        # Length and checksum of the last file. Many cells change nothing that has to be saved.
         self._written: tuple[int, int] | None = None
-        # By name, of variables whose saving took too long.
-        self._stalled: dict[str, _Stall] = {}
+        self._slow: dict[str, _SlowVariable] = {}
 
     # Saving
 
     def save(self, variables: Iterable[tuple[str, Any]], interrupts: Interrupts) -> dict[str, Any]:
-        """Write a new ``state.dill``, unless it would be the same as the one that is there.
+        """Write a new ``state.dill``, unless it would be the same as the last.
+
+        One interrupt ends the saving of one variable, a second one that of all that are left.
 
         Returns:
-            ``{"unsaved": [[name, type, reason], …], "error": str | None}``; with an error, such
-            as a full disk, the file before this one is still there.
-
-        An interrupt ends the saving of one variable, and a second one that of all that are left.
+            ``{"unsaved": [[name, type, reason], …], "error": str | None}``. With an error, such as
+            a full disk, the last file stays.
         """
         variables = sorted(variables, key=_rank)
         try:
             try:
                 unsaved = self._write(variables, interrupts)
             except OSError as error:
-                # A new file is worth more than one to go back to.
-                if error.errno not in _NO_ROOM or not self.files.drop_previous():
+                # A new file is worth more than the previous one.
+                if error.errno not in _DISK_FULL or not self.files.drop_previous():
                     raise
                 self._blobs.sweep(self.files.needed)
                 unsaved = self._write(variables, interrupts)
@@ -87,7 +83,7 @@ class Checkpoint:
         return {"unsaved": unsaved, "error": None}
 
     def _write(self, variables: list[tuple[str, Any]], interrupts: Interrupts) -> list[list[str]]:
-        with SpoolFile(self.files.path + ".new") as file:
+        with SpoolFile(self.files.path + wire.UNFINISHED) as file:
             sink = Sink(file)
             records, unsaved = self._write_records(sink, variables, interrupts)
             write_index(
@@ -99,65 +95,66 @@ class Checkpoint:
             )
             written = (sink.length, sink.checksum)
             if written != self._written or not self.files.is_untouched():
-                self.files.advance(file, frozenset(self._referred))
+                self.files.commit(file, frozenset(self._referred))
                 self._written = written
         return unsaved
 
     def _write_records(
         self, sink: Sink, variables: list[tuple[str, Any]], interrupts: Interrupts
     ) -> tuple[list[list[Any]], list[list[str]]]:
+        """Write a record for each variable. Return the records and ``unsaved`` of the index."""
         records: list[list[Any]] = []
         unsaved: list[list[str]] = []
         self._referred = set()
-        stalled, self._stalled = self._stalled, {}
+        slow, self._slow = self._slow, {}
         self.saved = []
         self._blobs.begin()
         self.loaded.begin(value for _, value in variables)
         pickler = StatePickler(sink, self._refer_and_count)
         for name, value in variables:
-            mark = sink.mark()
-            known = len(pickler.memo)
+            start = sink.mark()
+            memo_size = len(pickler.memo)
             self._referred_size = 0
             try:
-                stall = stalled.get(name)
-                if stall is not None and stall.skips(value):
-                    self._stalled[name] = stall
-                    raise _StalledError(_TOO_LONG + ", and is not tried again at once")
+                last_time = slow.get(name)
+                if last_time is not None and last_time.skips(value):
+                    self._slow[name] = last_time
+                    raise _SkippedError(_TOO_LONG + ", and is not tried again at once")
                 if interrupts.received > 1:
-                    raise _StalledError("the checkpoint took too long before it came to this")
+                    raise _SkippedError("the checkpoint took too long before it came to this")
                 with interrupts:
                     pickler.dump((name, value))
             except OSError as error:
                 if isinstance(error, _BlobError) or sink.failed:
                     raise
                 reason = error_text(error)
-            except _StalledError as error:
+            except _SkippedError as error:
                 reason = str(error)
             except BaseException as error:
-                # Also KeyboardInterrupt and SystemExit: from a __reduce__ of the cell's own.
+                # A __reduce__ of the cell's may raise KeyboardInterrupt or SystemExit too.
                 reason = error_text(error)
                 if isinstance(error, KeyboardInterrupt) and interrupts.received:
                     reason = _TOO_LONG
-                    self._stalled[name] = _Stall(value, stall)
+                    self._slow[name] = _SlowVariable(value, last_time)
             else:
-                records.append([name, mark[0], type_name(value), known, sink.checksum])
-                size = sink.length - mark[0] + self._referred_size
+                records.append([name, start[0], type_name(value), memo_size, sink.checksum])
+                size = sink.length - start[0] + self._referred_size
                 self.saved.append([name, type_name(value), size])
                 continue
-            sink.rewind(mark)
-            pickler.forget(known)
+            sink.rewind(start)
+            pickler.forget(memo_size)
             unsaved.append([name, type_name(value), reason])
         return records, unsaved
 
     def _refer_and_count(self, value: Any) -> Reference | None:
         reference = self._refer(value)
-        # A piece of a document is not counted: the document is, where it is.
+        # A piece of a document costs nothing: the variable that holds the document counts it.
         if reference is not None and not any(reference[4:]):
             self._referred_size += reference[2]
         return reference
 
     def _refer(self, value: Any) -> Reference | None:
-        """The reference that stands for a value, or ``None`` to save the value itself."""
+        """Return the reference to save in place of a value, or ``None`` to save the value."""
         kind = type(value)
         if kind is dict or kind is list:
             reference = self.loaded.refer(value) if self.loaded.documents else None
@@ -172,7 +169,7 @@ class Checkpoint:
             self._referred.add(reference[1])
         return reference
 
-    # Loading
+    # Restoring
 
     def load(
         self,
@@ -181,19 +178,19 @@ class Checkpoint:
         *,
         last: bool = True,
     ) -> dict[str, Any]:
-        """Read ``state.dill``, or, where it cannot be read, the one before it.
+        """Restore the variables from ``state.dill``, or from the file before it. Never raises.
 
         Args:
-            values: where the variables go, one by one: restoring an object may run code of the
-                session's own, which looks for them there.
-            interrupts: allowed while an object is restored, and cost that variable.
-            last: whether the last file may be tried at all, or only the one before.
+            values: where to put the variables, one by one. To restore an object may run code of
+                the session's, which looks for other variables there.
+            interrupts: allowed while a variable is restored, and cost that variable.
+            last: whether to try the last file, or only the one before it.
 
         Returns:
-            ``lost``: ``[name, type, reason]`` for each that was there and is not now. Does not
-            raise: where neither file can be read that is the loss of ``"*"``.
+            ``lost``: ``[name, type, reason]`` of each variable that could not be restored. ``*``
+            stands for all, if neither file can be read.
             ``damage``: why the last file was not used; empty if it was.
-            ``older``: then, the names of those that may have had another value.
+            ``older``: if it was not, the names of the variables that may have had other values.
         """
         self._blobs.adopt()
         damage = "restoring it killed the interpreter"
@@ -203,21 +200,21 @@ class Checkpoint:
                 return {"lost": lost, "damage": "", "older": []}
             except Exception as error:
                 damage = error_text(error)
-        newer = _intact_index(self.files.path)
+        newer = _undamaged_index(self.files.path)
         try:
             lost = self._load(self.files.previous, values, interrupts, from_previous=True)
         except FileNotFoundError:
             lost = [["*", "", "state.dill cannot be read: {}".format(damage)]]
-            return {"lost": lost + _named(newer), "damage": damage, "older": []}
+            return {"lost": lost + _as_lost(newer), "damage": damage, "older": []}
         except Exception as error:
             reason = "state.dill cannot be read: {}; nor can state.dill.previous: {}".format(
                 damage, error_text(error)
             )
-            return {"lost": [["*", "", reason], *_named(newer)], "damage": damage, "older": []}
-        older = _intact_index(self.files.previous)
+            return {"lost": [["*", "", reason], *_as_lost(newer)], "damage": damage, "older": []}
+        older = _undamaged_index(self.files.previous)
         known = {entry[0] for entry in lost} | {record[0] for record in older["records"]}
-        lost += [entry for entry in _named(newer) if entry[0] not in known]
-        return {"lost": lost, "damage": damage, "older": _changed(older, newer)}
+        lost += [entry for entry in _as_lost(newer) if entry[0] not in known]
+        return {"lost": lost, "damage": damage, "older": _may_differ(older, newer)}
 
     def _load(
         self,
@@ -227,6 +224,7 @@ class Checkpoint:
         *,
         from_previous: bool,
     ) -> list[list[str]]:
+        """Restore from one file. Return ``lost``."""
         with open_regular(path) as file:
             index = read_index(file)
             lost = self._read_records(file, index, values, interrupts or Interrupts())
@@ -245,7 +243,7 @@ class Checkpoint:
         same = index["python"][:2] == list(sys.version_info[:2])
         foreign = None if same else ".".join(map(str, index["python"]))
         unpickler = StateUnpickler(Source(file), self._fetch, foreign)
-        for name, offset, kind, known, _ in index["records"]:
+        for name, offset, kind, memo_size, _ in index["records"]:
             file.seek(offset)
             try:
                 with interrupts:
@@ -254,61 +252,61 @@ class Checkpoint:
                 late = isinstance(error, KeyboardInterrupt) and interrupts.received
                 reason = "restoring it took too long" if late else error_text(error)
                 lost.append([name, kind, "it cannot be loaded: " + reason])
-                unpickler = unpickler.without(known)
+                unpickler = unpickler.after_failure(memo_size)
         self.loaded.parsed.clear()
         self._blobs.fetched.clear()
         return lost
 
     def _fetch(self, reference: Reference) -> Any:
-        """The value that a reference stands for."""
+        """Return the value that a reference stands for."""
         if reference[0] in ("text", "json"):
             return self.loaded.fetch(reference)
         return self._blobs.fetch(reference)
 
 
-#: The disk is full, or what of it this user may use.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+#: The disk is full, or this user's quota of it.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-class _StalledError(Exception):
-    """A variable that is not even tried to be saved."""
+class _SkippedError(Exception):
+    """A variable is not even tried to be saved."""
 
 
-class _Stall:
+class _BlobError(OSError):
+    """A blob could not be written. That is a fault of the disk, not of the variable."""
+
+
+class _SlowVariable:
     """A variable whose saving took too long.
 
-    To try it again after every cell would cost every cell that time. So it is tried again when it
-    is bound to something else, and else ever more seldom.
+    It would cost every cell that time. So it is tried again when it is bound to another object,
+    else after 4 checkpoints, then after 8, and so on.
 
     Args:
-        value: what it is bound to.
-        last: the same of the last time that it was tried.
+        value: the object that it is bound to.
+        last_time: what was noted when it was tried before.
     """
 
-    def __init__(self, value: object, last: _Stall | None) -> None:
+    def __init__(self, value: object, last_time: _SlowVariable | None) -> None:
         self._key = id(value), type(value)
-        again = last is not None and last._key == self._key
-        self._pause: int = 2 * last._pause if again and last is not None else 4
+        again = last_time is not None and last_time._key == self._key
+        self._pause: int = 2 * last_time._pause if again and last_time is not None else 4
         self._left = self._pause
 
     def skips(self, value: object) -> bool:
-        """Whether to leave the variable out of this checkpoint."""
+        """Return whether to leave the variable out of this checkpoint."""
         self._left -= 1
         return self._left >= 0 and self._key == (id(value), type(value))
 
 
-class _BlobError(OSError):
-    """A blob could not be written, which is the disk's fault and not the variable's."""
-
-
 def _rank(variable: tuple[str, Any]) -> int:
-    """Modules, functions and classes come first: restoring the rest may run code that uses them."""
+    """Sort modules, functions and classes first: code that runs in a restore may use them."""
     value = variable[1]
     return 0 if isinstance(value, types.ModuleType) else 1 if callable(value) else 2
 
 
-def _intact_index(path: str) -> dict[str, Any]:
-    """The index of a state file that may be damaged elsewhere; an empty one if it is, too."""
+def _undamaged_index(path: str) -> dict[str, Any]:
+    """Return the index of a state file whose records may be damaged; empty if it is damaged too."""
     try:
         with open_regular(path) as file:
             return read_index(file, whole=False)
@@ -316,18 +314,18 @@ def _intact_index(path: str) -> dict[str, Any]:
         return {"records": [], "unsaved": []}
 
 
-def _named(newer: dict[str, Any]) -> list[list[str]]:
-    """The variables of a file that is not used, each as lost."""
+def _as_lost(newer: dict[str, Any]) -> list[list[str]]:
+    """Return the variables of a file that cannot be used, each as lost."""
     reason = "it was in no other file"
     saved = [[record[0], record[2], reason] for record in newer["records"]]
     return saved + [list(entry) for entry in newer["unsaved"]]
 
 
-def _changed(older: dict[str, Any], newer: dict[str, Any]) -> list[str]:
-    """The variables of the older file that may have another value in the newer.
+def _may_differ(older: dict[str, Any], newer: dict[str, Any]) -> list[str]:
+    """Return the variables of the older file that may have other values in the newer one.
 
-    As far as both are the same from their beginning, nothing has changed. After the first
-    difference a record with the same bytes may refer to something else.
+    Up to the first record that differs, nothing has changed. After it, a record with the same
+    bytes may refer to a changed object.
     """
     same = 0
     for before, after in zip(older["records"], newer["records"]):  # noqa: B905 - not in 3.9
