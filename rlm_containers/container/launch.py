@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rlm_containers import images
-from rlm_containers.container import bundle as guest
+from rlm_containers.container.bundle import TOO_OLD, Bundle, guest_bundle
 from rlm_containers.container.limits import Limits
 from rlm_containers.errors import (
     ContainersError,
@@ -27,9 +27,6 @@ from rlm_containers.interpreter import KILLED, Closed, Event, Pipe, printable
 from rlm_containers.options import SandboxOptions
 from rlm_containers.state import Owner, Workspace
 from runtimes import ContainerSpec, GpuRequest, InternalNetwork, Mount, Runtime
-
-if TYPE_CHECKING:
-    from rlm_containers.images import Recipe
 
 logger = logging.getLogger("rlm_containers")
 
@@ -67,7 +64,7 @@ class SandboxImage:
 
     def __init__(self, options: SandboxOptions) -> None:
         self._name = options.image
-        self._recipe: Recipe | None = None
+        self._recipe: images.Recipe | None = None
         if (
             options.packages
             or options.requirements
@@ -147,7 +144,7 @@ class Launch:
             ContainerStartError: the engine refused.
             SandboxStartError: the guest did not come up.
         """
-        bundle = guest.guest_bundle()
+        bundle = guest_bundle()
         image = self.image.get(self.runtime)
         searched = False
         retries = _RETRIES
@@ -214,11 +211,11 @@ class Launch:
         try:
             self.runtime.remove(self.name)
         except Exception as error:
-            # An engine says many things of a container that it is still making; what the start
-            # failed for is more important.
+            # The caller raises why the start failed. An engine that is still making the container
+            # complains about this call too, which is less important.
             logger.info("%s: %s", self.name, error)
 
-    def _spec(self, image: str, interpreter: str, bundle: guest.Bundle) -> ContainerSpec:
+    def _spec(self, image: str, interpreter: str, bundle: Bundle) -> ContainerSpec:
         options, limits = self.options, self.limits
         strict = options.isolation == "strict"
         assert options.gpus is None or isinstance(options.gpus, GpuRequest)
@@ -258,7 +255,7 @@ class Launch:
         return None if _has_relative_path(self.options.run_args) else self.workspace.path
 
     def memory_loss(self, since: float) -> str | None:
-        """Say that the whole container was killed for its memory.
+        """Find out whether the whole container was killed for its memory.
 
         Args:
             since: seconds since 1970; earlier deaths do not count.
@@ -279,10 +276,10 @@ class Launch:
         return f"it was killed for its memory{may}"
 
     def _start_error(
-        self, spec: ContainerSpec, closed: Closed, bundle: guest.Bundle, started: float
+        self, spec: ContainerSpec, closed: Closed, bundle: Bundle, started: float
     ) -> Exception:
         needed = ".".join(str(part) for part in bundle.python)
-        if closed.exit_code == guest.TOO_OLD:
+        if closed.exit_code == TOO_OLD:
             return GuestPythonError(
                 f"The Python in the image {spec.image!r} is too old: {_last_line(closed.stderr)}.",
                 remedy=f"Use an image with Python {needed} or later.",

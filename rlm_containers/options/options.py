@@ -140,8 +140,8 @@ class SandboxOptions:
             :class:`~runtimes.spec.Mount`, ``"source:target"`` or ``"source:target:rw"``. They are
             kept as mounts with their symlinks resolved.
         user: ``"UID:GID"`` or ``"UID"`` to run as in the container, where it can write to the
-            workspace; without a GID it is the same number. ``None`` for an unprivileged user that
-            can.
+            workspace; the GID is the same number if it is left out. ``None`` for an unprivileged
+            user that can.
         memory: the most memory the container may use, without any swap: bytes, at least 32 MiB,
             or a string such as ``"512m"``, ``"2g"`` or ``"2GB"`` (``k``, ``m``, ``g``, ``t`` and
             ``KiB`` to ``TiB`` count in 1024s; ``KB`` to ``TB`` in 1000s). ``"auto"``: half of what
@@ -151,7 +151,7 @@ class SandboxOptions:
         pids: the most processes and threads it may have, at least 16. ``"auto"``: 1024, if the
             engine enforces it. ``None`` for no limit.
         disk: the most it may write outside the workspace, in bytes or as a string, at least 1 MiB.
-            Few engines can enforce it; but all can with strict isolation, where it limits ``/tmp``,
+            Few engines can enforce it. With strict isolation all can: then it limits ``/tmp``,
             which is kept in memory. It is also the largest size of any single file, in the
             workspace too. All files of the workspace together are not limited. ``None`` for no
             limit.
@@ -161,8 +161,8 @@ class SandboxOptions:
         session: the name of a session that outlives the sandbox: its variables and files are
             there again when a sandbox of that name starts, in any process, on any engine. One
             sandbox at a time can have it. ``None`` for one that ends with the sandbox.
-        start_timeout: seconds until a container and its interpreter must be ready, without the
-            time to get the image; and an interpreter that replaces a dead one.
+        start_timeout: seconds until a container and its interpreter must be ready, and until an
+            interpreter that replaces a dead one must be. Getting the image is not counted.
         cell_timeout: seconds that a cell may run; ``None`` for no limit. Time in which it waits for
             the host, above all for the answer of a language model, is not counted. At the limit the
             cell is interrupted, and killed if it goes on for five seconds. The checkpoint after a
