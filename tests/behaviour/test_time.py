@@ -112,9 +112,7 @@ def test_a_checkpoint_without_end(box: Sandbox) -> None:
 
 
 def test_the_limit_of_calls(lm_box: Sandbox) -> None:
-    refusal = (
-        "Error: this cell has made the 3 calls of a language model it may make (max_lm_calls)\n"
-    )
+    refusal = "Error: this cell has used up its 3 language model calls (max_lm_calls)\n"
     result = execute(
         lm_box,
         """
