@@ -1,27 +1,27 @@
-"""What can go wrong with a sandbox.
+"""The exceptions of this project.
 
-Everything raised here derives from :class:`ContainersError`, the base that ``runtimes.errors``
-shares, so one ``except ContainersError`` catches the whole project::
+All of them derive from :class:`ContainersError`, also those of the engines, in
+``runtimes.errors``. So ``except ContainersError`` catches them all::
 
     ContainersError
-    ├── …                        the engine: see runtimes.errors
-    ├── OptionError              an argument that is unknown, of a wrong type, or contradictory
-    │   └── ConfigError          the same, in the configuration file or in a variable
-    ├── ContextError             a context that cannot be sent to the container
-    ├── CompletionError          an RLM that came to no answer
-    ├── ImageArchiveError        a file that is not an image, or damaged
-    ├── SessionError             a session that is kept, or its directory
-    │   ├── SessionNotFoundError   there is none of that name
-    │   ├── SessionInUseError      another process has it
-    │   ├── SessionStateError      its saved variables cannot be gone on from
-    │   ├── SnapshotNotFoundError  it has no such snapshot
-    │   └── ArchiveError           a file is no exported session, or a damaged one
+    ├── …                        errors of the engine, see runtimes.errors
+    ├── OptionError              an argument is unknown, of a wrong type, or contradictory
+    │   └── ConfigError          an option in the configuration file or a variable is wrong
+    ├── ContextError             a context cannot be sent to the container
+    ├── CompletionError          an RLM found no answer
+    ├── ImageArchiveError        a file is not an image archive, or is damaged
+    ├── SessionError             a session, or the directory of all sessions, cannot be used
+    │   ├── SessionNotFoundError   there is no such session
+    │   ├── SessionInUseError      another process uses the session
+    │   ├── SessionStateError      the saved variables of the session cannot be restored
+    │   ├── SnapshotNotFoundError  the session has no such snapshot
+    │   └── ArchiveError           a file is not an exported session, or is damaged
     └── SandboxError
-        ├── SandboxStartError    the container is up, the guest in it is not
-        │   └── GuestPythonError the image has no Python, or too old a one
+        ├── SandboxStartError    the container runs, but the guest in it does not
+        │   └── GuestPythonError the image has no Python, or its Python is too old
         ├── SetupCodeError       the setup code raised an exception
-        ├── SandboxClosedError   it was closed, or never started
-        ├── SandboxLostError     the container or its engine went away
+        ├── SandboxClosedError   the sandbox was closed, or was never started
+        ├── SandboxLostError     the container or its engine is gone
         └── WorkspaceError       the workspace cannot be written or removed
 """
 
@@ -80,22 +80,22 @@ class OptionError(ContainersError, TypeError, ValueError):
 
 
 class ConfigError(OptionError):
-    """An option in the configuration file, or in an environment variable, is unknown or wrong."""
+    """An option in the configuration file or an environment variable is unknown or wrong."""
 
 
 class ImageArchiveError(ContainersError):
-    """A file is not an image archive, or damaged."""
+    """A file is not an image archive, or is damaged."""
 
 
 class ContextError(ContainersError, TypeError):
-    """A context cannot be encoded for the container. Nothing was changed there."""
+    """A context cannot be encoded for the container. Nothing has changed in the container."""
 
 
 class CompletionError(ContainersError):
     """A model failed, or an RLM reached a limit before it had an answer.
 
     Attributes:
-        partial_answer: the last message of the model, if there was one.
+        partial_answer: the last message of the model, or ``None`` if there was none.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class CompletionError(ContainersError):
 
 
 class SandboxError(ContainersError):
-    """The base of what can go wrong with a sandbox that has been made."""
+    """The base of the errors of a sandbox that has been made."""
 
 
 class SandboxStartError(SandboxError):
-    """The engine started the container, but the guest in it did not come up."""
+    """The engine started the container, but the guest in it did not start."""
 
 
 class GuestPythonError(SandboxStartError):
@@ -123,12 +123,16 @@ class GuestPythonError(SandboxStartError):
 
 
 class SetupCodeError(SandboxError):
-    """The setup code, or the code of a tool, failed. ``stderr`` holds its traceback."""
+    """The setup code, or the code of a tool, failed.
+
+    Attributes:
+        stderr: what it wrote to standard error, with its traceback.
+    """
 
     def __init__(self, what: str, *, stderr: str, container: str | None = None) -> None:
         super().__init__(
             what,
-            remedy=f"Correct it. It printed:\n{stderr}",
+            remedy=f"Correct the code. It printed:\n{stderr}",
             container=container,
         )
         self.stderr = stderr
@@ -139,7 +143,7 @@ class SandboxClosedError(SandboxError):
 
 
 class SandboxLostError(SandboxError):
-    """The container ended by itself, was removed by someone else, or its engine went away."""
+    """The container ended, was removed by someone else, or its engine is gone."""
 
 
 class WorkspaceError(SandboxError):
@@ -147,15 +151,19 @@ class WorkspaceError(SandboxError):
 
 
 class SessionError(ContainersError):
-    """A session that is kept cannot be used, or its directory cannot."""
+    """A session, or the directory of all sessions, cannot be used."""
 
 
 class SessionNotFoundError(SessionError):
-    """There is no session of that name."""
+    """There is no session with that name."""
 
 
 class SessionInUseError(SessionError):
-    """Another sandbox has the session. ``pid`` is its process, if that is known."""
+    """Another sandbox uses the session.
+
+    Attributes:
+        pid: the process of that sandbox, or ``None`` if it is not known.
+    """
 
     def __init__(
         self, what: str, *, remedy: str = "", container: str | None = None, pid: int | None = None
@@ -165,19 +173,19 @@ class SessionInUseError(SessionError):
 
 
 class SessionStateError(SessionError):
-    """What a session or snapshot had saved cannot be gone on from. It is still there."""
+    """The saved variables of a session or snapshot cannot be restored. They are still there."""
 
 
 class SnapshotNotFoundError(SessionError):
-    """There is no such snapshot, or more than one that the id may mean."""
+    """There is no such snapshot, or the id fits more than one."""
 
 
 class ArchiveError(SessionError):
-    """A file is not an exported session, or is damaged, or may not be trusted."""
+    """A file is not an exported session, is damaged, or cannot be trusted."""
 
 
 def format_size(size: int) -> str:
-    """Bytes as people say it, for instance ``"1.5 GiB"``."""
+    """Return a number of bytes as text for people, such as ``"1.5 GiB"``."""
     for unit, name in ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")):
         if size >= unit:
             return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"

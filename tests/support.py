@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlm_containers import CellResult, Sandbox
+from rlm_containers.interpreter import Interpreter
 from rlm_containers.state import LABEL, passing_snapshots_directory, workspaces_directory
 from runtimes import HostRoute
 
@@ -179,6 +180,20 @@ def printed(box: Sandbox, code: str) -> str:
     result = execute(box, code)
     assert (result.status, result.stderr) == ("ok", ""), result.stderr
     return result.stdout
+
+
+def interpreter_of(box: Sandbox) -> Interpreter:
+    """The interpreter of a started sandbox, for tests that set its time limits or look inside.
+
+    No option of a sandbox sets the grace time, and patched constants would hold for all sandboxes.
+    """
+    return box._life.running.interpreter
+
+
+def set_grace(box: Sandbox, grace: float, kill_timeout: float = 20.0) -> None:
+    """Set how many seconds a sandbox waits after an interrupt, and after a kill."""
+    deadlines = interpreter_of(box).deadlines
+    deadlines.grace, deadlines.kill_timeout = grace, kill_timeout
 
 
 def eventually(true: Callable[[], object], seconds: float = PATIENCE) -> bool:

@@ -14,6 +14,7 @@ from rlm_containers.interpreter.results import (
     UnsavedVariable,
     WorkspaceFile,
 )
+from rlm_containers.interpreter.setup import KeptVariable, ProxyAddress, WorkerSetup
 from rlm_containers.interpreter.untrusted import UntrustedJSON, printable
 
 __all__ = [
@@ -26,13 +27,16 @@ __all__ = [
     "Event",
     "FloodError",
     "Interpreter",
+    "KeptVariable",
     "LMCall",
     "OutputCallback",
     "Pipe",
     "Prompt",
+    "ProxyAddress",
     "StreamName",
     "UnsavedVariable",
     "UntrustedJSON",
+    "WorkerSetup",
     "WorkspaceFile",
     "printable",
 ]

@@ -1,4 +1,4 @@
-"""How long a cell has run, the time left out in which it waited for the host."""
+"""How long a cell has run, without the time that it waited for the host."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ _ROUNDING = 1e-6
 class CellClock:
     """Counts the seconds of a cell that has a limit.
 
-    It stands while a request of the guest is in flight: a call of a language model, or of a
-    function of the host, whichever way it came and whoever answers it. It is kept by the host,
-    which alone knows what it has answered.
+    The clock stands while a request of the guest is under way: a call of a language model or of a
+    function of the host. It is kept by the host, because only the host knows what it has answered.
 
-    Nobody polls and no thread ticks: who waits for the cell asks :meth:`left` how long it may wait,
-    and is woken if it has to be sooner.
+    Nothing polls and no thread ticks. The thread that waits for the cell asks :meth:`left` how
+    long it may wait, and is woken if that turns out to be too long.
 
     Args:
-        longest_wait: seconds for which one request may stop the clock. What the host never answers
-            must not stop it for ever.
-        now: the time, in seconds.
+        longest_wait: seconds for which one request may stop the clock, so that a request that is
+            never answered does not stop it for ever.
+        now: returns the time in seconds.
 
     Attributes:
-        wake: called, in any thread, when what :meth:`left` has said last is too long.
+        wake: called in any thread when the last answer of :meth:`left` has become too long.
     """
 
     def __init__(self, longest_wait: float, now: Callable[[], float] = time.monotonic) -> None:
@@ -39,63 +38,62 @@ class CellClock:
         self._limit: float | None = None
         self._used = 0.0
         self._counted_to = 0.0
-        # The requests in flight, and until when each of them stops the clock; the latest is last.
-        self._in_flight: dict[int, float] = {}
+        # Maps each request under way to the time until which it stops the clock, in rising order.
+        self._under_way: dict[int, float] = {}
         self._numbers = itertools.count()
         self._promised = 0.0
 
     def reset(self) -> None:
-        """Another cell is about to be sent. What earlier ones have asked does not concern it."""
+        """Forget the last cell and its requests: another cell is about to be sent."""
         with self._lock:
             self._limit = None
-            self._in_flight.clear()
+            self._under_way.clear()
 
     def start(self, limit: float) -> None:
-        """The cell begins; it may use ``limit`` seconds."""
+        """Begin to count the time of a cell that may use ``limit`` seconds."""
         with self._lock:
             self._limit = limit
             self._used = 0.0
             self._counted_to = self._now()
 
     def left(self) -> float | None:
-        """Seconds to wait until the limit can have been reached; 0 if it is, ``None`` without one.
+        """Return the seconds after which the limit may be reached; ``None`` without a limit.
 
-        While the clock stands these are the seconds until it goes on at the latest, and the rest.
+        While the clock stands, that is when it goes on at the latest, plus the rest of the limit.
         """
         with self._lock:
             if self._limit is None:
                 return None
-            deadline = self._deadline()
+            deadline = self._deadline(self._limit)
             self._promised = deadline
             return max(0.0, deadline - self._counted_to)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """The guest waits for the host's answer meanwhile. May be entered by many threads."""
+        """Stop the clock while the guest waits for the host's answer. Many threads may enter."""
         with self._lock:
             if self._limit is not None:
-                self._deadline()
+                self._deadline(self._limit)
             number = next(self._numbers)
-            self._in_flight[number] = self._now() + self.longest_wait
+            self._under_way[number] = self._now() + self.longest_wait
         try:
             yield
         finally:
             with self._lock:
                 sooner = False
                 if self._limit is not None:
-                    self._deadline()
-                    self._in_flight.pop(number, None)
-                    sooner = self._deadline() < self._promised - _ROUNDING
+                    self._deadline(self._limit)
+                    self._under_way.pop(number, None)
+                    sooner = self._deadline(self._limit) < self._promised - _ROUNDING
                 else:
-                    self._in_flight.pop(number, None)
+                    self._under_way.pop(number, None)
             if sooner:
                 self.wake()
 
-    def _deadline(self) -> float:
-        """Count the time up to now, and say when the limit is reached if nothing changes."""
-        assert self._limit is not None
+    def _deadline(self, limit: float) -> float:
+        """Count the time up to now. Return when the limit is reached if nothing changes."""
         now = self._now()
-        goes_on = max(self._counted_to, next(reversed(self._in_flight.values()), 0.0))
+        goes_on = max(self._counted_to, next(reversed(self._under_way.values()), 0.0))
         self._used += max(0.0, now - goes_on)
         self._counted_to = now
-        return max(now, goes_on) + self._limit - self._used
+        return max(now, goes_on) + limit - self._used

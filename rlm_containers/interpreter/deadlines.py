@@ -2,65 +2,248 @@
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from rlm_containers.interpreter import request as requests
+from rlm_containers.errors import SandboxLostError
 from rlm_containers.interpreter.clock import CellClock
-from rlm_containers.interpreter.request import Action, Escalation, Request
+from rlm_containers.interpreter.output import Reply
+
+#: Why something is stopped: a cell reached its limit, the user interrupted it, the checkpoint
+#: before the request does not end, or a worker does not become ready.
+Cause = Literal["limit", "interrupt", "checkpoint", "restore"]
+
+Action = Literal["interrupt", "kill", "give up"]
+
+
+class Escalation:
+    """The actions against something that should have ended, each harsher than the one before.
+
+    First comes an interrupt, and another one after half of the grace time, because an interrupt
+    can get lost in a ``__del__`` or in a bare ``except:``. Then the worker is killed. If the
+    supervisor does not even report that death, the guest is given up.
+
+    Args:
+        cause: why it is stopped.
+        step: the step to interrupt, see :mod:`rlm_containers.guest.wire`.
+        grace: seconds between the first interrupt and the kill.
+        kill_timeout: seconds between the kill and giving up.
+        in_time: the number of items from the guest that came in time and were not received yet.
+
+    Attributes:
+        in_time: the number of those that are left. Less than 0 once an item came too late.
+        killed: whether the worker was killed.
+    """
+
+    def __init__(
+        self, cause: Cause, step: int, grace: float, kill_timeout: float, in_time: int = 0
+    ) -> None:
+        self.cause: Cause = cause
+        self.step = step
+        self.in_time = in_time
+        self.killed = False
+        self._kill_timeout = kill_timeout
+        now = time.monotonic()
+        self._plan: list[tuple[float, Action]] = [
+            (now, "interrupt"),
+            (now + grace / 2, "interrupt"),
+            (now + grace, "kill"),
+            (now + grace + kill_timeout, "give up"),
+        ]
+
+    def left(self) -> float:
+        """Return the seconds until the next action is due."""
+        return self._plan[0][0] - time.monotonic()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the next action cannot be undone by an answer."""
+        return self._plan[0][1] != "interrupt"
+
+    def next_action(self) -> Action:
+        """Return the next action and move on to the one after it. The last one stays."""
+        _, action = self._plan.pop(0) if len(self._plan) > 1 else self._plan[0]
+        self.killed = self.killed or action == "kill"
+        return action
+
+    def skip_grace(self) -> None:
+        """Make the kill due now, unless it has been done."""
+        now = time.monotonic()
+        if not self.killed:
+            self._plan = [(now, "kill"), (now + self._kill_timeout, "give up")]
+
+
+@dataclass(frozen=True)
+class SendFailure:
+    """A frame that could not be sent.
+
+    Attributes:
+        error: what the pipe raised.
+        give_up_by: until when the news of the container's end is awaited, in seconds of
+            ``time.monotonic()``. It says more than the error does.
+    """
+
+    error: SandboxLostError
+    give_up_by: float
+
+
+@dataclass
+class Request:
+    """A request under way.
+
+    Attributes:
+        number: its number.
+        message: all of its content.
+        reply: what the guest has replied so far.
+        limit: seconds it may take, without the time it waits for the host; ``None`` for no limit.
+        begin_by: when the checkpoint before it must be written, in seconds of ``time.monotonic()``.
+        begun: whether the guest has said that it has begun. Asked for only if there is a limit.
+        interrupted: whether the user wants it to end.
+        interrupted_at: when the last interrupt was sent, in seconds of ``time.monotonic()``.
+        killed: whether its worker was killed because it would not end.
+        died: whether its worker died of it.
+        done: whether nothing more will come of it.
+        stop: what is being done to end it; ``None`` while it may go on.
+        unread: how many more items to receive before the next action against it; ``None`` while
+            no action is due.
+        deaths: how many workers have died during it.
+        failure: the frame for it that could not be sent; ``None`` if all were.
+        saved: after a kill, the last request whose checkpoint is written, as the guest reports it.
+    """
+
+    number: int
+    message: dict[str, Any]
+    reply: Reply
+    limit: float | None
+    begin_by: float = 0.0
+    begun: bool = False
+    interrupted: bool = False
+    interrupted_at: float = -math.inf
+    killed: bool = False
+    died: bool = False
+    done: bool = False
+    stop: Escalation | None = None
+    unread: int | None = None
+    deaths: int = 0
+    failure: SendFailure | None = None
+    saved: object = None
+
+    @property
+    def op(self) -> str:
+        """The operation: one of ``rlm_guest.worker``, or ``"kill"`` or ``"start"`` a worker."""
+        return str(self.message["op"])
+
+    @property
+    def is_cell(self) -> bool:
+        """Whether it runs code of a cell."""
+        return self.op == "cell"
+
+    @property
+    def is_startup(self) -> bool:
+        """Whether it replaces a worker, and is not sent to one."""
+        return self.op in ("kill", "start")
+
+    @property
+    def next_is_final(self) -> bool:
+        """Whether an answer that comes after the next action comes too late."""
+        if self.is_startup or self.failure is not None:
+            return True
+        return self.stop is not None and self.stop.is_final
+
+    @property
+    def code(self) -> object:
+        """The code of a cell; of another request the names that it binds."""
+        if self.is_cell:
+            return self.message.get("code")
+        name = str(self.message.get("name", ""))
+        return f"{name} {name.rpartition('_')[0]}"  # context_0 is bound to context as well
+
+    @property
+    def step(self) -> int:
+        """The number of its step, see :mod:`rlm_containers.guest.wire`."""
+        return 2 * self.number
 
 
 class Deadlines:
-    """The limits of one session, and where in them it is.
+    """The time limits of one interpreter, and which of them applies now.
 
-    A request waits for three things: for a worker that is ready, for the checkpoint before it, and
-    for its own end. Each has its limit.
+    A request waits for three things, each with its own limit: for a worker that is ready, for the
+    checkpoint before it, and for its own end.
 
     Args:
         clock: counts the time of cells.
         cell_timeout: seconds that a cell may use, and that the checkpoint before it may take;
             ``None`` for no limit.
         start_timeout: seconds for a worker to become ready.
+        grace: seconds for what was interrupted to end before its worker is killed.
+        kill_timeout: seconds for the supervisor to report a death, and for the news of the
+            container's end to arrive. Killing many processes takes a while.
 
     Attributes:
-        ready_by: when the worker that is being started must be ready, as ``time.monotonic()`` has
-            it; ``None`` while there is one.
+        ready_by: when the starting worker must be ready, in seconds of ``time.monotonic()``;
+            ``None`` while no worker is starting.
         is_fresh: whether the worker has not begun with any request yet.
     """
 
-    def __init__(self, clock: CellClock, cell_timeout: float | None, start_timeout: float) -> None:
+    def __init__(
+        self,
+        clock: CellClock,
+        cell_timeout: float | None,
+        start_timeout: float,
+        *,
+        grace: float = 5.0,
+        kill_timeout: float = 20.0,
+    ) -> None:
         self.clock = clock
         self.cell_timeout = cell_timeout
         self.start_timeout = start_timeout
+        self.grace = grace
+        self.kill_timeout = kill_timeout
         self.ready_by: float | None = None
         self.is_fresh = True
 
     def limit(self, op: str) -> float | None:
-        """Seconds that a request of that kind may take once it has begun."""
+        """Return the seconds that a request of this kind may take once it has begun."""
         if op == "cell" or self.cell_timeout is None:
             return self.cell_timeout
         return max(self.cell_timeout, self.start_timeout)  # no code of the cell's own
 
-    def restart(self) -> None:
-        """A worker has been told to start."""
-        self.ready_by = time.monotonic() + self.start_timeout
+    def worker_starts(self, since: float | None = None) -> None:
+        """Note that a worker starts.
 
-    def ready(self) -> None:
-        """It is ready."""
+        Args:
+            since: when its time began, in seconds of ``time.monotonic()``; ``None`` for now.
+        """
+        self.ready_by = (time.monotonic() if since is None else since) + self.start_timeout
+
+    def worker_is_ready(self) -> None:
+        """Note that the worker is ready."""
         self.ready_by = None
         self.is_fresh = True
 
     def send(self, request: Request) -> None:
-        """A request is about to be sent."""
+        """Note that a request is about to be sent."""
         request.begun = False
         limit = request.limit if self.cell_timeout is None else self.cell_timeout
         if limit is not None:
-            # A new worker has imports to do before its first request, which belong to its start.
+            # Imports that a new worker does before its first request belong to its start.
             seconds = max(limit, self.start_timeout if self.is_fresh else 0.0)
             request.begin_by = time.monotonic() + seconds
         self.clock.reset()
 
+    def send_failed(self, request: Request, error: SandboxLostError) -> None:
+        """Note that a frame for a request could not be sent."""
+        if request.failure is None:
+            request.failure = SendFailure(error, time.monotonic() + self.kill_timeout)
+
     def begin(self, request: Request) -> bool:
-        """The guest has begun with it. Whether the checkpoint before it had to be interrupted."""
+        """Note that the guest has begun with a request.
+
+        Returns:
+            Whether the checkpoint before it was interrupted.
+        """
         request.begun = True
         self.is_fresh = False
         if request.limit is not None:
@@ -72,11 +255,13 @@ class Deadlines:
         return True
 
     def left(self, request: Request) -> float | None:
-        """Seconds until something is to be done about a request; ``None`` for never."""
+        """Return the seconds until the next action against a request; ``None`` for never."""
+        if request.failure is not None:
+            return request.failure.give_up_by - time.monotonic()
         waits = request.stop is None or request.stop.cause == "checkpoint"
         if request.interrupted and waits and self.ready_by is None:
-            request.stop = Escalation("interrupt", request.step)
-            request.stop.take()  # the first interrupt has been sent
+            request.stop = self._escalation("interrupt", request.step)
+            request.stop.next_action()  # the first interrupt has been sent
         if request.stop is not None:
             return request.stop.left()
         if self.ready_by is not None:
@@ -87,25 +272,25 @@ class Deadlines:
             return request.begin_by - time.monotonic()
         return self.clock.left()
 
-    def act(self, request: Request, backlog: int) -> tuple[Action, int]:
-        """What to do now that nothing is left, and to which step.
+    def next_action(self, request: Request, pending: int) -> tuple[Action, int]:
+        """Return the action that is due now, and the step that it is against.
 
         Args:
             request: the request.
-            backlog: how many items from the guest wait to be looked at.
+            pending: the number of items from the guest that were not received yet.
         """
         if request.stop is None:
             if self.ready_by is not None:
-                request.stop = Escalation("restore", 0)
+                request.stop = self._escalation("restore", 0)
             elif not request.begun:
-                request.stop = Escalation("checkpoint", request.step - 1)
+                request.stop = self._escalation("checkpoint", request.step - 1)
             else:
-                request.stop = Escalation("limit", request.step, backlog)
-        return request.stop.take(), request.stop.step
+                request.stop = self._escalation("limit", request.step, pending)
+        return request.stop.next_action(), request.stop.step
 
     def explain(self, request: Request) -> None:
-        """Say in the outcome what was stopped, and why, once that has had its effect."""
-        stop, notices = request.stop, request.outcome.notices
+        """Say in the reply what was stopped and why, once that has had its effect."""
+        stop, notices = request.stop, request.reply.notices
         if stop is None:
             return
         if stop.cause == "limit":
@@ -118,12 +303,15 @@ class Deadlines:
         elif stop.cause == "checkpoint":
             notices.append(self.reached("The checkpoint before this cell", "cell_timeout"))
         if stop.killed:
-            seconds = f"{requests.GRACE:g} s"
+            seconds = f"{self.grace:g} s"
             notices.append(f"It did not end within {seconds} after its interrupt and was killed.")
 
     def reached(self, what: str, option: str) -> str:
-        """The sentence that says that something has reached its limit."""
+        """Return the sentence that says that something has reached its limit."""
         seconds = self.cell_timeout if option == "cell_timeout" else self.start_timeout
-        if seconds is None:  # nobody waits for a session to settle for ever
+        if seconds is None:  # the limit was that of settle()
             return f"{what} took too long and was interrupted."
         return f"{what} reached its limit of {seconds:g} s ({option}) and was interrupted."
+
+    def _escalation(self, cause: Cause, step: int, in_time: int = 0) -> Escalation:
+        return Escalation(cause, step, self.grace, self.kill_timeout, in_time)

@@ -1,53 +1,54 @@
-"""The conversation with one guest: requests, answers, and what happens in between."""
+"""The host's side of the live interpreter in a container: requests, answers, deaths."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
-from rlm_containers.errors import OptionError, SandboxLostError
+from rlm_containers.errors import OptionError, SandboxLostError, SandboxStartError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.deadlines import Deadlines
-from rlm_containers.interpreter.outcome import Outcome
-from rlm_containers.interpreter.pipe import Closed, Event, Item, Message, Output, Pipe
-from rlm_containers.interpreter.reports import WorkerReports, listed, memory_death
-from rlm_containers.interpreter.request import Request
-from rlm_containers.interpreter.results import OutputCallback, OutputCollector, UnsavedVariable
-from rlm_containers.interpreter.workers import Workers
+from rlm_containers.interpreter.deadlines import Deadlines, Request
+from rlm_containers.interpreter.output import Reply
+from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Output, Pipe
+from rlm_containers.interpreter.reports import WorkerReports, listed
+from rlm_containers.interpreter.results import OutputCallback, UnsavedVariable
+from rlm_containers.interpreter.setup import WorkerSetup
 
 logger = logging.getLogger("rlm_containers")
 
-#: Sentences in a cell's stderr on what the kernel killed: a guest can say so without end.
-_NOTICES = 10
-#: Seconds between two interrupts of one request. A flood of signals interrupts its own handler,
-#: until that is nested too deep.
-_INTERVAL = 0.05
+#: The most workers that may die one after the other without any of them becoming ready.
+_DEATHS = 5
+
+#: Seconds between two interrupts of one request. In a flood of signals the handler interrupts
+#: itself until its calls are nested too deeply.
+_INTERRUPT_INTERVAL = 0.05
 
 
 class Interpreter:
-    """Requests to one guest, one at a time.
+    """The live interpreter in a container. Answers one request at a time.
+
+    A worker process in the container runs the requests. When it dies, the supervisor there forks
+    another, which this class starts from the last checkpoint.
 
     Args:
-        pipe: the pipe.
-        told: what every worker is told at its start: ``{"lm": bool, "proxy": dict | None,
-            "env": dict, "file_limit": int | None, "scaffold": bool, "tools": list, "kept": list,
-            "kept_names": list, "kept_session": bool}``: among them the most bytes of a file that
-            cells write; the functions of the host; the variables that belong to the host, each as
-            the ``load`` request that binds it; the names of those that are not to be bound anew;
-            and whether the session outlives the container.
+        pipe: the pipe to the container.
+        setup: what every worker is given at its start.
         max_output: characters to keep of each output stream of a cell.
-        deadlines: how long to wait for what.
-        abandon: called when the guest does not even answer to being killed; removes the container.
+        deadlines: the time limits.
+        abandon: called when the guest does not even answer to being killed. Removes the container.
         memory_loss: says how the container was killed for its memory, see :class:`Launch`.
+
+    Attributes:
+        reports: what the guest has reported of its worker.
     """
 
     def __init__(
         self,
         pipe: Pipe,
-        told: dict[str, Any],
+        setup: WorkerSetup,
         max_output: int,
         *,
         deadlines: Deadlines,
@@ -55,35 +56,35 @@ class Interpreter:
         memory_loss: Callable[[float], str | None] = lambda since: None,
     ) -> None:
         self.pipe = pipe
-        self._workers = Workers(pipe, told, deadlines, abandon=abandon, memory_loss=memory_loss)
+        self.deadlines = deadlines
+        self.reports = WorkerReports(pipe.process.name, setup)
+        self._setup = setup
         self._max_output = max_output
-        self._deadlines = deadlines
         self._abandon = abandon
+        self._memory_loss = memory_loss
         self._number = 0
         self._cells = 0
         self._request: Request | None = None
+        self._answered_at = time.time()
         deadlines.clock.wake = pipe.wake
-
-    @property
-    def reports(self) -> WorkerReports:
-        """What the guest has told of its worker."""
-        return self._workers.reports
 
     @property
     def _container(self) -> str:
         return self.pipe.process.name
 
+    # Requests
+
     def start(self) -> None:
-        """Tell the worker what it needs to know and wait until it is ready.
+        """Start the first worker and wait until it is ready.
 
         Raises:
-            SandboxStartError: it was not in time.
+            SandboxStartError: it was not ready in time.
+            SandboxLostError: the container is gone, or one worker after the other dies.
         """
-        # It counts from when the container was started.
-        deadline = self.pipe.opened + self._deadlines.start_timeout
-        self._workers.await_first(deadline, self._outcome(None))
+        # The time counts from when the container was started.
+        self._start_worker(self.pipe.opened)
 
-    def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Outcome:
+    def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Reply:
         """Send one request and wait for its answer.
 
         Args:
@@ -93,30 +94,108 @@ class Interpreter:
 
         Raises:
             OptionError: the request is too large. Nothing was sent.
-            SandboxLostError: the container went away.
+            SandboxLostError: the container is gone.
         """
         self._finish_earlier()
-        self._number += 1
-        message = {"op": op, "id": self._number, **content}
-        limit = self._deadlines.limit(op)
         if op == "cell" and "name" not in content:
             self._cells += 1
-            message["name"] = f"cell {self._cells}"  # in tracebacks
+            content["name"] = f"cell {self._cells}"  # in tracebacks
+        request = self._new_request(op, self.deadlines.limit(op), on_output, **content)
+        self._run(request)
+        return request.reply
+
+    def unsaved(self) -> Sequence[UnsavedVariable]:
+        """Return the variables that are not in the checkpoint, see :attr:`Sandbox.unsaved`."""
+        self.request("sync", None)
+        return self.reports.unsaved
+
+    def settle(self, timeout: float) -> bool:
+        """Wait for the checkpoint of the last request.
+
+        Args:
+            timeout: seconds until the variable that is being saved is given up, and the one after
+                it, and so on. With ``cell_timeout`` that is the limit instead.
+
+        Returns:
+            Whether there is a checkpoint. If not, the worker was killed, and the changes of the
+            last request are lost.
+
+        Raises:
+            SandboxLostError: the container is gone.
+        """
+        self._finish_earlier()
+        request = self._new_request("sync", timeout)
+        self._run(request)
+        self._log_notices(request)
+        return request.deaths == 0
+
+    def restart(self, between: Callable[[], None], *, restores: bool) -> Sequence[UnsavedVariable]:
+        """Kill the worker and start another one.
+
+        Args:
+            between: called when no worker uses any file. If it fails, a worker is started anyway.
+            restores: whether there is a checkpoint to go on from.
+
+        Returns:
+            The variables that were not restored.
+
+        Raises:
+            SandboxStartError: the new worker was not ready in time.
+            SandboxLostError: the container is gone.
+        """
+        self._finish_earlier()
+        number = self._number if restores else 0
+        self.deadlines.worker_starts()
+        kill = self._new_step("kill")
+        with self._sending(kill):
+            self.pipe.send(wire.RESTART)
+        self._wait(kill)
+        # Changes that the checkpoint does not have are not lost by this death.
+        if isinstance(kill.saved, int):
+            number = min(number, kill.saved)
+        try:
+            between()
+        finally:
+            self.reports.changes.restart(number)
+            self._start_worker()
+        return self.reports.unsaved
+
+    def interrupt(self) -> None:
+        """Interrupt the request under way, from any thread. See :class:`Escalation`."""
+        request = self._request
+        if request is None or request.done or (request.begun and not request.is_cell):
+            return
+        now = time.monotonic()
+        if now < request.interrupted_at + _INTERRUPT_INTERVAL:
+            return
+        request.interrupted_at = now
+        self._interrupt(request)
+        self.pipe.wake()
+
+    def _new_request(
+        self, op: str, limit: float | None, on_output: OutputCallback | None = None, **content: Any
+    ) -> Request:
+        self._number += 1
+        message = {"op": op, "id": self._number, **content}
         if limit is not None or op != "cell":
             message["announce"] = True
-        request = Request(self._number, message, self._outcome(on_output), limit)
-        self._run(request)
-        return request.outcome
+        reply = Reply.collecting(self._max_output, on_output)
+        return Request(self._number, message, reply, limit)
+
+    def _new_step(self, op: Literal["kill", "start"]) -> Request:
+        """Return a request that no worker answers: it ends with a death, or with a ready worker."""
+        return Request(0, {"op": op}, Reply.collecting(self._max_output, None), None)
 
     def _finish_earlier(self) -> None:
-        """See an earlier request to its end whose caller did not wait for that."""
+        """End an earlier request whose caller did not wait for its end."""
         if self._request is not None:
             self._end(self._request)
 
     def _run(self, request: Request) -> None:
         self._request = request
         try:
-            self._send(request)
+            if self.deadlines.ready_by is None:  # else it is sent once the worker is ready
+                self._send(request)
             self._wait(request)
         except SandboxLostError:
             self._request = None
@@ -125,195 +204,24 @@ class Interpreter:
             self._request = None
             raise OptionError(
                 f"The request is too large to be sent: {error}.",
-                remedy="Send what is long as a context, with Sandbox.load().",
+                remedy="Send long data as a context, with Sandbox.load().",
                 container=self._container,
             ) from None
         except BaseException:
-            # Ctrl-C here is meant for the cell as well; a callback that fails ends it, too. In
-            # any case the session must stay in step with the guest.
-            request.outcome.forget_callback()
+            # Ctrl-C is meant for the cell as well, and a failing callback ends it, too. The next
+            # request must find the guest idle in any case.
+            request.reply.forget_callback()
             self._end(request)
-            if request.outcome.notices:  # which nobody else will get to know
-                notices = " ".join(request.outcome.notices)
-                logger.warning("%s: %s", self._container, notices)
+            self._log_notices(request)
             raise
         self._request = None
-        self._workers.answered_at = time.time()
-
-    def interrupt(self) -> None:
-        """Interrupt the request that is under way, in whatever thread. See :class:`Escalation`."""
-        request = self._request
-        if request is None or request.done or (request.begun and not request.is_cell):
-            return
-        now = time.monotonic()
-        if now < request.interrupted_at + _INTERVAL:
-            return
-        request.interrupted_at = now
-        with contextlib.suppress(SandboxLostError):  # which whoever waits is told
-            self._interrupt(request)
-        self.pipe.wake()
-
-    def unsaved(self) -> Sequence[UnsavedVariable]:
-        """See :attr:`Sandbox.unsaved`."""
-        self.request("sync", None)
-        return self.reports.unsaved
-
-    def settle(self, timeout: float) -> bool:
-        """Wait for the checkpoint of the last request.
-
-        Args:
-            timeout: seconds until the variable that it is at is given up, and what it is at after
-                that; ``cell_timeout`` where there is one.
-
-        Returns:
-            Whether there is one: else its worker was killed, and what the last request has changed
-            is lost.
-
-        Raises:
-            SandboxLostError: the container went away.
-        """
-        self._finish_earlier()
-        self._number += 1
-        message = {"op": "sync", "id": self._number, "announce": True}
-        request = Request(self._number, message, self._outcome(None), timeout)
-        self._run(request)
-        if request.outcome.notices:
-            logger.warning("%s: %s", self._container, " ".join(request.outcome.notices))
-        return request.deaths == 0
-
-    def restart(self, between: Callable[[], None], *, restores: bool) -> Sequence[UnsavedVariable]:
-        """Kill the worker and start another, with a step in between when neither uses any file.
-
-        Args:
-            between: the step. If it fails, the worker is started all the same.
-            restores: whether there is a checkpoint to go on from.
-
-        Returns:
-            The variables that it did not bring back.
-
-        Raises:
-            SandboxStartError: the next one was not ready in time.
-            SandboxLostError: the container went away.
-        """
-        self._finish_earlier()
-        number = self._number if restores else 0
-        self._workers.replace(between, number, self._outcome(None))
-        return self.reports.unsaved
-
-    # Answers
-
-    def _wait(self, request: Request) -> None:
-        """Take what comes until the answer is there."""
-        while not request.done:
-            item = self._receive(request)
-            if isinstance(item, Event):
-                self._workers.bury(item, request)
-            elif isinstance(item, Message):
-                op, number = item.content.get("op"), item.content.get("id")
-                if self._deadlines.ready_by is not None:
-                    if op == "ready":
-                        self._workers.revive(item.content, request)
-                        if not request.done:
-                            self._send(request)
-                elif op == "begun" and number == request.number:
-                    self._begin(request)
-                elif op == "result" and number == request.number:
-                    self._finish(item.content, request)
-
-    def _receive(self, request: Request) -> Item:
-        """The next item that is not output. The news of a checkpoint is noted on its way."""
-        while True:
-            left = self._deadlines.left(request)
-            if left is not None and left <= 0:
-                if request.unread is None:
-                    # Who is to be killed may have answered.
-                    is_final = request.stop is not None and request.stop.is_final
-                    request.unread = self.pipe.waiting() if is_final else 0
-                if request.unread <= 0:
-                    self._act(request)
-                    request.unread = None
-                    continue
-                request.unread -= 1
-            try:
-                item = self.pipe.receive(left)
-            except TimeoutError:
-                continue
-            outcome = request.outcome
-            if request.stop is not None:
-                request.stop.backlog -= 1
-            if isinstance(item, Output):
-                stream = outcome.stdout if item.stream == wire.STDOUT else outcome.collected_stderr
-                stream.feed(item.data)
-            elif isinstance(item, Closed):
-                raise self._workers.gone(item)
-            elif isinstance(item, Event) and item.content.get("event") == "killed":
-                how = memory_death(item.content.get("memory"))
-                notice = f"A process that a cell started {how}."
-                if notice not in outcome.notices and len(outcome.notices) < _NOTICES:
-                    outcome.notices.append(notice)
-            else:
-                if isinstance(item, Message) and item.content.get("op") == "saved":
-                    self.reports.note_saved(item.content)
-                return item
-
-    def _begin(self, request: Request) -> None:
-        """The guest has begun with a request; nothing else is in its way any more."""
-        if not request.begun and self._deadlines.begin(request) and self.reports.unsaved:
-            reached = self._deadlines.reached("The checkpoint before this cell", "cell_timeout")
-            names = listed([str(variable) for variable in self.reports.unsaved], "; ")
-            request.outcome.notices.append(f"{reached} Not saved: {names}.")
-
-    def _finish(self, content: dict[str, Any], request: Request) -> None:
-        """The answer is there."""
-        stop = request.stop
-        if stop is not None and stop.killed:
-            return  # too late: the news of the death is on its way, and is what holds
-        self._deadlines.is_fresh = False  # cells without a limit do not say that they have begun
-        outcome = request.outcome
-        self.reports.note_result(content, outcome)
-        if content.get("skipped") is True:
-            outcome.notices.append("It was interrupted before it began.")
-        else:
-            self._workers.acknowledged.add(
-                request.number,
-                request.message.get("code") or _bound(request.message),
-                saved=not self.reports.checkpoint_failed,
-            )
-        if stop is not None or request.interrupted:
-            self.pipe.send(wire.SWEEP)
-        if stop is not None and stop.cause == "limit" and stop.backlog < 0:
-            self._deadlines.explain(request)
-            outcome.status = "timeout"
-        request.done = True
-
-    # Time
-
-    def _act(self, request: Request) -> None:
-        """Something has lasted too long: do the next thing about it."""
-        action, step = self._deadlines.act(request, self.pipe.waiting())
-        if action == "interrupt":
-            self.pipe.send(wire.INTERRUPT, step.to_bytes(8, "big"))
-        elif action == "kill":
-            self.pipe.send(wire.RESTART)
-        else:
-            self.pipe.hang_up("it did not answer any more")
-            self._abandon()
-            raise SandboxLostError(
-                "The guest does not answer any more, not even to being killed.",
-                remedy="Make a new Sandbox. The container has been removed.",
-                container=self._container,
-            )
-
-    def _interrupt(self, request: Request) -> None:
-        request.interrupted = True
-        if self._deadlines.ready_by is None:  # else it would cost variables that are being restored
-            self.pipe.send(wire.INTERRUPT, request.step.to_bytes(8, "big"))
+        self._answered_at = time.time()
 
     def _end(self, request: Request) -> None:
         """Interrupt a request that nobody waits for any more, and wait until it has ended.
 
-        Another KeyboardInterrupt meanwhile has its worker killed at once, and a third one leaves
-        the rest of the waiting to the next request.
+        A KeyboardInterrupt meanwhile kills the worker at once. Another one leaves the rest of the
+        waiting to the next request.
         """
         if not request.interrupted and not request.done:
             self._interrupt(request)
@@ -321,25 +229,239 @@ class Interpreter:
             try:
                 self._wait(request)
             except KeyboardInterrupt:
-                if request.stop is None or request.stop.killed:
+                if request.stop is None or request.stop.killed or request.failure is not None:
                     raise
-                request.stop.hurry()
+                request.stop.skip_grace()
         self._request = None
 
-    # The rest
+    def _log_notices(self, request: Request) -> None:
+        """Log the notices of a reply that nobody gets."""
+        if request.reply.notices:
+            logger.warning("%s: %s", self._container, " ".join(request.reply.notices))
+
+    # Sending
+
+    def _start_worker(self, since: float | None = None) -> None:
+        """Start the worker that the supervisor has forked, and wait until it is ready."""
+        self.deadlines.worker_starts(since)
+        start = self._new_step("start")
+        self._send_setup(start)
+        self._wait(start)
+
+    def _send_setup(self, request: Request) -> None:
+        expected = self.reports.changes.last_answer > 0
+        with self._sending(request):
+            self.pipe.send_message(op="start", expected=expected, **self._setup.message())
 
     def _send(self, request: Request) -> None:
-        self._deadlines.send(request)
-        self.pipe.send_message(**request.message)
+        self.deadlines.send(request)
+        with self._sending(request):
+            self.pipe.send_message(**request.message)
 
-    def _outcome(self, on_output: OutputCallback | None) -> Outcome:
-        return Outcome(
-            OutputCollector("stdout", self._max_output, on_output),
-            OutputCollector("stderr", self._max_output, on_output),
+    @contextlib.contextmanager
+    def _sending(self, request: Request) -> Iterator[None]:
+        """If the container has ended, leave it to the read loop to raise how.
+
+        A failing write only knows that the pipe is closed. How the container ended, and what it
+        printed before, is still to be received.
+        """
+        try:
+            yield
+        except SandboxLostError as error:
+            self.deadlines.send_failed(request, error)
+
+    def _interrupt(self, request: Request) -> None:
+        request.interrupted = True
+        # While a worker restores variables, an interrupt would cost the one that it is at.
+        if self.deadlines.ready_by is None:
+            with self._sending(request):
+                self.pipe.send(wire.INTERRUPT, request.step.to_bytes(8, "big"))
+
+    # Receiving
+
+    def _wait(self, request: Request) -> None:
+        """Handle what comes until the request is done."""
+        while not request.done:
+            left = self.deadlines.left(request)
+            if left is None or left > 0:
+                request.unread = None
+            elif self._may_act(request):
+                self._act(request)
+                request.unread = None
+                continue
+            try:
+                item = self.pipe.receive(left)
+            except TimeoutError:
+                continue
+            if request.stop is not None:
+                request.stop.in_time -= 1
+            self._handle(item, request)
+
+    def _may_act(self, request: Request) -> bool:
+        """Return whether an action that is due may be taken now; count down to it.
+
+        Before a kill, all items that came in time are received: the answer may be among them.
+        """
+        if request.unread is None:
+            request.unread = self.pipe.pending() if request.next_is_final else 0
+        request.unread -= 1
+        return request.unread < 0
+
+    def _handle(self, item: Item, request: Request) -> None:
+        if isinstance(item, Output):
+            reply = request.reply
+            stream = reply.stdout if item.stream == wire.STDOUT else reply.written_stderr
+            stream.feed(item.data)
+        elif isinstance(item, Closed):
+            raise self._gone(item)
+        elif isinstance(item, Event):
+            if item.content.get("event") == "killed":
+                self.reports.note_kill(item.content, request.reply)
+            else:
+                self._handle_death(item.content, request)
+        elif isinstance(item, Message):
+            self._handle_message(item.content, request)
+
+    def _handle_message(self, content: dict[str, Any], request: Request) -> None:
+        op, number = content.get("op"), content.get("id")
+        if op == "saved":
+            self.reports.note_saved(content)
+        elif self.deadlines.ready_by is not None:
+            if op == "ready" and request.op != "kill":
+                self._handle_ready(content, request)
+        elif number != request.number:
+            pass  # of an earlier request, or of a hostile guest
+        elif op == "begun":
+            self._handle_begun(request)
+        elif op == "result":
+            self._handle_result(content, request)
+
+    def _handle_death(self, event: dict[str, Any], request: Request) -> None:
+        """Handle the death of a worker. The supervisor has forked another: start it."""
+        if request.op == "kill":
+            if event.get("event") == "died":
+                request.saved = event.get("saved")
+                request.done = True
+            return
+        request.deaths += 1
+        if request.deaths > _DEATHS:
+            raise SandboxLostError(
+                "The Python process of this session died "
+                f"{request.deaths} times before it was ready.",
+                remedy="Make a new Sandbox.",
+                container=self._container,
+            )
+        if self.deadlines.ready_by is None and (
+            event.get("begun") == request.number or request.begun
+        ):
+            request.died = True
+            request.reply.note_death(event)
+            request.killed = request.stop is not None and request.stop.killed
+        self.deadlines.explain(request)
+        request.stop = None
+        self.reports.note_death(event, request.reply)
+        self._send_setup(request)
+        if request.op != "start":  # whose time goes on
+            self.deadlines.worker_starts()
+
+    def _handle_ready(self, content: dict[str, Any], request: Request) -> None:
+        """Handle the news that a worker is ready.
+
+        If its predecessor died of the request, that is done. Else the predecessor died before it
+        came to the request, so that this worker gets it.
+        """
+        self.deadlines.explain(request)
+        request.stop = None
+        self.deadlines.worker_is_ready()
+        if request.op == "start":
+            self.reports.note_ready(content)
+            request.done = True
+            return
+        reply = request.reply
+        self.reports.note_restored(content, reply)
+        request.done = request.died or request.interrupted
+        if request.died:
+            reply.status = "killed" if request.killed else "died"
+        elif request.interrupted:
+            reply.status = "interrupted"
+            reply.notices.append("It was interrupted before it began.")
+        else:
+            self._send(request)
+
+    def _handle_begun(self, request: Request) -> None:
+        """Handle the news that the guest has begun with a request."""
+        if not request.begun and self.deadlines.begin(request) and self.reports.unsaved:
+            reached = self.deadlines.reached("The checkpoint before this cell", "cell_timeout")
+            names = listed([str(variable) for variable in self.reports.unsaved], "; ")
+            request.reply.notices.append(f"{reached} Not saved: {names}.")
+
+    def _handle_result(self, content: dict[str, Any], request: Request) -> None:
+        """Handle the answer."""
+        stop = request.stop
+        if stop is not None and stop.killed:
+            return  # too late: the news of the worker's death follows
+        self.deadlines.is_fresh = False  # without a limit there was no news that it has begun
+        self.reports.note_result(content, request.number, request.code, request.reply)
+        if stop is not None or request.interrupted:
+            with self._sending(request):
+                self.pipe.send(wire.SWEEP)
+        if stop is not None and stop.cause == "limit" and stop.in_time < 0:
+            self.deadlines.explain(request)
+            request.reply.status = "timeout"
+        request.done = True
+
+    # What goes wrong
+
+    def _act(self, request: Request) -> None:
+        """Take the next action against a request that has reached a limit.
+
+        Raises:
+            SandboxStartError: a worker was not ready in time.
+            SandboxLostError: nothing has any effect on the container.
+        """
+        if request.failure is not None:
+            self._give_up()
+            raise request.failure.error
+        if request.is_startup:
+            self._abandon()
+            raise SandboxStartError(
+                "The container is up, but its interpreter was not ready within "
+                f"{self.deadlines.start_timeout:g} s.",
+                remedy="Raise start_timeout, or see what the container is busy with.",
+                container=self._container,
+            )
+        action, step = self.deadlines.next_action(request, self.pipe.pending())
+        if action == "interrupt":
+            with self._sending(request):
+                self.pipe.send(wire.INTERRUPT, step.to_bytes(8, "big"))
+        elif action == "kill":
+            with self._sending(request):
+                self.pipe.send(wire.RESTART)
+        else:
+            self._give_up()
+            raise SandboxLostError(
+                "The guest does not answer any more, not even to being killed.",
+                remedy="Make a new Sandbox. The container has been removed.",
+                container=self._container,
+            )
+
+    def _give_up(self) -> None:
+        self.pipe.hang_up("it did not answer any more")
+        self._abandon()
+
+    def _gone(self, closed: Closed) -> SandboxLostError:
+        """Return the error that says how the container ended."""
+        why = closed.reason or f"its program ended with status {closed.exit_code}"
+        remedy = "Make a new Sandbox. Was it removed by someone, or its engine stopped?"
+        if closed.exit_code == KILLED and not closed.reason:
+            loss = self._memory_loss(self._answered_at)
+            if loss:
+                why, remedy = loss, "Make a new Sandbox."
+            elif loss is None:
+                why += ", perhaps killed for its memory"
+        stderr = closed.stderr.strip()
+        return SandboxLostError(
+            f"The container is gone: {why}." + (f" It said: {stderr}" if stderr else ""),
+            remedy=remedy,
+            container=self._container,
         )
-
-
-def _bound(message: dict[str, Any]) -> str:
-    """The names that a request binds which is no cell: ``context_0`` is ``context`` as well."""
-    name = str(message.get("name", ""))
-    return f"{name} {name.rpartition('_')[0]}"

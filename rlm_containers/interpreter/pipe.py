@@ -1,8 +1,8 @@
 """The host's end of the pipe to a container.
 
-One thread reads. Whatever comes is untrusted: the code in a cell runs as the same user as the
-supervisor and can write to its descriptors. Frames are bounded, JSON is parsed with errors
-expected, and a stream that is no longer frames closes the pipe.
+One thread reads. All input is untrusted: the code in a cell runs as the same user as the
+supervisor and can write to its descriptors. So frames are bounded, invalid JSON is expected, and
+the pipe closes as soon as the bytes are no longer frames.
 """
 
 from __future__ import annotations
@@ -12,42 +12,43 @@ import os
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from rlm_containers.errors import SandboxLostError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.backlog import Backlog
 from rlm_containers.interpreter.untrusted import UntrustedJSON
 from runtimes import ContainerProcess
 
-#: The exit status of a client whose container was ended by SIGKILL.
+#: The exit status of a client whose container was killed by SIGKILL.
 KILLED = 128 + 9
-#: Seconds that the client has to end after its pipe was closed.
-_END = 10.0
 
-#: Bytes of the container's standard error, where the engine's client speaks too, that are kept.
+#: Seconds for the client to end after its pipe was closed.
+_END_TIMEOUT = 10.0
+
+#: Bytes to keep of the container's standard error, where the engine's client writes too.
 _STDERR_KEPT = 16_384
 
-#: Seconds for the other side to take what is written. It reads at once, always.
+#: Seconds for the other side to read what is written. It normally reads at once.
 _WRITE_TIMEOUT = 60.0
 
-#: Milliseconds after which a write that makes no progress looks whether it is still wanted.
-_LOOK = 100
+#: Milliseconds between two checks whether a blocked write is still wanted.
+_WRITE_CHECK = 100
 
-#: Bytes of what waits to be taken, as it is in memory. Past it the reader waits, and so does the
-#: container.
-_BACKLOG = 64 * 1024 * 1024
+#: Bytes in memory of the items that wait to be received. Past that the reader waits, and so does
+#: the container.
+_MAX_WAITING = 64 * 1024 * 1024
 
-#: What any item takes besides its contents.
-_ITEM = 500
+#: Bytes that an item takes besides its contents.
+_ITEM_OVERHEAD = 500
 
-#: Parts of a message: reports of variables have four for each.
+#: Parts of a message. Reports of variables have four for each variable.
 _MAX_PARTS = 200_000
 
-#: Bytes that a payload from the container may have: a supervisor reads 64 KiB of a stream at a
-#: time, and has little to say of itself.
+#: The longest payload of each kind of frame, in bytes. A supervisor reads 64 KiB of a stream at a
+#: time, and its own events are short.
 _LIMITS = {
     wire.MESSAGE: wire.MAX_FRAME,
     wire.CALL: wire.MAX_FRAME,
@@ -73,7 +74,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Output:
-    """What was written to a standard stream. ``stream`` is a kind of :mod:`guest.wire`."""
+    """A piece of a standard stream. ``stream`` is a frame kind of :mod:`guest.wire`."""
 
     stream: int
     data: bytes
@@ -81,12 +82,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Closed:
-    """Nothing more will come.
+    """The end: nothing more will come.
 
     Attributes:
-        exit_code: the client's exit status, if it ended.
-        stderr: the last that was written to standard error.
-        reason: why the pipe gave up, where it was not the container that ended.
+        exit_code: the client's exit status, or ``None`` if it had to be killed.
+        stderr: the end of what was written to standard error.
+        reason: why the host closed the pipe; empty if the container ended by itself.
     """
 
     exit_code: int | None
@@ -101,35 +102,103 @@ class FloodError(Exception):
     """The container sends more than anyone can answer."""
 
 
-@dataclass
+_T = TypeVar("_T")
+
+
+class BoundedQueue(Generic[_T]):
+    """A queue between one thread that puts and one that gets, bounded by the size of its items.
+
+    ``queue.Queue`` bounds the number of items only, and cannot be woken.
+
+    Args:
+        limit: the total size of the waiting items. A single item may be larger.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._items: deque[tuple[_T, int]] = deque()
+        self._size = 0
+        self._woken = False
+        self._closed = False
+        self._lock = threading.Lock()
+        self._filled = threading.Condition(self._lock)
+        self._emptied = threading.Condition(self._lock)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: _T, size: int) -> None:
+        """Add an item as soon as it fits. Drop it after :meth:`close`."""
+        with self._lock:
+            while self._items and self._size + size > self._limit and not self._closed:
+                self._emptied.wait()
+            if self._closed:
+                return
+            self._items.append((item, size))
+            self._size += size
+            self._filled.notify()
+
+    def get(self, timeout: float | None) -> _T:
+        """Remove and return the next item.
+
+        Args:
+            timeout: seconds to wait for one; ``None`` to wait without a limit.
+
+        Raises:
+            TimeoutError: none came in time, or :meth:`wake` was called.
+        """
+        with self._lock:
+            # wait_for() would allocate a lock even if there is an item, as there mostly is.
+            if not self._items:
+                self._filled.wait_for(lambda: self._items or self._woken, timeout)
+            self._woken = False
+            if not self._items:
+                raise TimeoutError
+            item, size = self._items.popleft()
+            self._size -= size
+            self._emptied.notify()
+            return item
+
+    def wake(self) -> None:
+        """Make a waiting :meth:`get` return without an item. Any thread may call this."""
+        with self._lock:
+            self._woken = True
+            self._filled.notify()
+
+    def close(self) -> None:
+        """Let no :meth:`put` wait any more: nobody will get its item."""
+        with self._lock:
+            self._closed = True
+            self._emptied.notify()
+
+
 class Pipe:
     """Frames to and from one container.
 
     Args:
         process: the container's program.
-        on_call: given the number and the payload of every call that comes over the pipe, in the
-            reader's thread; must not wait. Raises FloodError to end the conversation.
+        on_call: called in the reader's thread with the number and payload of every call that the
+            container makes over the pipe. Must not wait. Raises FloodError to end the pipe.
 
     Attributes:
-        opened: when, as ``time.monotonic()`` has it.
-        closed: how it ended, once it has.
+        opened: when the pipe was opened, in seconds of ``time.monotonic()``.
+        closed: how the container ended; ``None`` while it runs.
     """
 
-    process: ContainerProcess
-    on_call: Callable[[int, bytes], None]
-    closed: Closed | None = None
-    _stderr: bytearray = field(default_factory=bytearray)
-
-    def __post_init__(self) -> None:
-        self._items: Backlog[Item] = Backlog(_BACKLOG)
+    def __init__(self, process: ContainerProcess, on_call: Callable[[int, bytes], None]) -> None:
+        self.process = process
         self.opened = time.monotonic()
+        self.closed: Closed | None = None
+        self._on_call = on_call
+        self._items: BoundedQueue[Item] = BoundedQueue(_MAX_WAITING)
+        self._stderr = bytearray()
         self._write_lock = threading.Lock()
         self._hung_up = False
         self._reason = ""
-        # A full pipe must not hold the writer for ever, see send().
-        os.set_blocking(self.process.stdin, False)
+        # A full pipe must not block the writer without a limit, see send().
+        os.set_blocking(process.stdin, False)
         self._reader = threading.Thread(
-            target=self._read, name=f"rlm-pipe-{self.process.name}", daemon=True
+            target=self._read, name=f"rlm-pipe-{process.name}", daemon=True
         )
         self._reader.start()
 
@@ -137,7 +206,8 @@ class Pipe:
         """Write one frame.
 
         Raises:
-            SandboxLostError: the container is gone or does not read.
+            SandboxLostError: the container is gone or does not read. What :meth:`receive` returns
+                last may say more about how it ended.
             guest.wire.FrameError: the payload is too large for one frame.
         """
         frame = memoryview(wire.encode(kind, payload))
@@ -152,13 +222,13 @@ class Pipe:
                     if self._hung_up:
                         raise self._lost("it was closed") from None
                     if time.monotonic() > deadline:
-                        # With half a frame in it nothing else can be sent through this pipe.
+                        # Half a frame is in the pipe, so nothing else can be sent after it.
                         self._reason = self._reason or "it does not read any more"
                         self.process.close_stdin()
                         raise self._lost(self._reason) from None
-                    room = select.poll()
-                    room.register(self.process.stdin, select.POLLOUT)
-                    room.poll(_LOOK)
+                    writable = select.poll()
+                    writable.register(self.process.stdin, select.POLLOUT)
+                    writable.poll(_WRITE_CHECK)
                 except OSError:
                     raise self._lost("its pipe is broken") from None
 
@@ -167,40 +237,40 @@ class Pipe:
         self.send(wire.MESSAGE, json.dumps(content).encode("ascii"))
 
     def receive(self, timeout: float | None = None) -> Item:
-        """The next thing that came; :class:`Closed` for ever once the container has ended.
+        """Return the next item; always :class:`Closed` once the container has ended.
 
         Args:
-            timeout: seconds to wait; ``None`` for as long as it takes. May be less than 0.
+            timeout: seconds to wait; ``None`` to wait without a limit. Less than 0 counts as 0.
 
         Raises:
             TimeoutError: nothing came in time, or :meth:`wake` was called.
         """
         if self.closed is not None and not self._items:
             return self.closed
-        return self._items.take(None if timeout is None else max(0.0, timeout))
+        return self._items.get(None if timeout is None else max(0.0, timeout))
 
     def wake(self) -> None:
-        """Let whoever waits in :meth:`receive` look again how long to wait. In any thread."""
+        """Wake :meth:`receive` so that its caller recomputes the timeout. Any thread may call."""
         self._items.wake()
 
-    def waiting(self) -> int:
-        """How many items have come and wait to be taken."""
+    def pending(self) -> int:
+        """Return the number of items that have come and were not received yet."""
         return len(self._items)
 
     def hang_up(self, reason: str = "it was closed") -> None:
-        """Close the pipe, upon which the guest ends, and wait for nothing."""
+        """Close the pipe, which ends the guest. Do not wait for that."""
         self._reason = self._reason or reason
         self._hung_up = True  # else a write to a guest that does not read would hold the lock
         with self._write_lock:
             self.process.close_stdin()
 
     def close(self, timeout: float) -> None:
-        """Close the pipe, upon which the guest ends, and wait for the client to.
+        """Close the pipe, which ends the guest, and wait for the client to end.
 
         Args:
             timeout: seconds until the client is killed.
         """
-        self._items.abandon()
+        self._items.close()
         self._hung_up = True
         with self._write_lock:
             self.process.close_stdin()
@@ -215,26 +285,26 @@ class Pipe:
     def _read(self) -> None:
         reason = ""
         try:
-            self._pump()
+            self._read_frames()
         except wire.FrameError as error:
             reason = f"the container sent what is no frame ({error})"
         except ValueError as error:
             reason = f"the container sent a frame with no JSON object in it ({error})"
         except FloodError as error:
             reason = str(error)
-        # Nothing that follows can be trusted to be in step, or nothing can follow.
+        # Either the container has ended, or the position of the next frame is not known.
         self._reason = self._reason or reason
         self._hung_up = True
         with self._write_lock:
             self.process.close_stdin()
         if reason:
             self._discard()
-        exit_code = self.process.wait(_END)
+        exit_code = self.process.wait(_END_TIMEOUT)
         stderr = self._stderr.decode("utf-8", "replace")
         self.closed = Closed(exit_code, stderr, reason or self._reason)
         self._items.put(self.closed, 0)
 
-    def _pump(self) -> None:
+    def _read_frames(self) -> None:
         decoder = wire.FrameDecoder(_LIMITS)
         poll = select.poll()
         open_ends = {self.process.stdout, self.process.stderr}
@@ -254,8 +324,8 @@ class Pipe:
                         self._dispatch(kind, payload)
 
     def _discard(self) -> None:
-        """Read on until the end: who cannot write does not see that it is to end."""
-        deadline = time.monotonic() + _END
+        """Read to the end: a guest that is blocked in a write does not see that its pipe closed."""
+        deadline = time.monotonic() + _END_TIMEOUT
         poll = select.poll()
         poll.register(self.process.stdout, select.POLLIN)
         while poll.poll(1000 * max(0.0, deadline - time.monotonic())):
@@ -264,23 +334,23 @@ class Pipe:
 
     def _dispatch(self, kind: int, payload: bytes) -> None:
         if kind in (wire.STDOUT, wire.STDERR):
-            self._items.put(Output(kind, payload), _ITEM + len(payload))
+            self._items.put(Output(kind, payload), _ITEM_OVERHEAD + len(payload))
         elif kind == wire.CALL:
             if len(payload) >= 4:
-                self.on_call(int.from_bytes(payload[:4], "big"), payload[4:])
+                self._on_call(int.from_bytes(payload[:4], "big"), payload[4:])
         elif kind in (wire.MESSAGE, wire.EVENT):
-            said = UntrustedJSON(payload, _MAX_PARTS)
-            content = said.load()
+            text = UntrustedJSON(payload, _MAX_PARTS)
+            content = text.load()
             if not isinstance(content, dict):
                 raise ValueError("it is no object")
             item = Message(content) if kind == wire.MESSAGE else Event(content)
-            self._items.put(item, _ITEM + said.size)
+            self._items.put(item, _ITEM_OVERHEAD + text.size)
 
     def _lost(self, how: str) -> SandboxLostError:
-        said = self._stderr.decode("utf-8", "replace").strip()
+        stderr = self._stderr.decode("utf-8", "replace").strip()
         why = self._reason or how
         return SandboxLostError(
-            f"The container cannot be reached: {why}." + (f" It said: {said}" if said else ""),
+            f"The container cannot be reached: {why}." + (f" It said: {stderr}" if stderr else ""),
             remedy="Make a new Sandbox.",
             container=self.process.name,
         )

@@ -1,23 +1,25 @@
-"""What a guest reports of its cells and variables, taken with care: it may be anything."""
+"""What a guest reports of its cells and variables. All of it is untrusted and bounded."""
 
 from __future__ import annotations
 
 import logging
 import re
 import signal
+import unicodedata
 from collections.abc import Callable, Sequence, Set
 from itertools import islice
 from typing import Any
 
 from rlm_containers.errors import format_size
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.outcome import Outcome
+from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.results import CellStatus, UnsavedVariable
+from rlm_containers.interpreter.setup import WorkerSetup
 from rlm_containers.interpreter.untrusted import printable
 
 logger = logging.getLogger("rlm_containers")
 
-#: What a guest may say of a cell's end. The rest is for the host to find.
+#: The statuses that a guest may report. The host finds out the others by itself.
 _STATUSES: dict[object, CellStatus] = {
     "ok": "ok",
     "error": "error",
@@ -25,67 +27,158 @@ _STATUSES: dict[object, CellStatus] = {
     "interrupted": "interrupted",
 }
 
-#: Variables, and characters of a name or reason, that are believed of a guest's report.
+#: The most variables in a report, and the most characters of a name or reason.
 _REPORT_COUNT = 10_000
 _REPORT_TEXT = 2_000
 
-#: What differs in the short forms of two objects that are the same but for their place.
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-
-#: Files that one cell has made, and characters of the path of one.
-_ARTIFACTS = 500
-_PATH_TEXT = 4096
-
-#: The same for the short forms of variables.
+#: The most short forms of variables, and the most characters of a name or form.
 _LOCALS_COUNT = 1_000
 _LOCALS_TEXT = 200
 
-#: Variables that are named in one sentence of a cell's stderr, and characters for each.
+#: The most files that one cell has made, and the most characters of a path.
+_ARTIFACTS = 500
+_PATH_TEXT = 4096
+
+#: The most variables that one sentence names, and the most characters for each.
 _LISTED = 50
 _LISTED_TEXT = 300
 
+#: The most notices of one reply about processes that the kernel killed.
+_NOTICES = 10
+
+#: The part of a short form that differs between two objects that are otherwise the same.
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+#: Whatever may be a name in Python code, including words in strings and comments. Any character
+#: outside ASCII counts, because ``\w`` leaves out the combining marks of some scripts.
+_WORD = re.compile(r"(?:[A-Za-z_]|[^\x00-\x7f])(?:[A-Za-z0-9_]|[^\x00-\x7f])*")
+
+#: The most names to remember of cells whose checkpoints fail one after the other. Guests report no
+#: name that is longer than :data:`_LOCALS_TEXT`.
+_WORDS = 100_000
+
+
+class UnsavedChanges:
+    """The answered requests, and the names in the code of those that no checkpoint has.
+
+    The checkpoint comes after the answer. A worker that dies between the two loses what the cell
+    changed; a worker whose disk is full loses what all cells since then changed. Nobody can ask a
+    dead worker what that was, so it is guessed from the code.
+
+    Attributes:
+        last_answer: the number of the last answered request; 0 if there is no state to go on from.
+    """
+
+    def __init__(self) -> None:
+        self.last_answer = 0
+        self._code = ""  # of the last request; searched for names only when they are needed
+        self._words: set[str] = set()  # of the requests before it
+
+    def note_answer(self, number: int, code: object, *, saved: bool) -> None:
+        """Note that a request was answered.
+
+        Args:
+            number: its number.
+            code: the cell's code, or the names that another request binds.
+            saved: whether the last checkpoint has the changes of all requests before it.
+        """
+        if saved:
+            self._words.clear()
+        else:
+            self._keep_words()
+        self.last_answer = number
+        self._code = code if isinstance(code, str) else ""
+
+    def note_death(self, saved: object) -> Set[str] | None:
+        """Note that the worker died.
+
+        Args:
+            saved: the last request whose checkpoint is written, as the guest reports it.
+
+        Returns:
+            The words in the code of the cells whose changes are lost, among them the names of all
+            variables that the code mentions. ``None`` if the checkpoint has all changes.
+        """
+        if not isinstance(saved, int) or saved >= self.last_answer:
+            return None
+        self._keep_words()
+        words = frozenset(self._words)
+        self.restart(saved)
+        return words
+
+    def restart(self, number: int) -> None:
+        """Note that the next worker goes on from the checkpoint of a request; 0 for none."""
+        self.last_answer = number
+        self._code = ""
+        self._words.clear()
+
+    def _keep_words(self) -> None:
+        # Python normalizes names this way, see "Names" in its language reference.
+        for word in _WORD.finditer(unicodedata.normalize("NFKC", self._code)):
+            if len(self._words) >= _WORDS:
+                break
+            if len(word[0]) <= _LOCALS_TEXT:
+                self._words.add(word[0])
+        self._code = ""
+
 
 class WorkerReports:
-    """What is known of the guest's worker, as far as it has told.
+    """What the guest has reported of its worker so far.
 
     Args:
         container: the container's name.
+        setup: what every worker is given at its start.
 
     Attributes:
-        route: how the guest reaches the language model.
-        damage: why the last state file was not what the worker went on from; empty if it was.
+        changes: the answered requests, and what of them is in no checkpoint.
+        route: how the guest reaches the language model: ``"http"``, ``"pipe"`` or ``"none"``.
+        damage: why the worker could not go on from the last state file; empty if it could.
         locals: the short forms of the variables.
-        unsaved: the variables that are not in the last checkpoint; after a start, what was not
-            restored.
-        checkpoint_failed: whether the last checkpoint could not be written as a whole, so that the
-            file is that of the one before it.
-        on_saved: told what the guest says of a checkpoint, which may be anything.
+        unsaved: the variables that are not in the last checkpoint. After a start, those that were
+            not restored.
+        checkpoint_failed: whether the last checkpoint could not be written at all, so that the
+            file is still that of an earlier one.
+        on_saved: called with every report of a checkpoint, whose content may be anything.
     """
 
-    def __init__(self, container: str) -> None:
+    def __init__(self, container: str, setup: WorkerSetup) -> None:
         self._container = container
+        self._setup = setup
+        self.changes = UnsavedChanges()
         self.route = "none"
         self.damage = ""
         self.locals: dict[str, str] = {}
         self.unsaved: tuple[UnsavedVariable, ...] = ()
         self.checkpoint_failed = False
-        self._words: Set[str] | None = None
         self.on_saved: Callable[[dict[str, Any]], None] = lambda report: None
+        # The words in the code whose changes died with the worker; None if there are none.
+        self._lost_words: Set[str] | None = None
 
-    def note_result(self, content: dict[str, Any], outcome: Outcome) -> None:
-        """Take note of how a request ended."""
+    def note_result(self, content: dict[str, Any], number: int, code: object, reply: Reply) -> None:
+        """Note how a request ended.
+
+        Args:
+            content: the guest's answer.
+            number: the request's number.
+            code: the cell's code, or the names that another request binds.
+            reply: the reply to complete.
+        """
         status = content.get("status")
-        outcome.status = _STATUSES.get(status, "error") if isinstance(status, str) else "error"
+        reply.status = _STATUSES.get(status, "error") if isinstance(status, str) else "error"
         if "locals" in content:
             self.locals = _strings(content["locals"])
-        outcome.locals = dict(self.locals)
-        outcome.artifacts = _names(content.get("artifacts"), _ARTIFACTS, _PATH_TEXT)
+        reply.locals = dict(self.locals)
+        reply.artifacts = _names(content.get("artifacts"), _ARTIFACTS, _PATH_TEXT)
         answer = content.get("final_answer")
-        outcome.final_answer = answer if isinstance(answer, str) else None
-        outcome.note_exit(content.get("exit_code"))
+        reply.final_answer = answer if isinstance(answer, str) else None
+        reply.note_exit(content.get("exit_code"))
+        if content.get("skipped") is True:
+            reply.notices.append("It was interrupted before it began.")
+        else:
+            self.changes.note_answer(number, code, saved=not self.checkpoint_failed)
 
     def note_saved(self, content: dict[str, Any]) -> None:
-        """Take note of a checkpoint."""
+        """Note the report of a checkpoint."""
         self.unsaved = _variables(content.get("unsaved"))
         self.on_saved(content)
         self.checkpoint_failed = bool(content.get("error"))
@@ -94,79 +187,41 @@ class WorkerReports:
             logger.warning("%s: the checkpoint failed: %s", self._container, error)
             self.unsaved = (UnsavedVariable("*", "", error),)
 
-    def note_unsaved(self, words: Set[str], outcome: Outcome) -> None:
-        """Take note that the worker died with changes that no checkpoint has.
-
-        Args:
-            words: the names in the code of the cells that made them.
-            outcome: where it is said.
-        """
-        self._words = words
+    def note_death(self, event: dict[str, Any], reply: Reply) -> None:
+        """Note that the worker died, and say so in the reply."""
+        if event.get("event") != "died":
+            return
+        how = death(event)
+        logger.info("%s: the worker %s", self._container, how)
+        reply.notices.append(
+            f"The Python process of this session {how}. A new one goes on with the variables "
+            "as they were after the last cell that ended."
+        )
+        words = self.changes.note_death(event.get("saved"))
+        if words is None:
+            return
+        self._lost_words = words
         if self.checkpoint_failed:
-            outcome.notices.append(
+            reply.notices.append(
                 "What the cells since the last checkpoint changed could not be saved "
                 f"({self.unsaved[0].reason}) and is lost: their variables are as they were then."
             )
         else:
-            outcome.notices.append(
+            reply.notices.append(
                 "What that cell changed had not been saved yet and is lost: its variables are "
                 "as they were before it."
             )
 
-    def note_restored(self, content: dict[str, Any], outcome: Outcome, *, has_proxy: bool) -> None:
-        """Take note of a worker that has taken the place of another; say what became of what."""
-        before, words = self.locals, self._words
-        names = _names(content.get("names"))
-        there = set(names)
-        self.note_ready(content, has_proxy=has_proxy)
-        outcome.older = tuple(_names(content.get("older")))
-        damage = printable(content.get("damage") or "", _REPORT_TEXT)
-        everything = any(variable.name == "*" for variable in self.unsaved)
-        unreadable = bool(damage) or everything
-        fell_back = bool(damage) and not everything
-        if unreadable or words is not None:
-            # Of what was in no file, or in one that cannot be read, only the last answer still
-            # knows.
-            told = {variable.name for variable in self.unsaved}
-            reason = "it was in no other file" if unreadable else "it was not saved yet"
-            self.unsaved += tuple(
-                UnsavedVariable(name, "", reason)
-                for name in before
-                if name not in told and name not in there
-            )
-        if words is not None:
-            known = set(outcome.older)
-            outcome.older += tuple(
-                name
-                for name in names
-                if name not in known and (name in words or self._differs(name, before))
-            )
-        if fell_back:
-            outcome.notices.append(
-                f"The checkpoint state.dill could not be used: {damage}. The variables are those "
-                "of the one before it."
-            )
-        if fell_back or outcome.older:
-            older = listed(outcome.older) if outcome.older else "none"
-            outcome.notices.append(f"These may be older than they were: {older}.")
-        if self.unsaved:
-            lost = listed([str(variable) for variable in self.unsaved], "; ")
-            outcome.notices.append(f"These variables are lost: {lost}.")
-        outcome.lost = tuple(variable.name for variable in self.unsaved)
+    def note_kill(self, event: dict[str, Any], reply: Reply) -> None:
+        """Note that the kernel killed a process that a cell started, and say so in the reply."""
+        notice = f"A process that a cell started {memory_death(event.get('memory'))}."
+        if notice not in reply.notices and len(reply.notices) < _NOTICES:
+            reply.notices.append(notice)
 
-    def _differs(self, name: str, before: dict[str, str]) -> bool:
-        """Whether a variable looks another way now. Not all have short forms."""
-        form = self.locals.get(name)
-        if form is None:
-            return False
-        if name not in before:
-            return len(before) < wire.MAX_FORMS
-        return _ADDRESS.sub("", before[name]) != _ADDRESS.sub("", form)
-
-    def note_ready(self, content: dict[str, Any], *, has_proxy: bool) -> None:
-        """Take note of a worker that is ready."""
+    def note_ready(self, content: dict[str, Any]) -> None:
+        """Note that a worker is ready."""
         self.route = printable(content.get("route"), 20)
-        if has_proxy and self.route == "pipe":
+        if self._setup.proxy is not None and self.route == "pipe":
             logger.warning(
                 "%s: the container does not reach the proxy (%s); llm_query goes over the pipe",
                 self._container,
@@ -180,33 +235,101 @@ class WorkerReports:
         self.locals = _strings(content.get("locals"))
         self.unsaved = _variables(content.get("lost"))
         self.checkpoint_failed = False  # that was another worker's
-        self._words = None
+        self._lost_words = None
+
+    def note_restored(self, content: dict[str, Any], reply: Reply) -> None:
+        """Note that a worker has replaced a dead one, and say what happened to the variables."""
+        before, words = self.locals, self._lost_words
+        self.note_ready(content)
+        names = _names(content.get("names"))
+        there = set(names)
+        reply.older = tuple(_names(content.get("older")))
+        everything = any(variable.name == "*" for variable in self.unsaved)
+        unreadable = bool(self.damage) or everything
+        fell_back = bool(self.damage) and not everything
+        if unreadable or words is not None:
+            # Only the last answer still has the names of variables that are in no file, or in one
+            # that cannot be read.
+            reported = {variable.name for variable in self.unsaved}
+            reason = "it was in no other file" if unreadable else "it was not saved yet"
+            self.unsaved += tuple(
+                UnsavedVariable(name, "", reason)
+                for name in before
+                if name not in reported and name not in there
+            )
+        if words is not None:
+            known = set(reply.older)
+            reply.older += tuple(
+                name
+                for name in names
+                if name not in known and (name in words or self._differs(name, before))
+            )
+        if fell_back:
+            reply.notices.append(
+                f"The checkpoint state.dill could not be used: {self.damage}. The variables are "
+                "those of the one before it."
+            )
+        if fell_back or reply.older:
+            older = listed(reply.older) if reply.older else "none"
+            reply.notices.append(f"These may be older than they were: {older}.")
+        if self.unsaved:
+            lost = listed([str(variable) for variable in self.unsaved], "; ")
+            reply.notices.append(f"These variables are lost: {lost}.")
+        reply.lost = tuple(variable.name for variable in self.unsaved)
+        reply.locals = dict(self.locals)
+
+    def _differs(self, name: str, before: dict[str, str]) -> bool:
+        """Return whether a variable's short form has changed. Not all variables have one."""
+        form = self.locals.get(name)
+        if form is None:
+            return False
+        if name not in before:
+            return len(before) < wire.MAX_FORMS
+        return _ADDRESS.sub("", before[name]) != _ADDRESS.sub("", form)
 
 
-def death(content: dict[str, Any]) -> str:
-    """How a worker died."""
-    if "memory" in content:
-        return memory_death(content["memory"])
-    number = content.get("signal")
+def death(event: dict[str, Any]) -> str:
+    """Return a clause that says how a worker died."""
+    if "memory" in event:
+        return memory_death(event["memory"])
+    number = event.get("signal")
     if isinstance(number, int):
         try:
             return f"was killed by {signal.Signals(number).name}"
         except ValueError:
             return f"was killed by signal {number}"
-    status = content.get("exit")
+    status = event.get("exit")
     return f"ended itself with status {status if isinstance(status, int) else 'unknown'}"
 
 
-def _names(value: object, count: int = _REPORT_COUNT, length: int = _LOCALS_TEXT) -> list[str]:
-    """A list of names as the guest told it."""
-    names = value[:count] if isinstance(value, list) else ()
-    return [printable(name, length) for name in names]
+def memory_death(report: object) -> str:
+    """Return a clause that says how a process died of SIGKILL.
+
+    Args:
+        report: what the guest knows of the kernel's reason, untrusted: ``{"limit": bytes}`` if
+            the process was killed for its memory, where the limit is ``None`` if the machine had
+            none left; ``None`` if the guest cannot find out.
+    """
+    if not isinstance(report, dict):
+        return "was killed by SIGKILL, perhaps for its memory: the kernel does not say"
+    limit = report.get("limit")
+    if isinstance(limit, int) and 0 < limit < 1 << 62:
+        return (
+            "was killed for its memory (SIGKILL): the container may use no more than "
+            f"{format_size(limit)} (memory=…)"
+        )
+    return "was killed for its memory (SIGKILL): the machine had no more"
 
 
 def listed(words: Sequence[str], separator: str = ", ") -> str:
-    """The first of many words, and the number of the others."""
+    """Join the first of many words, followed by the number of the others."""
     shown = separator.join(word[:_LISTED_TEXT] for word in words[:_LISTED])
     return shown + (f"{separator}and {len(words) - _LISTED} more" if len(words) > _LISTED else "")
+
+
+def _names(value: object, count: int = _REPORT_COUNT, length: int = _LOCALS_TEXT) -> list[str]:
+    names = value[:count] if isinstance(value, list) else ()
+    return [printable(name, length) for name in names]
 
 
 def _strings(value: object) -> dict[str, str]:
@@ -224,22 +347,3 @@ def _variables(value: object) -> tuple[UnsavedVariable, ...]:
         for entry in value[:_REPORT_COUNT]
         if isinstance(entry, list) and len(entry) == 3
     )
-
-
-def memory_death(report: object) -> str:
-    """How something died of SIGKILL, by what the guest knows of the kernel's reasons.
-
-    Args:
-        report: from an event of the guest's, so it may be anything. ``{"limit": bytes}``, where
-            the limit is ``None`` if it was the machine that had no more memory; ``None`` if
-            the guest cannot find out.
-    """
-    if not isinstance(report, dict):
-        return "was killed by SIGKILL, perhaps for its memory: the kernel does not say"
-    limit = report.get("limit")
-    if isinstance(limit, int) and 0 < limit < 1 << 62:
-        return (
-            "was killed for its memory (SIGKILL): the container may use no more than "
-            f"{format_size(limit)} (memory=…)"
-        )
-    return "was killed for its memory (SIGKILL): the machine had no more"

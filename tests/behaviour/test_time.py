@@ -10,7 +10,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from tests.conftest import MakeBox
-from tests.support import Engine, execute, printed
+from tests.support import Engine, execute, interpreter_of, printed, set_grace
 
 LIMIT = 1.0
 NOTICE = "The cell reached its limit of 1 s (cell_timeout) and was interrupted.\n"
@@ -47,9 +47,13 @@ def lm_box(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For cells that take no notice of an interrupt, however much time they have."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.5)
+def short_grace(box: Sandbox) -> Iterator[None]:
+    """Shorten the grace time, for cells that ignore an interrupt."""
+    deadlines = interpreter_of(box).deadlines
+    before = deadlines.grace
+    set_grace(box, 0.5)
+    yield
+    set_grace(box, before)
 
 
 def test_a_runaway_cell_is_interrupted_and_keeps_its_variables(box: Sandbox) -> None:
@@ -83,10 +87,8 @@ def test_waiting_for_a_model_takes_no_time(lm_box: Sandbox) -> None:
     assert (result.status, result.stdout) == ("timeout", "SLOW\n")
 
 
-def test_an_interrupt_that_is_ignored_ends_in_a_kill(
-    box: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.3)
+@pytest.mark.usefixtures("short_grace")
+def test_an_interrupt_that_is_ignored_ends_in_a_kill(box: Sandbox) -> None:
     result = execute(
         box,
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('begun')\ntime.sleep(60)",
@@ -94,7 +96,7 @@ def test_an_interrupt_that_is_ignored_ends_in_a_kill(
     )
     assert (result.status, result.stdout) == ("killed", "begun\n")
     assert result.stderr.startswith(
-        "It did not end within 0.3 s after its interrupt and was killed."
+        "It did not end within 0.5 s after its interrupt and was killed."
     )
     assert printed(box, "print(kept)") == "kept\n"
 

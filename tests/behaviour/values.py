@@ -1,8 +1,7 @@
-"""What the tests of restoring define, look at, and expect to see.
+"""Values for the tests of restoring variables.
 
-Each value comes with the cell that defines it, a cell that looks at it, and what that prints: after
-a death, and without one. One by one they go through a guest without an engine, in
-``tests/unit/guest/test_values.py``; on every engine and Python all are restored at once.
+``tests/unit/guest/test_checkpoint.py`` restores them one by one, without an engine. Tests on the
+engines restore all of them at once, on every engine and Python.
 """
 
 from __future__ import annotations
@@ -20,7 +19,14 @@ CLEAR = "[globals().pop(_) for _ in [_ for _ in globals() if _[:2] != '__']]"
 
 @dataclass(frozen=True)
 class Value:
-    """A value to be restored."""
+    """A value to restore.
+
+    Attributes:
+        name: what it is.
+        define: the code of a cell that defines it.
+        look: the code of a cell that looks at it, after a restore or without one.
+        expected: what that cell prints.
+    """
 
     name: str
     define: str
@@ -488,12 +494,12 @@ VALUES = (
 
 
 def define(box: Sandbox, values: Sequence[Value] = VALUES) -> None:
-    """Define all of them, in a single cell: each cell is a checkpoint of all there is."""
+    """Define the values in a single cell, because every cell saves all variables."""
     printed(box, "\n".join(value.define for value in values))
 
 
 def assert_seen(box: Sandbox, values: Sequence[Value] = VALUES) -> None:
-    """Look at all of them, in a single cell."""
+    """Look at the values in a single cell. Check what it prints."""
     mark = "----- "
     looks = (f"print({mark + value.name!r})\n{value.look}" for value in values)
     seen = dict(part.split("\n", 1) for part in printed(box, "\n".join(looks)).split(mark) if part)

@@ -9,7 +9,7 @@ import pytest
 from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxLostError
 from tests.conftest import MakeBox
-from tests.support import Engine, eventually, execute, printed
+from tests.support import Engine, eventually, execute, interpreter_of, printed, set_grace
 
 LIMIT = 1.0
 
@@ -43,15 +43,13 @@ def box(engine: Engine) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For those that do not even answer to being killed."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.PATIENCE", 0.5)
-
-
-@pytest.fixture
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For cells that take no notice of an interrupt, however much time they have."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.5)
+def short_grace(box: Sandbox) -> Iterator[None]:
+    """Shorten the grace time, for cells that ignore an interrupt."""
+    deadlines = interpreter_of(box).deadlines
+    before = deadlines.grace
+    set_grace(box, 0.5)
+    yield
+    set_grace(box, before)
 
 
 def test_a_runaway_cell_is_interrupted(box: Sandbox) -> None:
@@ -108,9 +106,9 @@ def test_processes_that_multiply_die_too(box: Sandbox) -> None:
     assert eventually(lambda: printed(box, f"{DAEMON}\nprint({living} <= 3)") == "True\n")
 
 
-@pytest.mark.usefixtures("short_patience")
 def test_a_supervisor_that_is_stopped_is_given_up(make_box: MakeBox, engine: Engine) -> None:
     box = make_box(cell_timeout=LIMIT)
+    set_grace(box, 0.5, kill_timeout=0.5)
     printed(box, "import os, signal")  # what comes with the first cell belongs to the start
     with pytest.raises(SandboxLostError, match="does not answer any more"):
         box.execute("os.kill(os.getppid(), signal.SIGSTOP)\nsignal.pause()")

@@ -65,18 +65,6 @@ def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
-@pytest.fixture
-def short_patience(short_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For those that do not even answer to being killed."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.PATIENCE", 0.5)
-
-
-@pytest.fixture
-def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For what takes no notice of an interrupt, however much time it has."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.4)
-
-
 @pytest.fixture(params=["pipe", "http"])
 def route(
     request: pytest.FixtureRequest, local: LocalRuntime, monkeypatch: pytest.MonkeyPatch

@@ -1,4 +1,4 @@
-"""The tree of errors: one root, and messages that say what, where and what to do."""
+"""The tree of errors has one root. Messages say what happened, where, and what to do."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_an_engines_error_keeps_what_it_said() -> None:
 def test_setup_code_that_failed_shows_its_traceback() -> None:
     error = SetupCodeError("The setup code failed.", stderr="Traceback …\nKeyError: 'x'\n")
     assert error.stderr in str(error)
-    assert error.remedy.startswith("Correct it.")
+    assert error.remedy.startswith("Correct the code.")
 
 
 @pytest.mark.parametrize("error", all_errors(), ids=lambda error: error.__name__)
@@ -109,12 +109,12 @@ def test_nothing_public_is_raised_that_is_not_ours() -> None:
     allowed = {
         "BadRequestError",  # of the broker, for itself
         "ConnectionAbortedError",  # of the proxy, for socketserver
-        "FloodError",  # of the calls over the pipe, for the channel
+        "FloodError",  # of the calls over the pipe, for the pipe
         "HTTPException",  # of the proxy, for itself
         "ConnectionError",  # of the backend, which reports it as text
-        "TimeoutError",  # of the channel, for the session
+        "TimeoutError",  # of the pipe, for the interpreter
         "TypeError",  # of the backend, which reports it as text
-        "ValueError",  # of the channel for itself; of Mount, which users do not make
+        "ValueError",  # of the pipe, for itself; of Mount, which users do not make
     }
     raised: dict[str, set[str]] = {}
     for package in PACKAGES:

@@ -20,14 +20,14 @@ from tests.unit.hostile import CELL, GREETING, LINGER, PRELUDE, READY
 HOST = """
 import json, os, resource, sys, tempfile, threading
 from rlm_containers import ContainersError, Sandbox
-from rlm_containers.interpreter import pipe as pipe
-from rlm_containers.lm import pipe_calls as pipe
+from rlm_containers.interpreter import pipe
+from rlm_containers.lm import Gate, gateway
 from tests.unit.guests import LocalRuntime
 
 MB = 1024 * 1024
-# As everywhere, but smaller: a flood has to be larger.
-pipe._BACKLOG = 8 * MB
-pipe._GATE = 32 * MB
+# Smaller bounds than usual, so that smaller floods show what they hold.
+pipe._MAX_WAITING = 8 * MB
+gateway.Gate = lambda: Gate(32 * MB)
 never = threading.Event()
 
 def peak():

@@ -11,7 +11,7 @@ import pytest
 from rlm_containers import CellResult, Sandbox
 from rlm_containers.errors import SandboxLostError, SandboxStartError, WorkspaceError
 from rlm_containers.guest import wire
-from tests.support import eventually, execute
+from tests.support import eventually, execute, interpreter_of, set_grace
 from tests.unit.guests import PATIENCE, Guest, LocalRuntime
 from tests.unit.hostile import CELL, GREETING, LINGER, READY, result, script
 from tests.unit.sessions import DIE, Boxes, run, workspace_of
@@ -37,9 +37,8 @@ class Slow:
 
 
 @pytest.fixture
-def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """Has the main thread interrupted, as by the terminal."""
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 20.0)
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Interrupts the main thread, as a terminal does."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     main = threading.main_thread().ident
     assert main is not None
@@ -55,8 +54,8 @@ def interrupting(box: Sandbox, code: str) -> CellResult:
 # By the user
 
 
-@pytest.mark.usefixtures("short_grace")
 def test_a_cell_that_takes_no_notice_is_killed(box: Sandbox) -> None:
+    set_grace(box, 0.4)
     run(box, "import time\nkept = 1")
     result = interrupting(box, f"changed = 1\n{STUBBORN}")
     assert (result.status, result.lost) == ("killed", ())
@@ -108,10 +107,8 @@ def test_interrupts_between_cells_reach_none(box: Sandbox) -> None:
     assert run(box, "print(*[value for [value] in kept])").stdout.split() == list(map(str, values))
 
 
-def test_a_cell_that_waits_for_a_checkpoint_is_not_begun(
-    box: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 2.0)
+def test_a_cell_that_waits_for_a_checkpoint_is_not_begun(box: Sandbox) -> None:
+    set_grace(box, 2.0)
     run(box, f"import time\n{SLOW}\nslow = Slow()\nkept = 1")
     thread = threading.Thread(target=interrupt_checkpoint, args=(box,))
     thread.start()
@@ -128,11 +125,11 @@ def test_a_cell_that_waits_for_a_checkpoint_is_not_begun(
 
 
 def interrupt_checkpoint(box: Sandbox) -> None:
-    """Interrupt the cell that waits for one, as soon as both are there."""
-
+    """Interrupt the cell that waits for a checkpoint, as soon as both are under way."""
     begun = workspace_of(box) / "begun"
-    assert eventually(lambda: begun.exists() and box._session and box._session._request, PATIENCE)
-    box.interrupt()
+    interpreter = interpreter_of(box)
+    eventually(lambda: begun.exists() and interpreter._request, PATIENCE)
+    box.interrupt()  # in any case, or the cell would wait without a limit
 
 
 def test_the_news_of_one_death_is_not_told_twice(box: Sandbox) -> None:
@@ -148,6 +145,7 @@ def test_the_news_of_one_death_is_not_told_twice(box: Sandbox) -> None:
 
 def test_ctrl_c_while_a_cell_runs(boxes: Boxes, ctrl_c: Callable[[], None]) -> None:
     box = boxes()
+    set_grace(box, 20.0)
     run(box, "import time\nkept = 1")
     with pytest.raises(KeyboardInterrupt):
         box.execute("changed = 2\nprint('begun')\ntime.sleep(60)", on_output=lambda *_: ctrl_c())
@@ -155,8 +153,8 @@ def test_ctrl_c_while_a_cell_runs(boxes: Boxes, ctrl_c: Callable[[], None]) -> N
 
 
 def test_ctrl_c_twice_kills_at_once(boxes: Boxes, ctrl_c: Callable[[], None]) -> None:
-    # The grace time is too long for this test.
     box = boxes()
+    set_grace(box, 20.0)  # too long for this test, should the second Ctrl-C not end it
     run(box, "import time\nkept = 1")
     sender = Sender(box, ctrl_c)
     with pytest.raises(KeyboardInterrupt):
@@ -174,10 +172,7 @@ class Sender(threading.Thread):
         self.ctrl_c = ctrl_c
 
     def run(self) -> None:
-
-        session = self.box._session
-        assert session is not None
-        request = session._request
+        request = interpreter_of(self.box)._request
         assert request is not None
         self.ctrl_c()
         assert eventually(lambda: request.stop is not None, PATIENCE)
@@ -188,6 +183,7 @@ def test_ctrl_c_while_variables_are_restored_costs_none(
     boxes: Boxes, ctrl_c: Callable[[], None]
 ) -> None:
     box = boxes()
+    set_grace(box, 20.0)
     run(
         box,
         """
@@ -203,18 +199,24 @@ def test_ctrl_c_while_variables_are_restored_costs_none(
     )
 
     place = workspace_of(box)
+    interpreter = interpreter_of(box)
+    pressed: list[object] = []
 
     def press() -> None:
-        assert eventually((place / "begun").exists, PATIENCE)
-        ctrl_c()
-        assert eventually(lambda: box._session._request.interrupted, PATIENCE)
-        (place / "go on").touch()
+        try:
+            pressed.append(eventually((place / "begun").exists, PATIENCE))
+            ctrl_c()
+            request = interpreter._request
+            pressed.append(eventually(lambda: request and request.interrupted, PATIENCE))
+        finally:  # or a failure here would make the cell wait without a limit
+            (place / "go on").touch()
 
     thread = threading.Thread(target=press)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
         box.execute(DIE)
     thread.join()
+    assert pressed == [True, True]
     assert run(box, "print(type(slow).__name__, kept)").stdout == "Slow 1\n"
 
 
@@ -287,7 +289,6 @@ def test_a_guest_that_chatters_and_is_never_ready(boxes: Boxes, local: LocalRunt
         boxes(start_timeout=0.5)
 
 
-@pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize(
     "answers",
     [
@@ -305,6 +306,7 @@ def test_a_guest_that_never_answers_is_given_up(
     deaf = LINGER.replace("hear()", "sys.stdin.buffer.read(5)")
     script(local, CELL + "say(op='begun', id=1)\n" + result() + "cell = hear()\n" + answers + deaf)
     box = boxes(cell_timeout=0.2, max_output=1000)
+    set_grace(box, 0.4, kill_timeout=0.5)
     assert box.execute("x = 1").status == "ok"
     with pytest.raises(SandboxLostError, match="not even to being killed"):
         box.execute("x = 1")
@@ -313,10 +315,10 @@ def test_a_guest_that_never_answers_is_given_up(
         box.execute("x = 1")
 
 
-@pytest.mark.usefixtures("short_patience")
 def test_a_guest_that_never_loads(boxes: Boxes, local: LocalRuntime) -> None:
     script(local, READY + LINGER.replace("hear()", "sys.stdin.buffer.read(5)"))
     box = boxes(cell_timeout=0.2, start_timeout=1)
+    set_grace(box, 0.4, kill_timeout=0.5)
     with pytest.raises((SandboxLostError, WorkspaceError)):
         box.load("context", "x")
 

@@ -1,4 +1,4 @@
-"""The host's end of the pipe: one reader, bounded, that always comes to an end."""
+"""The host's end of the pipe: one reader thread, a bounded queue, and an end in every case."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ import pytest
 
 from rlm_containers.errors import SandboxLostError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.pipe import Closed, Event, Item, Message, Output, Pipe
+from rlm_containers.interpreter.pipe import (
+    BoundedQueue,
+    Closed,
+    Event,
+    Item,
+    Message,
+    Output,
+    Pipe,
+)
 from runtimes import ContainerProcess
 from runtimes.command import EngineCommand
+from tests.support import eventually
 from tests.unit.guests import PATIENCE
 
 # The other end: `put` writes a frame, `hear` reads one.
@@ -244,3 +253,72 @@ def test_no_descriptor_and_no_thread_is_left(open_: Open) -> None:
         pipe.close(PATIENCE)
     assert os.listdir("/proc/self/fd") == before
     assert "rlm-pipe-rlm-test" not in {thread.name for thread in threading.enumerate()}
+
+
+# The queue between the reader and the thread that receives
+
+
+def test_items_come_in_order() -> None:
+    queue: BoundedQueue[int] = BoundedQueue(100)
+    for number in range(5):
+        queue.put(number, 1)
+    assert len(queue) == 5
+    assert [queue.get(0) for _ in range(5)] == list(range(5))
+
+
+@pytest.mark.parametrize("timeout", [0, 0.01])
+def test_an_empty_queue_times_out(timeout: float) -> None:
+    queue: BoundedQueue[int] = BoundedQueue(100)
+    with pytest.raises(TimeoutError):
+        queue.get(timeout)
+
+
+def test_an_item_that_is_too_large_waits_until_it_fits() -> None:
+    queue: BoundedQueue[str] = BoundedQueue(10)
+    queue.put("a", 6)
+    putting = threading.Thread(target=lambda: [queue.put("b", 6), queue.put("c", 4)])
+    putting.start()
+    assert not eventually(lambda: len(queue) > 1, 0.1)
+    assert queue.get(0) == "a"
+    assert queue.get(PATIENCE) == "b"
+    assert queue.get(PATIENCE) == "c"
+    putting.join()
+
+
+def test_a_single_item_may_be_larger_than_the_limit() -> None:
+    queue: BoundedQueue[str] = BoundedQueue(10)
+    queue.put("large", 1000)
+    assert queue.get(0) == "large"
+
+
+def test_a_waiting_thread_can_be_woken() -> None:
+    queue: BoundedQueue[str] = BoundedQueue(10)
+    woken = threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(TimeoutError):
+            queue.get(None)
+        woken.set()
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert eventually(lambda: queue.wake() or woken.is_set())
+    waiting.join()
+    # The wake-up was used up by the thread that waited, or an item comes before it.
+    if not len(queue):
+        queue.put("a", 1)
+    assert queue.get(0) == "a"
+
+
+def test_nobody_waits_to_put_into_a_closed_queue() -> None:
+    queue: BoundedQueue[str] = BoundedQueue(10)
+    queue.put("a", 10)
+    putting = threading.Thread(target=lambda: queue.put("b", 10))
+    putting.start()
+    queue.close()
+    putting.join(PATIENCE)
+    assert not putting.is_alive()
+    queue.put("c", 1)
+    assert queue.get(0) == "a"  # what was there before is still there
+    with pytest.raises(TimeoutError):
+        queue.get(0)

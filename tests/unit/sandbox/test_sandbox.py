@@ -19,8 +19,9 @@ from rlm_containers.errors import (
     SandboxLostError,
     SetupCodeError,
 )
+from rlm_containers.lm import Gateway
 from rlm_containers.state import workspaces_directory
-from tests.support import eventually
+from tests.support import eventually, set_grace
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
@@ -198,12 +199,26 @@ def test_an_engine_that_cannot_remove_it_does_not_keep_the_rest(
     assert not directory.exists()
 
 
-@pytest.mark.parametrize("heeds", [True, False])
-def test_ctrl_c_ends_the_cell_and_keeps_the_session(
-    boxes: Boxes, monkeypatch: pytest.MonkeyPatch, heeds: bool
+def test_an_error_in_one_step_of_closing_does_not_keep_the_rest(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlm_containers.interpreter.request.GRACE", 0.3)
+    def fail(gateway: Gateway) -> None:
+        raise LookupError("no")
+
+    monkeypatch.setattr(Gateway, "close", fail)
     box = boxes()
+    directory = workspace_of(box)
+    with pytest.raises(LookupError):
+        box.close()
+    assert not directory.exists()
+    assert "closed" in repr(box)
+    box.close()
+
+
+@pytest.mark.parametrize("heeds", [True, False])
+def test_ctrl_c_ends_the_cell_and_keeps_the_session(boxes: Boxes, heeds: bool) -> None:
+    box = boxes()
+    set_grace(box, 0.3)
     run(box, "kept = 1")
 
     def ctrl_c(name: str, text: str) -> None:
@@ -249,7 +264,7 @@ def test_an_owner_that_forgets_to_close(made_bundle: object, local: LocalRuntime
         "from tests.unit.guests import LocalRuntime\n"
         "box = Sandbox(runtime=LocalRuntime()).start()\n"
         "box.execute('x = 1')\n"
-        "print(box._runtime.specs[0].mounts[1].source, box._runtime.processes[0].pid)"
+        "print(box.options.runtime.specs[0].mounts[1].source, box.options.runtime.processes[0].pid)"
     )
     done = subprocess.run(
         (sys.executable, "-c", program),

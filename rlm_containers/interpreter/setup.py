@@ -1,0 +1,95 @@
+"""What every worker of a session is given at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ProxyAddress:
+    """Where a container reaches the language model proxy of this process.
+
+    Attributes:
+        host: a name that resolves inside the container.
+        port: the TCP port.
+        token: the bearer token that the proxy asks for. Never part of ``repr()``.
+    """
+
+    host: str
+    port: int
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class KeptVariable:
+    """A variable that belongs to the host: every worker binds it anew.
+
+    Attributes:
+        name: the variable's name.
+        file: the file in the workspace that holds its value.
+        kind: how the file is read: ``"text"`` or ``"json"``.
+    """
+
+    name: str
+    file: str
+    kind: str
+
+
+@dataclass(kw_only=True)
+class WorkerSetup:
+    """What every worker of a session is given at its start.
+
+    The fields may change while the session runs. A worker that takes the place of another gets
+    them as they are then.
+
+    Attributes:
+        has_model: whether ``llm_query()`` has a model behind it.
+        proxy: how the worker reaches the model over HTTP; ``None`` to use the pipe.
+        env: environment variables to set.
+        file_limit: the most bytes of a file that cells write; ``None`` for no limit.
+        scaffold: whether cells find what an RLM's are promised, such as ``llm_query``.
+        tools: the host's functions that cells may call, each as ``{"name", "signature", "doc"}``.
+        kept: the variables that belong to the host.
+        kept_names: names that come back after a cell has bound them to something else.
+        outlives: whether the session outlives the container. The worker then also reports what
+            each checkpoint holds.
+    """
+
+    has_model: bool = False
+    proxy: ProxyAddress | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    file_limit: int | None = None
+    scaffold: bool = True
+    tools: list[dict[str, str]] = field(default_factory=list)
+    kept: list[KeptVariable] = field(default_factory=list)
+    kept_names: list[str] = field(default_factory=list)
+    outlives: bool = False
+
+    def message(self) -> dict[str, Any]:
+        """Return the content of the ``start`` request, see ``rlm_guest.worker``."""
+        proxy = self.proxy
+        return {
+            "lm": self.has_model,
+            "proxy": None
+            if proxy is None
+            else {"host": proxy.host, "port": proxy.port, "token": proxy.token},
+            "env": dict(self.env),
+            "file_limit": self.file_limit,
+            "scaffold": self.scaffold,
+            "tools": self.tools,
+            # Each as the `load` request that binds it.
+            "kept": [
+                {
+                    "name": variable.name,
+                    "file": variable.file,
+                    "kind": variable.kind,
+                    "keep": True,
+                    "superseded": None,
+                }
+                for variable in self.kept
+            ],
+            "kept_names": self.kept_names,
+            "kept_session": self.outlives,
+        }
