@@ -1,10 +1,10 @@
-"""A recursive language model of DSPy that works in a container.
+"""A recursive language model of DSPy whose code runs in a container.
 
     pip install 'rlm-containers[dspy]'
     python examples/dspy_rlm.py [RUNTIME [IMAGE]]
 
-It runs as it is: a scripted model stands in for a real one, so there is no key and no cost. To see
-a real one at work, pass its name to ``dspy.LM`` and leave out ``sub_lm``.
+A scripted model stands in for a real one, so the example needs no key and costs nothing. To use a
+real one, pass its name to ``dspy.LM`` and leave out ``sub_lm``.
 """
 
 import re
@@ -15,7 +15,7 @@ from dspy.utils import DummyLM
 
 from rlm_containers.integrations.dspy import ContainerInterpreter
 
-# What a model might write, step by step, to find one number in a long text.
+# Cells that a model might write to find one number in a long text.
 STEPS = [
     "lines = context.splitlines()\nprint(len(lines), 'lines,', len(context), 'characters')",
     "found = [line for line in lines if 'magic' in line]\nprint(found)",
@@ -25,17 +25,17 @@ STEPS = [
 
 
 def scripted_sub_model(prompt: str) -> list[str]:
-    """Answers ``llm_query()``: finds the last number in the prompt."""
+    """Answer ``llm_query()`` with the last number in the prompt."""
     return [re.findall(r"\d+", prompt)[-1]]
 
 
 def is_prime(number: int) -> bool:
-    """Whether a number is prime. Runs here, on the host, when a cell in the container calls it."""
+    """Tell whether a number is prime. Cells in the container call it, and it runs on the host."""
     return number > 1 and all(number % n for n in range(2, int(number**0.5) + 1))
 
 
 def main() -> None:
-    """Ask, and show what the model did."""
+    """Ask a question, and show what the model did."""
     options = dict(zip(("runtime", "image"), sys.argv[1:], strict=False))
     dspy.configure(
         lm=DummyLM([{"reasoning": f"Step {n}.", "code": code} for n, code in enumerate(STEPS, 1)]),

@@ -1,4 +1,4 @@
-"""Many sandboxes from one event loop, each with a model that is awaited.
+"""Many sandboxes on one event loop, with an async model.
 
 pip install rlm-containers
 python examples/many_at_once.py [RUNTIME [IMAGE]]
@@ -13,13 +13,13 @@ TEXTS = ("The quick brown fox", "jumps over", "the lazy dog")
 
 
 async def model(prompt: str) -> str:
-    """Stands in for an async client; runs on this program's loop."""
+    """Answer a prompt. Stands in for an async client, and runs on this program's loop."""
     await asyncio.sleep(0.1)
     return prompt.title()
 
 
 async def work(text: str, options: dict[str, str]) -> str:
-    """One text, one sandbox."""
+    """Process one text in a sandbox of its own."""
     async with Sandbox(lm=model, **options) as box:
         await box.aload("text", text)
         result = await box.aexecute("print(llm_query(text), len(text))")
@@ -27,7 +27,7 @@ async def work(text: str, options: dict[str, str]) -> str:
 
 
 async def main() -> None:
-    """All of them at the same time."""
+    """Process all texts at the same time."""
     options = dict(zip(("runtime", "image"), sys.argv[1:], strict=False))
     for answer in await asyncio.gather(*(work(text, options) for text in TEXTS)):
         print(answer)

@@ -3,8 +3,8 @@
     pip install 'rlm-containers[rlms]'
     python examples/rlm_with_tools.py [RUNTIME [IMAGE]]
 
-It runs as it is: a scripted model stands in for a real one, so there is no key and no cost. For a
-real one leave out ``use_scripted_model()``, and name a model of your provider's.
+A scripted model stands in for a real one, so the example needs no key and costs nothing. To use a
+real one, leave out ``use_scripted_model()`` and name a model of your provider.
 """
 
 import sys
@@ -20,7 +20,7 @@ import rlm_containers
 
 ORDERS = {"A-17": "2 kg of flour", "B-4": "a dozen eggs"}
 
-# What a model might write, cell by cell. The second question finds what the first has left.
+# Cells that a model might write. The second question finds the variables of the first.
 CELLS = [
     "ids = [line.split()[-1] for line in context.splitlines() if 'order' in line]\nprint(ids)",
     "found = {i: look_up(i) for i in ids}\nprint(found)",
@@ -31,38 +31,38 @@ CELLS = [
 
 
 def look_up(order: str) -> str:
-    """What an order is about. Runs here, on the host, when a cell in the container calls it."""
+    """Look up an order. Cells in the container call it, and it runs on the host."""
     return ORDERS[order]
 
 
 class ScriptedModel(BaseLM):
-    """Writes one cell after the other, and answers ``llm_query()``."""
+    """Writes the cells one after the other, and answers ``llm_query()``."""
 
     def __init__(self) -> None:
         super().__init__(model_name="scripted")
         self.cells = list(CELLS)
 
     def completion(self, prompt: Any) -> str:
-        """Answer a prompt: text comes from a cell, messages from RLM."""
+        """Answer a prompt: text from a cell, or messages from RLM."""
         if isinstance(prompt, str):
             return f"Somebody wants {' and '.join(ORDERS.values())}."
         return f"```repl\n{self.cells.pop(0)}\n```"
 
     async def acompletion(self, prompt: Any) -> str:
-        """The same."""
+        """Answer a prompt."""
         return self.completion(prompt)
 
     def get_usage_summary(self) -> UsageSummary:
-        """RLM wants to know; nothing is used."""
+        """Return the usage, which RLM asks for."""
         return UsageSummary(model_usage_summaries={self.model_name: self.get_last_usage()})
 
     def get_last_usage(self) -> ModelUsageSummary:
-        """Nothing."""
+        """Return the usage of the last call."""
         return ModelUsageSummary(total_calls=1, total_input_tokens=0, total_output_tokens=0)
 
 
 def use_scripted_model() -> None:
-    """Have RLM take the scripted model, whatever backend is named."""
+    """Make RLM use the scripted model, whatever backend is named."""
     model = ScriptedModel()
     rlm.core.rlm.get_client = lambda backend, arguments: model
 
@@ -70,7 +70,7 @@ def use_scripted_model() -> None:
 def main() -> None:
     """Ask two questions of one environment, and show what the cells did."""
     use_scripted_model()
-    rlm_containers.register()  # environment="docker" is this project's from here on
+    rlm_containers.register()  # now environment="docker" is this project's
     log = RLMLogger()
     with RLM(
         backend="openai",

@@ -1,4 +1,4 @@
-"""The sandbox alone: cells, a model behind ``llm_query()``, output as it comes, a death survived.
+"""The sandbox alone: cells, ``llm_query()``, live output, and a crash that loses no variable.
 
 pip install rlm-containers
 python examples/sandbox.py [RUNTIME [IMAGE]]
@@ -10,7 +10,7 @@ from rlm_containers import Sandbox
 
 
 def model(prompt: str) -> str:
-    """Stands in for a language model: any callable that answers a prompt will do."""
+    """Answer a prompt. Stands in for a language model: any such callable can be one."""
     return f"{len(prompt.split())} words"
 
 

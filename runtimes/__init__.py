@@ -1,25 +1,38 @@
 """Containers by command line: docker and podman behind one narrow interface.
 
-Nothing here knows of language models, and nothing here imports ``rlm_containers``.
+This package knows nothing of language models and imports nothing of ``rlm_containers``. Errors are
+in :mod:`runtimes.errors`.
 """
 
-from runtimes.base import ContainerRecord, EngineInfo, ImageRecord, Runtime
-from runtimes.detect import get_runtime
-from runtimes.network import HostRoute, InternalNetwork
+from runtimes.base import ContainerRecord, EngineInfo, ImageRecord, NetworkRecord, Runtime
+from runtimes.build import PROXY_VARIABLES
+from runtimes.command import EngineCommand
+from runtimes.detect import get_runtime, runtime_names
 from runtimes.process import ContainerProcess
-from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest, Mount
+from runtimes.spec import (
+    BuildSpec,
+    ContainerSpec,
+    GpuRequest,
+    HostRoute,
+    InternalNetwork,
+    Mount,
+)
 
 __all__ = [
+    "PROXY_VARIABLES",
     "BuildSpec",
     "ContainerProcess",
     "ContainerRecord",
     "ContainerSpec",
+    "EngineCommand",
     "EngineInfo",
     "GpuRequest",
     "HostRoute",
     "ImageRecord",
     "InternalNetwork",
     "Mount",
+    "NetworkRecord",
     "Runtime",
     "get_runtime",
+    "runtime_names",
 ]

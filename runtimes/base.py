@@ -1,7 +1,8 @@
-"""The one narrow interface between this project and whatever runs containers."""
+"""The interface between this project and whatever runs containers, and the records it returns."""
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtimes.errors import UnsupportedByEngineError
-from runtimes.network import HostRoute, InternalNetwork
 from runtimes.process import ContainerProcess
-from runtimes.spec import BuildSpec, ContainerSpec
+from runtimes.spec import BuildSpec, ContainerSpec, HostRoute, InternalNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class EngineInfo:
     """What an engine says of itself.
 
     Attributes:
-        engine: ``"docker"``, ``"podman"`` or what a third party's runtime calls itself.
+        engine: ``"docker"``, ``"podman"``, or the name of a third party's runtime.
         version: the engine's (not the client's) version, as comparable numbers.
         rootless: whether the engine runs without root, in a user namespace.
         cgroup_version: 1 or 2; limits are enforced differently.
@@ -27,14 +27,15 @@ class EngineInfo:
         remote: whether the engine runs on another machine or in a virtual one, so that it
             cannot see this machine's files and addresses.
         has_init: whether the engine has an init to run as PID 1.
-        memory: bytes of memory of the machine that the engine runs on, where it says so.
-        cpus: the processors of that machine, likewise.
-        unenforced: the limits (``"memory"``, ``"cpus"``, ``"pids"``) that this engine cannot hold a
-            container to, each with the reason. Asked for one, engines ignore it with at most a
-            warning, or fail with a word on cgroups.
+        memory: the memory of the engine's machine in bytes; ``None`` if the engine does not say.
+        cpus: the number of that machine's processors; ``None`` if the engine does not say.
+        unenforced: maps each limit (``"memory"``, ``"cpus"``, ``"pids"``) that this engine cannot
+            enforce to the reason. Asked for such a limit, engines ignore it with at most a
+            warning, or fail with an error about cgroups.
         no_disk_limit: why the engine cannot limit what a container writes to its image's file
             system; empty if it can, or may be able to.
-        store: which store of images it has, among the engines of that name; empty if unknown.
+        store: identifies the engine's store of images among engines of the same name; empty if
+            unknown.
     """
 
     engine: str
@@ -80,14 +81,14 @@ class ImageRecord:
     """An image in an engine's store.
 
     Attributes:
-        id: what the engine calls it; another engine calls the same image otherwise.
+        id: the engine's own id of it. Other engines have other ids for the same image.
         tags: its names.
-        size: bytes, what it shares with other images included.
+        size: bytes, including what it shares with other images.
         architecture: for instance ``"amd64"``.
         labels: its labels.
-        user: whom its containers run as by default; empty for root.
-        content: a digest of its layers and of what of its configuration a build on top of it
-            depends on. The same on every engine. Empty if the engine does not say.
+        user: the user of its containers by default; empty for root.
+        content: a digest of its layers and of that part of its configuration that a build on top
+            of it depends on. The same on every engine. Empty if the engine does not say.
     """
 
     id: str
@@ -102,16 +103,27 @@ class ImageRecord:
 class Runtime(ABC):
     """Containers on one engine.
 
+    A runtime must define the six abstract methods; a sandbox cannot do without them. The others
+    belong to three optional abilities, and by default say that the engine lacks them:
+
+    * the host: ``host_route``, ``workspace_user``, ``ran_out_of_memory``;
+    * networks: ``check_internal_network`` to ``remove_network_command``;
+    * images: ``image_exists`` to ``load_image``. A sandbox needs ``inspect_image`` and ``pull``
+      unless its image comes from elsewhere; derived images need ``build``.
+
     Every method raises :class:`~runtimes.errors.ContainersError` or one of its subclasses,
     and nothing else, when the engine is at fault.
     """
+
+    # The three abilities are flat methods and not objects (`runtime.images.pull()`), because third
+    # parties' runtimes, found by their entry points, define them like this.
 
     #: The name of the engine, as in ``get_runtime(name)``.
     name: str
 
     @abstractmethod
     def info(self) -> EngineInfo:
-        """Ask the engine what it is; the answer is kept for the life of this object.
+        """Ask the engine what it is. The answer is kept for the life of this object.
 
         Raises:
             EngineNotFoundError: the command-line program is not installed.
@@ -122,74 +134,73 @@ class Runtime(ABC):
     def open(self, spec: ContainerSpec) -> ContainerProcess:
         """Start a container and hold its standard streams.
 
-        The container is removed by the engine when its program ends. Returns as soon as the
-        client is started: whether the engine accepts the container shows on the streams, and
+        The engine removes the container when its program ends. This method returns as soon as the
+        client runs. Whether the engine accepts the container shows on the streams, and
         :meth:`start_error` turns what they say into an error.
 
-        The image must be in the engine's store already, see :meth:`ensure_image`.
+        The image must be in the engine's store already.
         """
 
     @abstractmethod
     def start_error(self, spec: ContainerSpec, exit_code: int | None, stderr: str) -> Exception:
-        """The error that says why a container opened with ``spec`` never came up."""
+        """Return the error that says why a container did not start.
+
+        Args:
+            spec: what the container was opened with.
+            exit_code: the client's exit status; ``None`` if it had to be killed.
+            stderr: what was on its standard error.
+        """
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a container at once, running or not. One that is not there is no error."""
+        """Remove a container at once, running or not. A missing one is no error."""
 
     @abstractmethod
     def remove_command(self, name: str) -> tuple[str, ...]:
-        """The command line that does the same, for a process that outlives this one."""
+        """Return a command line that removes a container, for a process that outlives this one."""
 
     @abstractmethod
     def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
-        """The containers, running or not, that carry all of ``labels``.
+        """Find the containers, running or not, that carry all of ``labels``.
 
-        An empty value matches a label whatever its value is.
+        An empty value matches a label with any value.
         """
 
-    @abstractmethod
-    def image_exists(self, image: str) -> bool:
-        """Whether the image is in the engine's store, under this name or a qualified one."""
+    # The host
 
-    @abstractmethod
-    def inspect_image(self, image: str) -> ImageRecord:
-        """What the engine knows of an image in its store.
-
-        Raises:
-            ImageNotFoundError: it is not in the store.
-        """
-
-    @abstractmethod
-    def pull(self, image: str, on_line: Callable[[str], None] | None = None) -> None:
-        """Fetch an image from its registry.
-
-        Args:
-            image: its name.
-            on_line: called with each line that the engine says meanwhile, in this thread.
-
-        Raises:
-            ImageNotFoundError: the registry does not have it or cannot be reached.
-        """
-
-    @abstractmethod
     def host_route(self) -> HostRoute | None:
-        """How a container on the default network reaches this host; ``None`` if it cannot."""
+        """Tell how a container on the default network reaches this host; ``None`` if it cannot."""
+        return None
 
-    @abstractmethod
     def workspace_user(self, user: tuple[int, int] | None = None) -> tuple[int, int]:
-        """The host's UID and GID that must own a directory for the container to write to it.
+        """Tell which UID and GID on the host must own a directory that the container writes to.
 
         Args:
             user: the UID and GID inside, as in ``ContainerSpec.user``; ``None`` for the runtime's
                 own choice.
 
         Raises:
-            UnsupportedByEngineError: no directory that this process can make would be writable
-                for that user.
+            UnsupportedByEngineError: this process cannot make a directory that this user could
+                write to.
         """
+        return os.getuid(), os.getgid()
 
-    # What not every runtime can do.
+    def ran_out_of_memory(self, name: str, since: float, directory: Path | None) -> bool | None:
+        """Tell whether the kernel killed something in a container because its memory was used up.
+
+        The container may have been removed.
+
+        Args:
+            name: the container's name.
+            since: seconds of the epoch; what was before does not count.
+            directory: its ``ContainerSpec.directory``.
+
+        Returns:
+            ``None`` if the engine does not know, or does not know when it was.
+        """
+        return None
+
+    # Networks
 
     def check_internal_network(self) -> None:
         """Do nothing if :meth:`make_internal_network` can be tried.
@@ -208,45 +219,58 @@ class Runtime(ABC):
         Containers on it may reach each other where the engine cannot prevent it.
 
         Args:
-            name: the network's name; there must be none of it yet.
+            name: the network's name, which must be unused.
             labels: labels to find it by later.
 
         Raises:
             UnsupportedByEngineError: see :meth:`check_internal_network`.
         """
-        raise NotImplementedError
+        self._unsupported("make networks")
 
     def find_networks(self, labels: Mapping[str, str]) -> list[NetworkRecord]:
-        """The networks that carry all of ``labels``; an empty value as for :meth:`find`."""
+        """Find the networks that carry all of ``labels``; an empty value matches any."""
         return []
 
     def remove_network(self, name: str) -> None:
-        """Remove a network that no container uses. One that is not there is no error."""
-        raise NotImplementedError
+        """Remove a network that no container uses. A missing one is no error."""
+        self._unsupported("remove networks")
 
     def remove_network_command(self, name: str) -> tuple[str, ...]:
-        """The command line that does the same, for a process that outlives this one."""
-        raise NotImplementedError
+        """Return a command line that removes a network, for a process that outlives this one."""
+        self._unsupported("remove networks")
 
-    def ran_out_of_memory(self, name: str, since: float, directory: Path | None) -> bool | None:
-        """Whether the kernel killed something in a container for its memory; it may be gone.
+    # Images
+
+    def image_exists(self, image: str) -> bool:
+        """Tell whether the image is in the engine's store, under this name or a qualified one."""
+        self._unsupported("look up images")
+
+    def inspect_image(self, image: str) -> ImageRecord:
+        """Describe an image in the engine's store.
+
+        Raises:
+            ImageNotFoundError: it is not in the store.
+        """
+        self._unsupported("look up images")
+
+    def pull(self, image: str, on_line: Callable[[str], None] | None = None) -> None:
+        """Fetch an image from its registry.
 
         Args:
-            name: the container's name.
-            since: the time, in seconds of the epoch, before which it does not count.
-            directory: its ``ContainerSpec.directory``.
+            image: its name.
+            on_line: called in this thread with each line of the engine's output as it comes.
 
-        Returns:
-            ``None`` if the engine cannot say, or not when it was.
+        Raises:
+            ImageNotFoundError: the registry does not have it or cannot be reached.
         """
-        return None
+        self._unsupported("pull images")
 
     def build(self, spec: BuildSpec, on_line: Callable[[str], None] | None = None) -> None:
         """Build an image.
 
         Args:
-            spec: what it is to be.
-            on_line: called with each line of the build's log, in this thread.
+            spec: what to build.
+            on_line: called in this thread with each line of the build's log as it comes.
 
         Raises:
             ImageBuildError: the build failed, or took too long.
@@ -254,13 +278,13 @@ class Runtime(ABC):
         self._unsupported("build images")
 
     def find_images(self, labels: Mapping[str, str]) -> list[ImageRecord]:
-        """The images that carry all of ``labels``, as :meth:`find` does it for containers."""
+        """Find the images that carry all of ``labels``; an empty value matches any."""
         self._unsupported("list images")
 
     def remove_image(self, image: str) -> None:
-        """Take a name from an image; the image goes with its last name.
+        """Remove a name from an image; the image goes with its last name.
 
-        One that is not there is no error.
+        A missing image is no error.
 
         Raises:
             EngineCommandError: a container or another image needs it.
@@ -268,7 +292,7 @@ class Runtime(ABC):
         self._unsupported("remove images")
 
     def save_image(self, image: str, path: Path) -> None:
-        """Write an image, with its name, to a file in the form that ``docker load`` reads.
+        """Write an image, with its name, to a file that ``docker load`` can read.
 
         Raises:
             ImageNotFoundError: it is not in the store.

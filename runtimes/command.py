@@ -1,8 +1,9 @@
-"""Calling an engine's command line: the one place that quotes, logs, waits and maps errors."""
+"""Calling an engine's command line: the only place that quotes, logs, waits and maps errors."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shlex
@@ -12,38 +13,67 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sh
 
-from runtimes.client import end_command, lines_of
 from runtimes.errors import (
+    ContainersError,
     EngineCommandError,
     EngineNotFoundError,
     EngineTimeoutError,
 )
-from runtimes.process import ContainerProcess
+from runtimes.process import ContainerProcess, end_command, read_lines
 
 logger = logging.getLogger("runtimes")
 
-#: Seconds that a command which only asks or removes may take. Engines stall for many seconds
-#: under load (podman's store is behind one lock), and hang for ever when their daemon is stuck.
+#: Seconds that a query or a removal may take. Engines stall for many seconds under load (one lock
+#: guards podman's store), and hang for ever when their daemon is stuck.
 DEFAULT_TIMEOUT = 60.0
 
-# An error of the engine is an answer here, not an exception of sh's.
+# An engine's error is a result here, not an exception of sh's.
 _ANY_STATUS = list(range(256))
 
-# In every call below: sh gives the child a terminal for its output unless told otherwise, and
-# engines then print progress bars and colours; and a new session, since Ctrl-C in the host's
-# terminal is for the host to handle.
+# Every call below passes _tty_out=False, since engines print progress bars and colours to the
+# terminal that sh would give them, and _new_session=True, since Ctrl-C in the host's terminal is
+# for the host to handle.
 
 
 @dataclass(frozen=True)
 class CommandResult:
-    """How a command ended. ``stdout`` and ``stderr`` are decoded, undecodable bytes replaced."""
+    """How a command ended.
+
+    Attributes:
+        exit_code: its exit status, negative for a signal.
+        stdout: its output as text; bytes that are not UTF-8 are replaced.
+        stderr: its standard error, likewise.
+    """
 
     exit_code: int
     stdout: str
     stderr: str
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Return the objects in the JSON on standard output: one, an array, or one a line.
+
+        What is no object, such as ``null``, is left out.
+
+        Raises:
+            ContainersError: it is not JSON.
+        """
+        for parts in ([self.stdout], self.stdout.splitlines()):
+            try:
+                found = [json.loads(part) for part in parts if part.strip()]
+            except ValueError:
+                continue
+            entries = [
+                e for value in found for e in (value if isinstance(value, list) else [value])
+            ]
+            return [entry for entry in entries if isinstance(entry, dict)]
+        raise ContainersError(
+            f"The engine printed something that is not JSON: {self.stdout[:80]!r}",
+            remedy="Is the program really a Docker-compatible command line?",
+        )
 
 
 class EngineCommand:
@@ -78,7 +108,7 @@ class EngineCommand:
         timeout: float = DEFAULT_TIMEOUT,
         check: bool = True,
     ) -> CommandResult:
-        """Run to the end and collect what it prints.
+        """Run to the end and collect the output.
 
         Args:
             args: arguments after the fixed ones.
@@ -112,7 +142,7 @@ class EngineCommand:
                 done.wait()
             finally:
                 timer.cancel()
-                timer.join()  # nothing of a call outlives it
+                timer.join()  # so that no thread outlives the call
             result = CommandResult(done.exit_code, _text(done.stdout), _text(done.stderr))
         except sh.ErrorReturnCode as error:  # ended by a signal: not in _ANY_STATUS
             result = CommandResult(int(error.exit_code), _text(error.stdout), _text(error.stderr))
@@ -126,7 +156,7 @@ class EngineCommand:
         if check and result.exit_code != 0:
             raise EngineCommandError(
                 f"`{self} {_summary(args)}` failed with status {result.exit_code}: "
-                f"{_last_line(result.stderr) or 'it said nothing'}",
+                f"{last_lines(result.stderr, 1) or 'it said nothing'}",
                 exit_code=result.exit_code,
                 stderr=result.stderr,
             )
@@ -140,13 +170,13 @@ class EngineCommand:
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
     ) -> int:
-        """Run to the end, and pass on what it prints as it comes.
+        """Run to the end, and pass on each line of output as it comes.
 
         Args:
             args: arguments after the fixed ones.
-            on_line: called in this thread with each line of its standard output and standard
-                error, without colours and control characters. What it raises ends the command.
-            timeout: seconds until the local client is told to end.
+            on_line: called in this thread with each line of standard output and standard error,
+                without colours and control characters. An exception of its ends the command.
+            timeout: seconds until the local client is interrupted.
             environment: variables on top of this process's own.
             directory: the working directory; ``None`` for this process's own.
 
@@ -181,7 +211,7 @@ class EngineCommand:
         waiter = threading.Thread(target=running.process.wait, name="follow", daemon=True)
         waiter.start()
         try:
-            for line in lines_of(reading, waiter, time.monotonic() + timeout):
+            for line in read_lines(reading, waiter, time.monotonic() + timeout):
                 on_line(line)
         except TimeoutError:
             end_command(running, waiter)
@@ -203,25 +233,25 @@ class EngineCommand:
         directory: Path | None = None,
         keep_open: Collection[int] = (),
     ) -> ContainerProcess:
-        """Start and return at once, holding the three standard streams.
+        """Start a container's client and return at once, holding its three standard streams.
 
         Args:
             name: the container's name, for the returned object.
             args: arguments after the fixed ones.
             directory: the working directory; ``None`` for this process's own.
-            keep_open: descriptors that the process is to have, too.
+            keep_open: further descriptors that the process inherits.
         """
         logger.debug("hold %s %s", self, shlex.join(args))
-        if shutil.which(self.argv[0]) is None:  # sh would find out after its fork, and leak
+        if shutil.which(self.argv[0]) is None:  # sh would fail after its fork, and leak pipes
             raise self._not_runnable("it is gone")
         for descriptor in keep_open:
-            os.set_inheritable(descriptor, True)  # sh closes them in every other child
+            os.set_inheritable(descriptor, True)  # sh closes it in every other child
         ours_in, theirs_in = _pipe_to_child()
         ours_out, theirs_out = _pipe_from_child()
         ours_err, theirs_err = _pipe_from_child()
         try:
-            # Real descriptors, so that sh hands them to the child and copies nothing itself.
-            # Its queue and callback streams go through a polling thread: 0.1-160 MB/s.
+            # sh hands real descriptors to the child and copies nothing itself. Its own queues and
+            # callbacks go through a polling thread, at 0.1-160 MB/s.
             with (
                 os.fdopen(theirs_in, "rb", buffering=0) as child_in,
                 os.fdopen(theirs_out, "wb", buffering=0) as child_out,
@@ -254,14 +284,14 @@ class EngineCommand:
 
     def _not_runnable(self, error: object) -> EngineNotFoundError:
         return EngineNotFoundError(
-            f"The program {self.argv[0]!r} could not be run: {_last_line(str(error))}",
+            f"The program {self.argv[0]!r} could not be run: {last_lines(str(error), 1)}",
             remedy="Check that it is an executable for this machine.",
         )
 
 
 def _give_up(running: sh.RunningCommand, overdue: threading.Event) -> None:
     overdue.set()
-    # Its whole group, which is its own: a client's child must not keep the output open.
+    # The client's whole group, so that no child of it keeps the output open.
     with contextlib.suppress(ProcessLookupError):
         running.kill_group()
 
@@ -281,10 +311,15 @@ def _text(raw: bytes) -> str:
 
 
 def _summary(args: Sequence[str]) -> str:
-    """The first words of a command line: enough to recognise it, too few to hold a mount list."""
+    """The first words of a command line, to recognise it by; the rest may be very long."""
     return shlex.join(args[:2])
 
 
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+def last_lines(text: str, lines: int = 3) -> str:
+    """Return the last lines of an engine's output, where it names the cause of a failure."""
+    kept = [
+        line.strip()
+        for line in text.splitlines()
+        if line.strip() and "'docker run --help'" not in line
+    ]
+    return " / ".join(kept[-lines:])

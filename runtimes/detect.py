@@ -1,4 +1,4 @@
-"""Which engine to use: the one that was named, or the first that really answers."""
+"""Which engine to use: the named one, or the first that answers."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from runtimes.podman import PodmanRuntime
 
 logger = logging.getLogger("runtimes")
 
-#: Names the runtime to use when the caller names none.
+#: The environment variable with the runtime to use when the caller names none.
 ENVIRONMENT_VARIABLE = "RLM_CONTAINERS_RUNTIME"
 
-#: Third parties add a runtime here: the entry's name is what users write, and it loads to a
-#: callable that takes no argument and returns a :class:`~runtimes.base.Runtime`.
+#: Where third parties add a runtime. Users write the entry's name; it loads to a callable without
+#: arguments that returns a :class:`~runtimes.Runtime`.
 ENTRY_POINT_GROUP = "rlm_containers.runtimes"
 
 #: Tried in this order when nothing is named.
@@ -37,23 +37,23 @@ _BUILT_IN: dict[str, type[ContainerEngine]] = {"docker": DockerRuntime, "podman"
 
 _SETTINGS = ("PATH", "DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINERS_CONF")
 
-# One object per command line and environment: what an engine says of itself is asked once.
+# The runtimes by their command lines and environments, so that each is asked for its info once.
 _known: dict[tuple[str, ...], Runtime] = {}
 _known_lock = threading.Lock()
 
 
 def get_runtime(runtime: str | Runtime | None = None) -> Runtime:
-    """The runtime for a name, checked to answer.
+    """Return the runtime for a name, once it has answered.
 
     Args:
         runtime: ``"docker"``, ``"podman"``, a path to either's binary, either with leading
             arguments (``"podman --remote"``), the name of an entry point in the group
-            ``rlm_containers.runtimes``, a :class:`Runtime`, or ``None``: what the environment
-            variable ``RLM_CONTAINERS_RUNTIME`` names, else the first of docker and podman
-            whose engine answers.
+            ``rlm_containers.runtimes``, or a :class:`Runtime`. ``None`` is the runtime that the
+            environment variable ``RLM_CONTAINERS_RUNTIME`` names, or else the first of docker and
+            podman whose engine answers.
 
     Raises:
-        UnknownRuntimeError: the name means nothing.
+        UnknownRuntimeError: the name is unknown, or its entry point cannot be loaded.
         EngineNotFoundError: the program is not installed.
         EngineUnavailableError: the program is there and no engine answers.
     """
@@ -73,10 +73,10 @@ def get_runtime(runtime: str | Runtime | None = None) -> Runtime:
 
 
 def runtime_names() -> tuple[str, ...]:
-    """What may be a runtime here, whether it answers or not.
+    """Return the names of all runtimes, whether they answer or not.
 
-    The one that ``RLM_CONTAINERS_RUNTIME`` names comes first, then docker and podman, then those of
-    third parties.
+    The one that ``RLM_CONTAINERS_RUNTIME`` names comes first, then docker and podman, then third
+    parties' runtimes.
     """
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     others = sorted(entry.name for entry in entry_points(group=ENTRY_POINT_GROUP))
@@ -109,14 +109,14 @@ def _detect() -> Runtime:
 
 def _named(text: str) -> Runtime:
     try:
-        # A path with a space in it is a path, not a program with arguments.
+        # A path may contain spaces, which separate no arguments then.
         argv = (text,) if Path(text).is_file() else tuple(shlex.split(text))
     except ValueError as error:
         raise UnknownRuntimeError(f"The runtime {text!r} cannot be read: {error}.") from None
     if not argv:
         raise UnknownRuntimeError("runtime is empty.", remedy='Write "docker" or "podman".')
-    # What the answer of `info` depends on, besides the command line itself.
     with _known_lock:
+        # The answer of `info` depends on these variables, too.
         key = (*argv, *(os.environ.get(name, "") for name in _SETTINGS))
         if key not in _known:
             _known[key] = _make(text, argv)
@@ -153,7 +153,7 @@ def _load(entry: EntryPoint) -> Runtime:
 
 
 def _engine_class(binary: str) -> type[ContainerEngine] | None:
-    """By the binary's name: ``podman-remote`` and ``docker.exe`` count, ``kubectl`` does not."""
+    """Find the engine by the binary's name, such as ``podman-remote`` or ``docker.exe``."""
     for name, engine in _BUILT_IN.items():
         if binary == name or binary.startswith((f"{name}-", f"{name}.")):
             return engine

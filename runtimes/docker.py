@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
 from runtimes.base import ContainerRecord, EngineInfo
-from runtimes.builder import PROXIES, Builder
+from runtimes.build import PROXY_VARIABLES, Builder, serve_files
+from runtimes.command import CommandResult
 from runtimes.engine import (
+    CONTROLLERS,
     ContainerEngine,
+    check_version,
     first_gateway,
+    no_disk_limit,
     parse_info,
     parse_version,
+    positive_number,
+    rootful_ids,
+    unenforced_limits,
 )
 from runtimes.errors import (
+    ContainersError,
     EngineCommandError,
     EngineUnavailableError,
     UnsupportedByEngineError,
 )
-from runtimes.fileserver import serve_files
-from runtimes.images import parse_list
-from runtimes.limits import CONTROLLERS, no_disk_limit, unenforced_limits, whole_number
-from runtimes.network import HostRoute, InternalNetwork
-from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest
+from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest, HostRoute, InternalNetwork
 
-# `run --pull=never` and the options used here are there from this version on.
+# The first version with `run --pull=never` and the other options used here.
 MINIMUM = (20, 10)
 
-# What `info` says of each limit. It is false where the engine would ignore it.
+# The key of `info` for each limit. It is false if the engine would ignore the limit.
 _LIMIT_KEYS = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimit"}
 
-# Docker's resolver asks the host's name servers even for containers that have no way out: what
-# they look up would get out all the same (CVE-2024-29018). These ask nobody, and fail in a second.
+# Docker's resolver asks the host's name servers even for containers that have no way out, so that
+# their look-ups would leak data (CVE-2024-29018). With these options look-ups fail within a second.
 _NO_NAMES = ("--dns=127.0.0.1", "--dns-option=timeout:1", "--dns-option=attempts:1")
 
 
@@ -52,8 +54,7 @@ class DockerRuntime(ContainerEngine):
 
     def _ask_info(self) -> EngineInfo:
         result = self.command.run("info", "--format={{json .}}", check=False)
-        # Without an engine some versions of the client still print JSON, and end with status 0.
-        refusal = _refusal(result.stdout, result.stderr, result.exit_code)
+        refusal = _refusal(result)
         if refusal:
             raise EngineUnavailableError(
                 f"The program `{self.command}` is here, but no Docker engine answers behind it: "
@@ -61,14 +62,9 @@ class DockerRuntime(ContainerEngine):
                 remedy="Start the engine (`systemctl start docker`, Docker Desktop, or `dockerd`), "
                 "check DOCKER_HOST, or use another runtime.",
             )
-        raw = parse_info(result.stdout, self.name)
-        version = parse_version(str(raw.get("ServerVersion", "")))
-        if version < MINIMUM:
-            raise UnsupportedByEngineError(
-                f"The Docker engine is version {raw.get('ServerVersion')}; "
-                f"the oldest that works here is {'.'.join(map(str, MINIMUM))}.",
-                remedy="Upgrade it, or use Podman.",
-            )
+        raw = parse_info(result)
+        version_text = str(raw.get("ServerVersion", ""))
+        version = check_version(version_text, minimum=MINIMUM, engine="Docker", other="Podman")
         security = [str(option) for option in raw.get("SecurityOptions") or ()]
         self._desktop = "Docker Desktop" in str(raw.get("OperatingSystem", ""))
         rootless = any("name=rootless" in option for option in security)
@@ -81,8 +77,8 @@ class DockerRuntime(ContainerEngine):
             selinux=any("name=selinux" in option for option in security),
             remote=self._endpoint(raw).startswith(("tcp:", "ssh:", "http:", "https:")),
             has_init=bool(raw.get("InitBinary")),
-            memory=whole_number(raw.get("MemTotal")),
-            cpus=whole_number(raw.get("NCPU")),
+            memory=positive_number(raw.get("MemTotal")),
+            cpus=positive_number(raw.get("NCPU")),
             unenforced=unenforced_limits(
                 [CONTROLLERS[limit] for limit, key in _LIMIT_KEYS.items() if raw.get(key, True)],
                 rootless=rootless,
@@ -105,20 +101,20 @@ class DockerRuntime(ContainerEngine):
     def _find_host_route(self) -> HostRoute | None:
         info = self.info()
         if self._desktop:
-            # Desktop's own resolver knows host.docker.internal and leads to the host's loopback.
+            # Desktop's resolver knows host.docker.internal, which leads to the host's loopback.
             return HostRoute(bind="127.0.0.1", address=None)
         if info.remote or info.rootless:
             # Rootless: the network's helper process blocks the way to the host by default
             # (--disable-host-loopback), https://docs.docker.com/engine/security/rootless/.
             return None
-        found = self.command.run(
-            "network", "inspect", "bridge", "--format={{json .IPAM.Config}}", check=False
-        )
-        if found.exit_code != 0:
-            return None
-        pools = parse_list(found.stdout)
-        # docker0 has its address as long as dockerd runs, with or without containers. A daemon that
-        # has made it itself does not name it before its first restart: it is the subnet's first.
+        # docker0 has its address as long as dockerd runs, with or without containers.
+        return self._bridge_route("bridge")
+
+    def _bridge_route(self, network: str) -> HostRoute | None:
+        """Return the route to this host's address on a bridge."""
+        pools = self._inspect_network(network, "--format={{json .IPAM.Config}}")
+        # A daemon does not name the gateway of a bridge that it has made itself before its first
+        # restart. It is the subnet's first address.
         gateway = first_gateway(pools, "Gateway") or _first_address(pools)
         return HostRoute(bind=gateway, address=gateway) if gateway else None
 
@@ -132,14 +128,14 @@ class DockerRuntime(ContainerEngine):
 
     def workspace_user(self, user: tuple[int, int] | None = None) -> tuple[int, int]:
         if not self.info().rootless:
-            return rootful_owner(self.name, user)
+            return rootful_ids(self.name, user)
         if user is not None and user[0] != 0:
             raise UnsupportedByEngineError(
                 f"On rootless Docker the user {user[0]} cannot write to the workspace: only root "
                 "inside is this process's user outside.",
                 remedy="Leave the user to this library, or use rootless Podman 4.3 or later.",
             )
-        return 0, 0  # uid 0 in its user namespace is the caller outside
+        return 0, 0  # root in the user namespace is the caller outside
 
     def check_internal_network(self) -> None:
         info = self.info()
@@ -157,24 +153,19 @@ class DockerRuntime(ContainerEngine):
             "create",
             "--driver=bridge",
             "--internal",
-            # Sandboxes have no business with each other.
+            # Sandboxes must not reach each other.
             "--opt=com.docker.network.bridge.enable_icc=false",
             *(f"--label={key}={value}" for key, value in labels.items()),
             name,
         )
-        found = self.command.run("network", "inspect", name, "--format={{json .IPAM.Config}}")
-        pools = parse_list(found.stdout)
-        # The bridge of an internal network has its address as others have: only what leads on from
-        # there is closed.
-        gateway = first_gateway(pools, "Gateway") or _first_address(pools)
-        if gateway is None:
-            raise EngineCommandError(
-                f"{self.name} gave the network {name} no address: {found.stdout[:200]}"
-            )
-        return InternalNetwork(name=name, route=HostRoute(bind=gateway, address=gateway))
+        # The bridge of an internal network has an address like others; only the way on is closed.
+        route = self._bridge_route(name)
+        if route is None:
+            raise EngineCommandError(f"{self.name} gave the network {name} no IPv4 address.")
+        return InternalNetwork(name=name, route=route)
 
     def ran_out_of_memory(self, name: str, since: float, directory: Path | None) -> bool | None:
-        # The engine remembers its last events, also of containers that are gone.
+        # The engine keeps its last events, even of containers that are gone.
         found = self.command.run(
             "events",
             f"--since={since:.9f}",
@@ -190,13 +181,13 @@ class DockerRuntime(ContainerEngine):
         return image
 
     def build(self, spec: BuildSpec, on_line: Callable[[str], None] | None = None) -> None:
-        # With a name alone the client takes the value from its environment. The engine keeps these
-        # variables, and only these, out of the image and its history.
-        proxies = [f"--build-arg={name}" for name in PROXIES if os.environ.get(name)]
+        # Given a name alone, the client takes the value from its environment. The engine keeps
+        # these variables, and only these, out of the image and its history.
+        proxies = [f"--build-arg={name}" for name in PROXY_VARIABLES if os.environ.get(name)]
         if self._has_buildkit():
             environment = {
                 "DOCKER_BUILDKIT": "1",
-                # The builder that has this engine's images, whichever one was chosen last.
+                # The builder of this engine, which has its images, and not the last one chosen.
                 "BUILDX_BUILDER": "default" if os.environ.get("DOCKER_HOST") else self._context,
                 "BUILDX_NO_DEFAULT_ATTESTATIONS": "1",
             }
@@ -209,43 +200,35 @@ class DockerRuntime(ContainerEngine):
         if not spec.script:
             self._build(spec, on_line, builder)
             return
-        with serve_files(self, spec) as served:
-            args = (*builder.args, *served.args)
-            builder = replace(builder, args=args, prologue=served.prologue, context=served.context)
-            self._build(spec, on_line, builder)
+        with serve_files(self, spec, builder) as serving:
+            self._build(spec, on_line, serving)
 
     def _has_buildkit(self) -> bool:
-        """Whether the client can build with BuildKit, which knows secrets and mounts."""
+        """Tell whether the client can build with BuildKit, which knows secrets and mounts."""
         if self._buildkit is None:
             plugin = self.command.run("buildx", "version", check=False)
             if plugin.exit_code == 0:
                 self._buildkit = True
             else:
-                # Until 23.0 the client had it built in; from then on it needs the plugin.
+                # Before 23.0 the client had it built in; since then it needs the plugin.
                 found = self.command.run("version", "--format={{.Client.Version}}", check=False)
                 version = parse_version(found.stdout.strip())
                 self._buildkit = (18, 9) <= version < (23,)
         return self._buildkit
 
-    def _parse_records(self, output: str) -> list[ContainerRecord]:
-        records = []
-        for line in output.splitlines():
-            raw = json.loads(line)
-            pairs = (label.partition("=") for label in raw["Labels"].split(",") if label)
-            records.append(
-                ContainerRecord(
-                    id=raw["ID"],
-                    name=raw["Names"],
-                    image=raw["Image"],
-                    running=raw["State"] == "running",
-                    labels={key: value for key, _, value in pairs},
-                )
-            )
-        return records
+    def _container_record(self, raw: Mapping[str, Any]) -> ContainerRecord:
+        pairs = (label.partition("=") for label in raw["Labels"].split(",") if label)
+        return ContainerRecord(
+            id=raw["ID"],
+            name=raw["Names"],
+            image=raw["Image"],
+            running=raw["State"] == "running",
+            labels={key: value for key, _, value in pairs},
+        )
 
 
 def _first_address(pools: list[dict[str, Any]]) -> str | None:
-    """The first address of the first IPv4 subnet: what Docker gives to a bridge of its own."""
+    """Return the first address of the first IPv4 subnet, which Docker gives to its bridges."""
     for pool in pools:
         try:
             return str(IPv4Network(str(pool.get("Subnet")))[1])
@@ -255,7 +238,7 @@ def _first_address(pools: list[dict[str, Any]]) -> str | None:
 
 
 def _backing(raw: Mapping[str, Any]) -> str:
-    """The file system below the storage driver, from ``info``'s list of pairs."""
+    """Return the file system below the storage driver, from ``info``'s list of pairs."""
     for pair in raw.get("DriverStatus") or ():
         if isinstance(pair, list) and len(pair) == 2 and pair[0] == "Backing Filesystem":
             return str(pair[1])
@@ -264,44 +247,20 @@ def _backing(raw: Mapping[str, Any]) -> str:
 
 def _gpu_value(gpus: GpuRequest) -> str:
     if gpus.ids:
-        # A list of comma-separated fields, in which this is one.
+        # The value is a list of fields separated by commas; the quotes make this one field.
         return '"device=' + ",".join(gpus.ids) + '"'
     return "all" if gpus.count is None else str(gpus.count)
 
 
-def rootful_owner(engine: str, user: tuple[int, int] | None) -> tuple[int, int]:
-    """Who must own a workspace where ids inside are the same outside.
-
-    Raises:
-        UnsupportedByEngineError: that is neither this process's user nor one that it can give the
-            directory to.
-    """
-    if user is None:
-        return unprivileged_user()
-    if os.getuid() not in (0, user[0]):
-        raise UnsupportedByEngineError(
-            f"On {engine} with root the user {user[0]} cannot write to the workspace, which "
-            f"belongs to this process's user, {os.getuid()}.",
-            remedy=f'Use user="{os.getuid()}", or rootless Podman 4.3 or later.',
-        )
-    return user
-
-
-def unprivileged_user() -> tuple[int, int]:
-    """The caller's own ids, so that what the container writes is the caller's; root's never."""
-    if os.getuid() == 0:
-        return 65534, 65534  # nobody and nogroup, on every Linux
-    return os.getuid(), os.getgid()
-
-
-def _refusal(stdout: str, stderr: str, exit_code: int) -> str | None:
-    """Why there is no engine behind ``docker info``, or ``None`` if there is one."""
+def _refusal(result: CommandResult) -> str | None:
+    """Say why there is no engine behind ``docker info``; ``None`` if there is one."""
     try:
-        errors = json.loads(stdout).get("ServerErrors")
-    except (ValueError, AttributeError):
+        # Some versions of the client print JSON with these errors, and end with status 0.
+        errors = parse_info(result).get("ServerErrors")
+    except ContainersError:
         errors = None
     if errors:
         return str(errors[0])
-    if exit_code != 0:
-        return stderr.strip() or "it said nothing"
+    if result.exit_code != 0:
+        return result.stderr.strip() or "it said nothing"
     return None

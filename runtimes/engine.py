@@ -1,56 +1,54 @@
-"""What Docker and Podman have in common, which is nearly everything."""
+"""A Docker-compatible engine: what docker and podman have in common, limits included."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runtimes.base import ContainerRecord, EngineInfo, NetworkRecord
-from runtimes.command import EngineCommand
+from runtimes.command import CommandResult, EngineCommand, last_lines
 from runtimes.errors import (
     ContainersError,
     ContainerStartError,
-    EngineCommandError,
     EngineUnavailableError,
     ImageNotFoundError,
     UnsupportedByEngineError,
 )
-from runtimes.images import NO_IMAGE, EngineImages, last_lines, parse_list
-from runtimes.limits import limit_args
-from runtimes.network import HostRoute, InternalNetwork
+from runtimes.images import NO_IMAGE, EngineImages, label_filters
 from runtimes.process import ContainerProcess
-from runtimes.spec import ContainerSpec, Mount
+from runtimes.spec import ContainerSpec, HostRoute, InternalNetwork, Mount
+
+#: The cgroup controller that enforces each limit.
+CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
 
 # How docker and podman say that their storage cannot limit a container's file system.
 _NO_DISK_LIMIT = re.compile(r"storage.opt(ion)?\b", re.IGNORECASE)
 
-# How they say that there is no GPU, or that nothing here can give it to a container.
+# How they say that there is no GPU, or that they cannot give it to a container.
 _NO_GPU = re.compile(
     r"could not select device driver|nvidia\.com/gpu|unresolvable CDI|nvidia-container",
     re.IGNORECASE,
 )
 
-#: How often, and after how many seconds again, a network that seems to be in use is removed: an
-#: engine may take a moment to notice that its last container is gone.
+#: How often, and with how many seconds between, to try to remove a network that seems to be in use:
+#: an engine may take a moment to notice that the last container is gone.
 _NETWORK_TRIES = 10
 _NETWORK_PAUSE = 0.2
 
-
-# What a busy engine says that has nothing to do with the container: seen with docker 20.10 and runc
-# 1.1 under load, and known of podman, whose processes share one database.
+# Errors of a busy engine, which have nothing to do with the container: seen with docker 20.10 and
+# runc 1.1 under load, and known of podman, whose processes share one database.
 _TRANSIENT = re.compile(
     r"runc did not terminate success|failed to create shim task: context deadline|"
     r"database is locked|database table is locked|resource temporarily unavailable",
     re.IGNORECASE,
 )
 
-
-# And that there is nobody to ask, at the other end of their socket.
+# How clients say that no engine listens at their socket.
 _NO_ENGINE = re.compile(
     r"cannot connect to the docker daemon|error during connect|unable to connect to podman",
     re.IGNORECASE,
@@ -64,9 +62,9 @@ class ContainerEngine(EngineImages):
         command: how to call it.
     """
 
-    #: The argument with which ``ps`` prints JSON.
+    #: The argument that makes ``ps`` print JSON.
     _ps_format = "--format=json"
-    #: What ``--tmpfs`` is told beside what every engine knows.
+    #: Further options of ``--tmpfs``, which only this engine knows.
     _tmpfs_extra = ""
 
     def __init__(self, command: EngineCommand) -> None:
@@ -79,7 +77,7 @@ class ContainerEngine(EngineImages):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.command}>"
 
-    # What the engines do not have in common.
+    # What the engines do not have in common
 
     @abstractmethod
     def _ask_info(self) -> EngineInfo: ...
@@ -92,7 +90,8 @@ class ContainerEngine(EngineImages):
         """Arguments of ``run`` that only this engine has or needs."""
 
     @abstractmethod
-    def _parse_records(self, output: str) -> list[ContainerRecord]: ...
+    def _container_record(self, raw: Mapping[str, Any]) -> ContainerRecord:
+        """Read one of the objects that ``ps`` prints."""
 
     # Runtime
 
@@ -131,13 +130,12 @@ class ContainerEngine(EngineImages):
         if spec.gpus is not None and _NO_GPU.search(stderr):
             return UnsupportedByEngineError(
                 f"{self.name} has no GPU to give to a container: {said}",
-                remedy="Install the NVIDIA Container Toolkit, and make its configuration for "
-                f"{self.name}.",
+                remedy=f"Install the NVIDIA Container Toolkit, and configure it for {self.name}.",
                 container=spec.name,
             )
         if _NO_ENGINE.search(stderr):
             return EngineUnavailableError(
-                f"The engine behind `{self.command}` does not answer any more: {said}",
+                f"The engine behind `{self.command}` no longer answers: {said}",
                 remedy="Start it again (`systemctl start docker`, Docker Desktop, `dockerd`, "
                 "`podman machine start`), or use another runtime.",
                 container=spec.name,
@@ -156,33 +154,32 @@ class ContainerEngine(EngineImages):
     def remove(self, name: str) -> None:
         result = self.command.run(*self.remove_command(name)[len(self.command.argv) :], check=False)
         if result.exit_code != 0 and "no such container" not in result.stderr.lower():
-            # Being removed by --rm at this very moment is what was wanted, too.
+            # --rm may be removing it at this very moment.
             if "already in progress" in result.stderr or "no container with" in result.stderr:
                 return
-            raise EngineCommandError(
-                f"{self.name} could not remove the container: {last_lines(result.stderr)}",
+            raise self._failure(
+                "remove the container",
+                result,
                 remedy=f"Remove it by hand: `{self.command} rm -f {name}`.",
                 container=name,
-                exit_code=result.exit_code,
-                stderr=result.stderr,
             )
 
     def remove_command(self, name: str) -> tuple[str, ...]:
         return (*self.command.argv, "rm", "--force", "--volumes", name)
 
     def find_networks(self, labels: Mapping[str, str]) -> list[NetworkRecord]:
-        names = self.command.run("network", "ls", "--quiet", *_label_filters(labels)).stdout.split()
+        names = self.command.run("network", "ls", "--quiet", *label_filters(labels)).stdout.split()
         if not names:
             return []
-        # One that has gone meanwhile is an error for the command, which tells of the others.
-        told = self.command.run("network", "inspect", *names, check=False).stdout
+        # The command fails if one of them is gone by now, and still prints the others.
+        found = self.command.run("network", "inspect", *names, check=False)
         return [
             NetworkRecord(
                 # docker's keys, and podman's.
                 name=str(raw.get("Name") or raw.get("name")),
                 labels=dict(raw.get("Labels") or raw.get("labels") or {}),
             )
-            for raw in parse_list(told)
+            for raw in found.objects()
         ]
 
     def remove_network(self, name: str) -> None:
@@ -195,20 +192,27 @@ class ContainerEngine(EngineImages):
                 break
             if attempt < _NETWORK_TRIES - 1:
                 time.sleep(_NETWORK_PAUSE)
-        raise EngineCommandError(
-            f"{self.name} could not remove the network {name}: {last_lines(result.stderr)}",
+        raise self._failure(
+            f"remove the network {name}",
+            result,
             remedy=f"Remove it by hand: `{self.command} network rm {name}`.",
-            exit_code=result.exit_code,
-            stderr=result.stderr,
         )
 
     def remove_network_command(self, name: str) -> tuple[str, ...]:
         return (*self.command.argv, "network", "rm", name)
 
     def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
-        filters = _label_filters(labels)
-        output = self.command.run("ps", "--all", "--no-trunc", *filters, self._ps_format).stdout
-        return self._parse_records(output)
+        filters = label_filters(labels)
+        listed = self.command.run("ps", "--all", "--no-trunc", *filters, self._ps_format)
+        return [self._container_record(raw) for raw in listed.objects()]
+
+    def _inspect_network(self, name: str, *args: str) -> list[dict[str, Any]]:
+        """Return what the engine says of a network; nothing if there is none, or no JSON."""
+        found = self.command.run("network", "inspect", name, *args, check=False)
+        try:
+            return found.objects() if found.exit_code == 0 else []
+        except ContainersError:
+            return []
 
     # Arguments
 
@@ -218,17 +222,17 @@ class ContainerEngine(EngineImages):
             "run",
             "--interactive",
             "--rm",
-            # Without this a missing image is pulled here, silently and for as long as it takes.
+            # Else the engine would pull a missing image here, silently and without a time limit.
             "--pull=never",
             f"--name={spec.name}",
             f"--workdir={spec.workdir}",
             f"--entrypoint={spec.command[0]}",
-            # Model-written code needs no privilege whatever; what a container gets by default
-            # (raw sockets, chown, setuid, …) is what escapes are made of.
+            # Model-written code needs no privilege at all, and the default ones (raw sockets,
+            # chown, setuid, …) help it to escape.
             "--cap-drop=ALL",
             "--security-opt=no-new-privileges",
-            # What goes over the pipe is nobody else's: engines write it to a file, all of it, which
-            # holds what may be secret and which a container fills as it likes.
+            # Else the engine writes all that goes over the pipe to a file, which may then hold
+            # secrets and which the container can fill without a bound.
             "--log-driver=none",
         ]
         args += [f"--label={key}={value}" for key, value in spec.labels.items()]
@@ -242,7 +246,7 @@ class ContainerEngine(EngineImages):
             f"--tmpfs={target}:rw,noexec,nosuid,nodev,mode=1777,size={size}{self._tmpfs_extra}"
             for target, size in spec.tmpfs.items()
         ]
-        args += limit_args(spec)
+        args += _limit_args(spec)
         args += self._network_args(spec)
         args += self._engine_args(spec)
         args += spec.extra_args
@@ -264,38 +268,46 @@ class ContainerEngine(EngineImages):
         return args
 
 
-def _label_filters(labels: Mapping[str, str]) -> list[str]:
-    return [
-        f"--filter=label={key}" + (f"={value}" if value else "") for key, value in labels.items()
-    ]
-
-
 def parse_version(text: str) -> tuple[int, ...]:
-    """The leading numbers of a version: ``"20.10.24+dfsg1"`` is ``(20, 10, 24)``."""
+    """Return the leading numbers of a version: ``"20.10.24+dfsg1"`` is ``(20, 10, 24)``."""
     match = re.match(r"\d+(\.\d+)*", text)
     return tuple(int(part) for part in match.group().split(".")) if match else (0,)
 
 
-def parse_info(output: str, engine: str) -> dict[str, Any]:
-    """The JSON that ``info --format=json`` printed.
+def check_version(
+    text: str, *, minimum: tuple[int, ...], engine: str, other: str
+) -> tuple[int, ...]:
+    """Return an engine's version.
 
     Raises:
-        ContainersError: it is not JSON.
+        UnsupportedByEngineError: it is older than ``minimum``; the remedy names the other engine.
     """
-    try:
-        parsed = json.loads(output)
-        if isinstance(parsed, dict):
-            return parsed
-    except ValueError:
-        pass
+    version = parse_version(text)
+    if version < minimum:
+        raise UnsupportedByEngineError(
+            f"{engine} is version {text or 'unknown'}; "
+            f"the oldest that works here is {'.'.join(map(str, minimum))}.",
+            remedy=f"Upgrade it, or use {other}.",
+        )
+    return version
+
+
+def parse_info(result: CommandResult) -> dict[str, Any]:
+    """Return the one object that ``info`` printed.
+
+    Raises:
+        ContainersError: it did not print a JSON object.
+    """
+    for found in result.objects():
+        return found
     raise ContainersError(
-        f"{engine} answered `info` with something that is not JSON: {output[:80]!r}",
+        f"The engine answered `info` with {result.stdout[:80]!r}.",
         remedy="Is the program really a Docker-compatible command line?",
     )
 
 
 def first_gateway(pools: list[dict[str, Any]], key: str) -> str | None:
-    """The first IPv4 gateway of some address pools."""
+    """Return the first IPv4 gateway of some address pools."""
     for pool in pools:
         gateway = str(pool.get(key) or "")
         if gateway and ":" not in gateway:
@@ -305,10 +317,91 @@ def first_gateway(pools: list[dict[str, Any]], key: str) -> str | None:
 
 def _mount_arg(mount: Mount, *, selinux: bool) -> str:
     if selinux:
-        # docker's --mount has no way to ask for a label.
+        # docker's --mount cannot ask for a label.
         access, label = "ro" if mount.read_only else "rw", "z" if mount.shared else "Z"
         return f"--volume={mount.source}:{mount.target}:{access},{label}"
-    # Unlike --volume this refuses a source that does not exist. docker would make the directory,
-    # also one that has just been cleaned up after a host that died.
+    # Unlike --volume, --mount refuses a source that does not exist. With --volume docker would make
+    # the directory again that has just been cleaned up after a host process that died.
     access = ",readonly" if mount.read_only else ""
     return f"--mount=type=bind,source={mount.source},target={mount.target}{access}"
+
+
+# Limits
+
+
+def _limit_args(spec: ContainerSpec) -> list[str]:
+    args = []
+    if spec.pids is not None:
+        args.append(f"--pids-limit={spec.pids}")
+    if spec.memory is not None:
+        args += [f"--memory={spec.memory}", f"--memory-swap={spec.memory}"]
+    if spec.cpus is not None:
+        args.append(f"--cpus={spec.cpus:.3f}")
+    if spec.disk is not None:
+        args.append(f"--storage-opt=size={spec.disk}")
+    return args
+
+
+def unenforced_limits(
+    controllers: Iterable[str], *, rootless: bool, cgroup_version: int
+) -> dict[str, str]:
+    """Map each limit that an engine cannot enforce to the reason, as ``EngineInfo.unenforced``.
+
+    Args:
+        controllers: the cgroup controllers that the engine can use.
+        rootless: whether it runs without root.
+        cgroup_version: 1 or 2.
+    """
+    if rootless and cgroup_version == 1:
+        return dict.fromkeys(CONTROLLERS, "it runs without root on cgroups v1")
+    usable = set(controllers)
+    how = "not delegated to its user" if rootless else "missing in its kernel"
+    return {
+        limit: f"the cgroup controller {controller!r} is {how}"
+        for limit, controller in CONTROLLERS.items()
+        if controller not in usable
+    }
+
+
+def no_disk_limit(driver: str, backing: str) -> str:
+    """Say why a storage driver cannot limit a container's disk; "" if it may be able to.
+
+    Args:
+        driver: the driver's name, as ``info`` gives it.
+        backing: the name of the file system below it, likewise; may be empty.
+    """
+    if driver in ("btrfs", "zfs", "devicemapper"):
+        return ""
+    if driver in ("overlay", "overlay2"):
+        if backing == "xfs":
+            return ""  # if it is mounted with pquota; else the engine says so at the start
+        return f"its storage driver {driver} can only on xfs, and is on {backing or 'another'}"
+    return f"its storage driver {driver or 'is unknown and'} cannot"
+
+
+def positive_number(value: object) -> int | None:
+    """Return a positive integer that an engine gave, and ``None`` for anything else."""
+    return value if isinstance(value, int) and value > 0 else None
+
+
+# Users
+
+
+def rootful_ids(engine: str, user: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the UID and GID that must own a workspace where ids inside are the same outside.
+
+    Raises:
+        UnsupportedByEngineError: the user is not this process's, and this process is not root, so
+            it cannot give the directory to that user.
+    """
+    if user is not None:
+        if os.getuid() in (0, user[0]):
+            return user
+        raise UnsupportedByEngineError(
+            f"On {engine} with root the user {user[0]} cannot write to the workspace, which "
+            f"belongs to this process's user, {os.getuid()}.",
+            remedy=f'Use user="{os.getuid()}", or rootless Podman 4.3 or later.',
+        )
+    if os.getuid() == 0:
+        return 65534, 65534  # nobody and nogroup on every Linux: cells never run as root
+    return os.getuid(), os.getgid()

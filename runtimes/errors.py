@@ -1,19 +1,19 @@
-"""What can go wrong between this program and a container engine.
+"""The errors of container engines.
 
-The tree, every branch of which derives from :class:`ContainersError` (as does everything that
-``rlm_containers`` raises, so that one ``except`` catches the whole project)::
+All derive from :class:`ContainersError`. So do the errors of ``rlm_containers``, so that one
+``except`` catches those of the whole project::
 
     ContainersError
-    ├── UnknownRuntimeError      the name given for a runtime means nothing here
-    ├── MountError               a path that no engine can mount
-    ├── EngineNotFoundError      there is no such binary
-    ├── EngineUnavailableError   the binary is there, no engine answers behind it
+    ├── UnknownRuntimeError      there is no runtime of this name
+    ├── MountError               no engine can mount this path
+    ├── EngineNotFoundError      the engine's program is not installed
+    ├── EngineUnavailableError   the program is there, but no engine answers
     ├── EngineCommandError       the engine refused or failed a command
-    │   ├── ImageNotFoundError   the image is neither here nor to be had
+    │   ├── ImageNotFoundError   the image is not in the store and cannot be pulled
     │   ├── ImageBuildError      the image could not be built
     │   ├── ContainerStartError  the container could not be started
     │   └── EngineTimeoutError   the engine did not answer in time
-    └── UnsupportedByEngineError this engine, or this version of it, cannot do what was asked
+    └── UnsupportedByEngineError this engine, or this version of it, cannot do this
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ContainersError(Exception):
         remedy: what the reader can do next, as a full sentence. May be empty.
         container: the name of the container concerned, where there is one.
 
-    The three parts stay available as attributes; ``str()`` joins them.
+    The three are attributes, too; ``str()`` joins them.
     """
 
     def __init__(self, what: str, *, remedy: str = "", container: str | None = None) -> None:
@@ -54,8 +54,8 @@ class ContainersError(Exception):
         super().__init__(f"{what}{where}" + (f" {remedy}" if remedy else ""))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By its state: pools of processes pickle exceptions, and would call the constructor with
-        # the joined text.
+        # Pools of processes pickle exceptions. By default unpickling would call the constructor
+        # with the joined text.
         return (_restore, (type(self), self.args, self.__dict__))
 
 
@@ -88,7 +88,7 @@ class EngineCommandError(ContainersError):
     """The engine's command line ended with an error.
 
     Attributes:
-        exit_code: the client's exit status, or ``None`` when it never ended by itself.
+        exit_code: the client's exit status, or ``None`` if it did not end by itself.
         stderr: what it wrote to standard error, at most the last few kilobytes.
     """
 
@@ -118,8 +118,7 @@ class ContainerStartError(EngineCommandError):
     """The engine could not start the container.
 
     Attributes:
-        transient: whether the same may well work a moment later: the engine has failed, and not
-            what was asked of it.
+        transient: whether a retry may succeed, since the engine was only busy.
     """
 
     transient = False
@@ -130,4 +129,4 @@ class EngineTimeoutError(EngineCommandError):
 
 
 class UnsupportedByEngineError(ContainersError):
-    """This engine, or this version of it, cannot do what was asked of it."""
+    """This engine, or this version of it, cannot do what was asked."""

@@ -1,4 +1,4 @@
-"""What Docker and Podman do with images, which is nearly the same."""
+"""Images on a Docker-compatible engine."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from runtimes.base import ImageRecord, Runtime
-from runtimes.builder import Builder, build_arguments
-from runtimes.command import EngineCommand
+from runtimes.build import Builder, build_arguments
+from runtimes.command import CommandResult, EngineCommand, last_lines
 from runtimes.errors import (
     EngineCommandError,
     EngineTimeoutError,
@@ -22,17 +22,17 @@ from runtimes.errors import (
 )
 from runtimes.spec import BuildSpec
 
-#: Seconds that moving an image may take: gigabytes over a slow line, or to a slow disk.
+#: Seconds that moving an image may take: it can be gigabytes over a slow line or to a slow disk.
 TRANSFER_TIMEOUT = 3600.0
 
-#: The words with which docker 20-28 and podman 3-5 say that an image is not in their store.
+#: How docker 20-28 and podman 3-5 say that an image is not in their store.
 NO_IMAGE = re.compile(
     r"no such image|unable to find image|image not known|image not found|"
     r"short-name .* did not resolve|no such object|reference does not exist",
     re.IGNORECASE,
 )
 
-# Lines of a build's log that are kept for its error.
+# The last lines of a log that are kept for an error.
 _LOG_LINES = 200
 
 
@@ -45,12 +45,24 @@ class EngineImages(Runtime):
 
     def __init__(self, command: EngineCommand) -> None:
         self.command = command
-        # Of images that were found: the name that the engine has for the name that was asked for.
+        # Maps each name that was asked for to the engine's name of the image that was found.
         self._names: dict[str, str] = {}
 
     @abstractmethod
     def _qualify(self, image: str) -> str:
-        """The full name to pull and look for, where the engine does not complete short ones."""
+        """Return the full name to pull and look for; the same if the engine completes names."""
+
+    def _failure(
+        self, what: str, result: CommandResult, *, remedy: str = "", container: str | None = None
+    ) -> EngineCommandError:
+        """Return the error for a command that the engine refused or failed."""
+        return EngineCommandError(
+            f"{self.name} could not {what}: {last_lines(result.stderr) or 'it said nothing'}",
+            remedy=remedy,
+            container=container,
+            exit_code=result.exit_code,
+            stderr=result.stderr,
+        )
 
     def image_exists(self, image: str) -> bool:
         try:
@@ -62,32 +74,23 @@ class EngineImages(Runtime):
     def inspect_image(self, image: str) -> ImageRecord:
         for name in dict.fromkeys((self._names.get(image, image), image, self._qualify(image))):
             result = self.command.run("image", "inspect", name, "--format={{json .}}", check=False)
-            if result.exit_code == 0:
+            # podman before 4.4 prints a list, whatever the format says.
+            if result.exit_code == 0 and (found := result.objects()):
                 self._names[image] = name
-                found = json.loads(result.stdout)
-                # podman before 4.4 prints a list, whatever the format says.
-                return _image_record(found[0] if isinstance(found, list) else found)
+                return _image_record(found[0])
             if not NO_IMAGE.search(result.stderr):
-                raise EngineCommandError(
-                    f"{self.name} could not inspect the image {image!r}: "
-                    f"{last_lines(result.stderr)}",
-                    exit_code=result.exit_code,
-                    stderr=result.stderr,
-                )
+                raise self._failure(f"inspect the image {image!r}", result)
         raise self._not_here(image)
 
     def find_images(self, labels: Mapping[str, str]) -> list[ImageRecord]:
-        filters = [
-            f"--filter=label={key}" + (f"={value}" if value else "")
-            for key, value in labels.items()
-        ]
+        filters = label_filters(labels)
         listed = self.command.run("images", "--quiet", "--no-trunc", *filters).stdout
         ids = list(dict.fromkeys(listed.split()))
         if not ids:
             return []
-        # One that is gone by now makes it fail, and say what it knows of the others.
+        # It fails if one of them is gone by now, and still prints the others.
         found = self.command.run("image", "inspect", *ids, check=False)
-        return [_image_record(raw) for raw in parse_list(found.stdout)]
+        return [_image_record(raw) for raw in found.objects()]
 
     def pull(self, image: str, on_line: Callable[[str], None] | None = None) -> None:
         name = self._qualify(image)
@@ -108,11 +111,10 @@ class EngineImages(Runtime):
         name = self._names.pop(image, image)
         result = self.command.run("rmi", name, check=False)
         if result.exit_code != 0 and not NO_IMAGE.search(result.stderr):
-            raise EngineCommandError(
-                f"{self.name} could not remove the image {image!r}: {last_lines(result.stderr)}",
+            raise self._failure(
+                f"remove the image {image!r}",
+                result,
                 remedy="Remove the containers and images that need it first.",
-                exit_code=result.exit_code,
-                stderr=result.stderr,
             )
 
     def save_image(self, image: str, path: Path) -> None:
@@ -132,11 +134,10 @@ class EngineImages(Runtime):
     def _transfer(self, *args: str) -> str:
         result = self.command.run(*args, timeout=TRANSFER_TIMEOUT, check=False)
         if result.exit_code != 0:
-            raise EngineCommandError(
-                f"{self.name} could not {args[0]} the image: {last_lines(result.stderr)}",
-                remedy="Is there room on the disk, and can the engine read and write there?",
-                exit_code=result.exit_code,
-                stderr=result.stderr,
+            raise self._failure(
+                f"{args[0]} the image",
+                result,
+                remedy="Check that the disk has space and that the engine may write there.",
             )
         return result.stdout
 
@@ -176,7 +177,7 @@ class EngineImages(Runtime):
 
 
 class _Log:
-    """The last lines of what a command says, which are passed on as well."""
+    """Keeps the last lines of a command's output, and passes every line on."""
 
     def __init__(self, on_line: Callable[[str], None] | None) -> None:
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
@@ -191,23 +192,11 @@ class _Log:
         return "\n".join(self._lines)
 
 
-def parse_list(output: str) -> list[dict[str, Any]]:
-    """The objects of a JSON array; none if it is anything else."""
-    try:
-        parsed = json.loads(output)
-    except ValueError:
-        return []
-    return [entry for entry in parsed if isinstance(entry, dict)] if parsed else []
-
-
-def last_lines(text: str, lines: int = 3) -> str:
-    """The last lines of what an engine said: the cause stands at the end, after the progress."""
-    kept = [
-        line.strip()
-        for line in text.splitlines()
-        if line.strip() and "'docker run --help'" not in line
+def label_filters(labels: Mapping[str, str]) -> list[str]:
+    """Return the arguments that list only what carries all of the labels; "" is any value."""
+    return [
+        f"--filter=label={key}" + (f"={value}" if value else "") for key, value in labels.items()
     ]
-    return " / ".join(kept[-lines:])
 
 
 def _image_record(raw: Mapping[str, Any]) -> ImageRecord:
@@ -224,10 +213,10 @@ def _image_record(raw: Mapping[str, Any]) -> ImageRecord:
 
 
 def _content(raw: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """An image's identity among engines.
+    """Digest what makes an image the same on every engine.
 
-    Its own id is of no use: engines write their configuration in their own ways, and Docker with
-    containerd's store names the manifest. What the layers are uncompressed is the same for all.
+    Ids differ: each engine writes an image's configuration in its own way, and Docker with
+    containerd's store names the manifest. The digests of the uncompressed layers do not differ.
     """
     layers = (raw.get("RootFS") or {}).get("Layers")
     if not layers:

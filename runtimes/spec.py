@@ -1,4 +1,4 @@
-"""What a container should be: plain data, the same for every engine."""
+"""What to run and what to build: plain data, the same for every engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from runtimes.errors import MountError
-from runtimes.network import InternalNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +15,7 @@ class GpuRequest:
     """Which of the machine's GPUs a container may use.
 
     Attributes:
-        count: how many; ``None`` for all, or where ``ids`` says which.
+        count: how many; ``None`` for all, or where ``ids`` names them.
         ids: indices or UUIDs, as the engine's driver numbers them.
     """
 
@@ -55,6 +54,34 @@ class Mount:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HostRoute:
+    """How a container reaches a TCP port of this host.
+
+    Attributes:
+        bind: the narrowest local address to listen on that the container can reach. It may exist
+            only while a container runs.
+        address: the address by which the container reaches the host, for ``--add-host``;
+            ``None`` where the engine resolves the alias by itself.
+    """
+
+    bind: str
+    address: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InternalNetwork:
+    """A network of the engine's that leads to this host and nowhere else.
+
+    Attributes:
+        name: its name on the engine.
+        route: how a container on it reaches this host.
+    """
+
+    name: str
+    route: HostRoute
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContainerSpec:
     """One container, to be started once with its standard streams held by the caller.
 
@@ -64,7 +91,7 @@ class ContainerSpec:
             command: an image made to start a service must not start it here.
         name: the container's name; unique per engine.
         labels: labels to find it by later.
-        mounts: what of the host is visible inside.
+        mounts: the host's directories and files that are visible inside.
         env: environment variables. No secrets: they are arguments of the command line, which any
             local user can read. (``--env NAME`` would take the value from the environment of the
             client, which reads HOME, PATH and many more for itself.)
@@ -76,15 +103,16 @@ class ContainerSpec:
         host_alias: the name under which the container finds this host, or ``None``.
         init: run the engine's own init as PID 1, so that orphans are reaped.
         read_only: whether the image's file system may only be read.
-        tmpfs: directories that are kept in memory, with the most bytes that each may hold.
-        pids: the most processes and threads it may have, or ``None``.
-        memory: the most memory it may use, in bytes, without any swap, or ``None``.
+        tmpfs: maps directories that are kept in memory to the most bytes that each may hold.
+        pids: the most processes and threads that it may have, or ``None``.
+        memory: the most memory that it may use, in bytes, without any swap, or ``None``.
         cpus: how many processors' time it may use, for instance ``0.5``, or ``None``.
-        disk: the most that it may write to the image's file system, in bytes, or ``None``. Only
-            few storage drivers can hold it, see ``EngineInfo.no_disk_limit``.
+        disk: the most that it may write to the image's file system, in bytes, or ``None``. Few
+            storage drivers can limit that, see ``EngineInfo.no_disk_limit``.
         gpus: the GPUs that it may use, or ``None``.
-        directory: where the command-line client runs, if it matters: podman's monitor leaves a
-            file ``oom`` in its working directory when a container runs out of memory.
+        directory: where the command-line client runs, or ``None`` if it does not matter: podman's
+            monitor leaves a file ``oom`` in its working directory when a container runs out of
+            memory.
         extra_args: further arguments for ``run``, as the user wrote them.
     """
 
@@ -116,20 +144,22 @@ class BuildSpec:
 
     Attributes:
         tag: the image's name, fully qualified.
-        base: the image that it stands on, in the engine's store already. ``dockerfile`` has it
+        base: the image to build on, which must be in the engine's store. ``dockerfile`` gets it
             as the argument ``BASE_IMAGE``. Empty if it does not need that.
         dockerfile: the text of a Dockerfile.
         context: the directory whose files the build sees.
-        directory: a private directory for what the engine's command line needs as files.
+        directory: a private directory for the files that the engine's command line needs.
         script: a shell script, run as root after the instructions of ``dockerfile``. It finds the
             context in the directory ``$FILES`` and the secrets in ``$SECRETS``; neither becomes a
             part of the image.
         user: the image's user before and after the script; empty for root.
-        secrets: what no layer and no history may hold, by name. Instructions of ``dockerfile``
-            get them with ``RUN --mount=type=secret,id=NAME``, where the engine knows that.
+        secrets: secrets by their names, which no layer and no history may hold. Instructions of
+            ``dockerfile`` get them with ``RUN --mount=type=secret,id=NAME``, where the engine
+            knows that.
         labels: the image's labels.
-        container_labels: labels of a container that the build may need beside its own.
-        timeout: seconds until it is given up.
+        container_labels: labels of the container that serves files to the build, where one is
+            needed.
+        timeout: seconds until the build is given up.
     """
 
     tag: str

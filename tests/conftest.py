@@ -1,9 +1,11 @@
 """Which engines to test on, and sandboxes on them.
 
-``pytest --engine docker --engine podman-rootless``, or the same in the environment:
-``RLM_CONTAINERS_TEST_ENGINES=docker,podman-rootless``. Without either, every engine that this
-process can use. One that was asked for and does not answer is a failure with ``CI=true``, and else
-a skip that the summary shows.
+``pytest --engine docker --engine podman-rootless`` names engines, and so does the environment:
+``RLM_CONTAINERS_TEST_ENGINES=docker,podman-rootless``. The default is every engine that this process
+can use. ``local`` is no engine: it runs ``tests/behaviour`` without containers. ``tests/behaviour``
+runs locally and on the first engine only.
+
+An engine that was named but does not answer fails the tests if ``CI=true``, and skips them otherwise.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ import pytest
 
 from rlm_containers import Sandbox, SandboxOptions
 
+_BEHAVIOUR = Path(__file__).parent / "behaviour"
+
 pytest.register_assert_rewrite("tests.support")  # for what its assertions say when they fail
 
 from tests import support  # noqa: E402
-from tests.support import ENGINES, Engine, assert_gone  # noqa: E402
+from tests.support import ENGINES, LOCAL, Engine, LocalEngine, assert_gone  # noqa: E402
 
-# A shell's background jobs begin with Ctrl-C ignored, and so would every program they start. Tests
-# press it.
+# A shell starts background jobs with SIGINT ignored, which their children inherit. Tests need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -34,34 +37,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine",
         action="append",
-        choices=ENGINES,
+        choices=(LOCAL, *ENGINES),
         help="test on this engine; repeatable (default: all that this process can use)",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "engine" in metafunc.fixturenames:
-        metafunc.parametrize("engine", _chosen(metafunc.config), indirect=True, scope="session")
+    if "engine" not in metafunc.fixturenames:
+        return
+    names = _named(metafunc.config)
+    if _BEHAVIOUR in metafunc.definition.path.parents:
+        engines = [name for name in names or support.usable() if name != LOCAL][:1]
+        local = (not names or LOCAL in names) and not metafunc.definition.get_closest_marker(
+            "container"
+        )
+        names = [LOCAL] * local + engines
+    else:
+        # Without any engine the tests must still show, as skipped or failed.
+        names = [name for name in names or support.usable() or ["docker"] if name != LOCAL]
+    metafunc.parametrize("engine", names, indirect=True, scope="session")
 
 
-def _chosen(config: pytest.Config) -> list[str]:
+def _named(config: pytest.Config) -> list[str]:
+    """The engines named on the command line or in the environment."""
     named = config.getoption("--engine") or []
     if not named:
         named = [n for n in os.environ.get("RLM_CONTAINERS_TEST_ENGINES", "").split(",") if n]
     for name in named:
-        if name not in ENGINES:
+        if name not in (LOCAL, *ENGINES):
             raise pytest.UsageError(
                 f"RLM_CONTAINERS_TEST_ENGINES: there is no {name!r}, only {', '.join(ENGINES)}"
             )
-    # None at all must show as well.
-    return list(dict.fromkeys(named)) or support.usable() or ["docker"]
+    return list(dict.fromkeys(named))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def no_configuration() -> Iterator[None]:
-    """Sandboxes as they are by default, whatever this user has configured.
+    """Ignore this user's configuration of the project.
 
-    Not by another XDG_CONFIG_HOME: podman and pip have settings there that they need.
+    XDG_CONFIG_HOME stays, since podman and pip need the settings there.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLM_CONTAINERS_CONFIG", os.devnull)
@@ -72,20 +86,26 @@ def no_configuration() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache directory of this session's own, below which nothing but its sandboxes writes."""
+    """A cache directory that only the sandboxes of this test session write to."""
     directory = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        # Podman keeps what it stores elsewhere: XDG_DATA_HOME, XDG_RUNTIME_DIR.
+        # Podman's own files are elsewhere: in XDG_DATA_HOME and XDG_RUNTIME_DIR.
         patch.setenv("XDG_CACHE_HOME", str(directory))
         patch.setenv("XDG_STATE_HOME", str(directory / "state"))
         yield directory
-    # Not pytest, later: what a failed test left may be too deep for shutil.rmtree.
+    # A failed test may leave directories too deep for shutil.rmtree, which pytest uses.
     subprocess.run(("rm", "-rf", "--", directory), check=False)
 
 
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest, cache: Path) -> Iterator[Engine]:
-    """The engine to test on. After the last test nothing of ours may be left on it."""
+    """The engine to test on. It fails if the last test leaves anything of this session on it."""
+    if request.param == LOCAL:
+        with pytest.MonkeyPatch.context() as patch:
+            # Local guests do not know the alias by which containers reach this host.
+            patch.setattr("rlm_containers.sandbox.lifecycle.HOST_ALIAS", "127.0.0.1")
+            yield LocalEngine()
+            return
     engine = Engine(request.param)
     if reason := support.missing(engine.name):
         if support.on_ci():
@@ -107,7 +127,7 @@ class MakeBox(Protocol):
 
 @pytest.fixture
 def make_box(engine: Engine) -> Iterator[MakeBox]:
-    """Sandboxes for a test that may break them. Closed at its end; nothing may be left of them."""
+    """Make sandboxes that a test may break. Afterwards close them and check that nothing is left."""
     boxes: list[Sandbox] = []
 
     def make(image: str | None = None, **options: Any) -> Sandbox:
@@ -123,6 +143,6 @@ def make_box(engine: Engine) -> Iterator[MakeBox]:
 
 @pytest.fixture(scope="module")
 def box(engine: Engine) -> Iterator[Sandbox]:
-    """A sandbox that the tests of a module share, for cells that do not break it."""
+    """A sandbox that the tests of a module share. Their cells must not break it."""
     with Sandbox(engine.image(), runtime=engine.runtime) as box:
         yield box

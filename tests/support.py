@@ -1,7 +1,6 @@
-"""What the tests on real engines share: the engines, and looking for what was left behind.
+"""Container engines for tests and scripts, and checks that nothing is left behind on them.
 
-Nothing here uses the code under test to look at an engine: a test that asks the tested code whether
-it was right learns nothing.
+Nothing here asks the code under test about an engine, since that would prove nothing.
 """
 
 from __future__ import annotations
@@ -16,24 +15,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from rlm_containers import CellResult, Sandbox
 from rlm_containers.interpreter import Interpreter
 from rlm_containers.state import LABEL, passing_snapshots_directory, workspaces_directory
+from runtimes import HostRoute
 
-#: What ``--engine`` takes. The last is podman too, run by an ordinary user.
+if TYPE_CHECKING:
+    import pytest
+
+#: The engines to test on. ``podman-rootless`` is podman run by an ordinary user.
 ENGINES = ("docker", "podman", "podman-rootless")
+
+#: Stands for no engine: guests are processes of this machine (tests/unit/guests.py).
+LOCAL = "local"
 
 _SCRIPTS = Path(__file__).parent.parent / "scripts"
 
-# Before any fixture changes it: the scripts have a cache of their own.
+# As it is before any fixture changes it, so that images come from the user's own cache.
 _ENVIRONMENT = dict(os.environ)
 
-#: Seconds that a test waits for what comes at once on an idle machine. Three engines share two
-#: cores while all tests run.
+#: Seconds to wait for something that takes a moment on an idle machine. All engines' tests run at
+#: the same time.
 PATIENCE = 30.0
 
 _NO_SUCH_PYTHON = 3  # build-base-image's status for a Python that is nowhere to be had
@@ -51,11 +55,11 @@ class Engine:
 
     @property
     def runtime(self) -> str:
-        """Its name for ``Sandbox(runtime=…)``, and its command."""
+        """The engine's command, which is also its name for ``Sandbox(runtime=…)``."""
         return self.name.partition("-")[0]
 
     def run(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Call the engine's command line."""
+        """Run a command of the engine's command line. It fails the test unless ``check`` is off."""
         done = subprocess.run(
             (self.runtime, *args), capture_output=True, text=True, check=False, timeout=120
         )
@@ -63,10 +67,10 @@ class Engine:
         return done
 
     def image(self, python: str = "3.11", *packages: str) -> str:
-        """An image with that version of Python, and with packages of PyPI installed in it.
+        """An image with that version of Python and with those packages of PyPI.
 
-        The one that nearly every test starts has byte code for the standard library in it, which
-        takes a third off the tests' time; the others are as official images are.
+        The default image has byte code for the standard library, which saves a third of the tests'
+        time. The others have none, like official images.
         """
         suffix = "".join(f"-{package}" for package in packages)
         options = ["--python", python]
@@ -78,25 +82,48 @@ class Engine:
         return _image(self, f"python:{python}-slim{suffix}", tuple(options))
 
     def image_without_python(self) -> str:
-        """An image with nothing but a busybox."""
+        """An image with only a busybox."""
         return _image(self, "no-python:latest", ("--variant", "no-python"))
 
     def containers(self, *needles: str) -> list[dict[str, Any]]:
-        """What ``inspect`` says of this project's containers that have one of ``needles`` in it.
+        """``inspect``'s output for this project's containers that mention one of ``needles``.
 
-        Others may be at work on the same engine; a workspace's path, or a name, tells whose a
-        container is.
+        A workspace's path or a name tells one's own containers from others' on the same engine.
         """
         ids = self.run("ps", "--all", "--quiet", f"--filter=label={LABEL}").stdout.split()
         if not ids:
             return []
-        # Some may be gone by now: their absence is an error to `inspect`, which goes on.
+        # For a container that is gone by now, `inspect` reports an error and goes on.
         found = json.loads(self.run("inspect", *ids, check=False).stdout or "[]")
         return [c for c in found if any(needle in json.dumps(c) for needle in needles)]
 
 
+class LocalEngine(Engine):
+    """Runs guests as processes of this machine, for tests that no engine has a part in."""
+
+    def __init__(self) -> None:
+        super().__init__(LOCAL)
+
+    @property
+    def runtime(self) -> Any:
+        """A new runtime, since removing one sandbox ends all processes of its runtime."""
+        from tests.unit.guests import LocalRuntime
+
+        return LocalRuntime(HostRoute(bind="127.0.0.1", address=None))
+
+    def image(self, python: str = "3.11", *packages: str) -> str:
+        """A name, which no image need have."""
+        return "local"
+
+    def containers(self, *needles: str) -> list[dict[str, Any]]:
+        """None: there is no container."""
+        return []
+
+
 @cache
 def _image(engine: Engine, name: str, options: tuple[str, ...]) -> str:
+    import pytest  # scripts use this module where it is not installed
+
     prefix = os.environ.get("RLM_CONTAINERS_TEST_IMAGES", "localhost/rlm-containers")
     image = f"{prefix}/{name}"
     if engine.run("image", "inspect", image, check=False).returncode == 0:
@@ -117,13 +144,13 @@ def _image(engine: Engine, name: str, options: tuple[str, ...]) -> str:
 
 
 def on_ci() -> bool:
-    """Whether what is missing is a failure."""
+    """Whether a missing engine or image is a failure."""
     return os.environ.get("CI") == "true"
 
 
 @cache
 def missing(name: str) -> str | None:
-    """Why an engine cannot be used by this process, or ``None``."""
+    """Why this process cannot use an engine; ``None`` if it can."""
     if name != "docker" and (name == "podman") != (os.getuid() == 0):
         return f"{name} is for {'root' if name == 'podman' else 'an ordinary user'}"
     command = (name.partition("-")[0], "info")
@@ -149,7 +176,7 @@ def execute(box: Sandbox, code: str, **options: Any) -> CellResult:
 
 
 def printed(box: Sandbox, code: str) -> str:
-    """The output of a cell that must run to its end without a word on stderr."""
+    """The output of a cell that must end well and write nothing to stderr."""
     result = execute(box, code)
     assert (result.status, result.stderr) == ("ok", ""), result.stderr
     return result.stdout
@@ -160,9 +187,7 @@ def interpreter_of(box: Sandbox) -> Interpreter:
 
     No option of a sandbox sets the grace time, and patched constants would hold for all sandboxes.
     """
-    interpreter = box._interpreter
-    assert interpreter is not None
-    return interpreter
+    return box._life.running.interpreter
 
 
 def set_grace(box: Sandbox, grace: float, kill_timeout: float = 20.0) -> None:
@@ -172,14 +197,14 @@ def set_grace(box: Sandbox, grace: float, kill_timeout: float = 20.0) -> None:
 
 
 def eventually(true: Callable[[], object], seconds: float = PATIENCE) -> bool:
-    """Whether something becomes true in time."""
+    """Wait until something is true; whether it was in time."""
     deadline = time.monotonic() + seconds
     pause = 0.02
     while not true():
         if time.monotonic() > deadline:
             return bool(true())
         time.sleep(pause)
-        pause = min(2 * pause, 0.5)  # asking may cost the engine more than what is waited for
+        pause = min(2 * pause, 0.5)  # asking may load the engine more than what it waits for
     return True
 
 
@@ -189,7 +214,7 @@ def processes(needle: str) -> list[tuple[int, str]]:
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             arguments = entry.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-        except OSError:  # it ended, or is somebody else's
+        except OSError:  # it has ended, or belongs to another user
             continue
         if needle in arguments:
             found.append((int(entry.parent.name), arguments))
@@ -197,7 +222,7 @@ def processes(needle: str) -> list[tuple[int, str]]:
 
 
 def leftovers(engine: Engine, *needles: str) -> list[str]:
-    """Containers, processes and workspaces with one of ``needles`` in their names or arguments."""
+    """Containers, processes and workspaces whose names or arguments have one of ``needles``."""
     if not needles:
         return []
     left = [f"container {container['Name']}" for container in engine.containers(*needles)]
@@ -209,9 +234,9 @@ def leftovers(engine: Engine, *needles: str) -> list[str]:
 
 
 def assert_gone(engine: Engine, *needles: str) -> None:
-    """Fail unless everything of that name goes by itself.
+    """Fail unless everything with one of ``needles`` goes by itself.
 
-    It may take a moment: podman's monitor outlives the container by a little.
+    It may take a moment: podman's monitor outlives its container.
     """
     left: list[str] = []
 
@@ -223,13 +248,13 @@ def assert_gone(engine: Engine, *needles: str) -> None:
 
 
 def workspace(box: Sandbox) -> Path:
-    """The directory of this host behind a sandbox's ``/workspace``."""
+    """The host's directory that is a sandbox's ``/workspace``."""
     (found,) = workspaces_directory().glob(f"{box.name}*")
     return found
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """What this project has warned of."""
+    """This project's own warnings."""
     return [
         record
         for record in caplog.records

@@ -1,13 +1,13 @@
 """The command line, ``rlm-containers``: one module for each command or group of commands.
 
-Nothing else of this project imports it, and it uses only what is public.
+Nothing else of this project imports it, and it uses only the public names of other packages.
 """
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line with the arguments of this process, and end the process."""
+    """Run the command line with this process's arguments, and end the process."""
     from rlm_containers.cli.program import program
 
     program(prog_name="rlm-containers")

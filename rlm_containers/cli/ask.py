@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlm_containers.cli.cells import context_option, prepare_image, read_contexts
 from rlm_containers.cli.command import Command, ExitCode, describe_error, json_option, print_json
-from rlm_containers.cli.contexts import context_option, read_contexts
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
+from rlm_containers.cli.terminal import OutputWriter, activity, say, show_error
+from rlm_containers.errors import CompletionError
 
 if TYPE_CHECKING:
     from rlm_containers.integrations.rlms import Trajectory, Turn
 
-# rlms's own, which is not installed with the command line; a test compares them.
+# Those of rlms, which may not be installed; a test compares them.
 BACKENDS = (
     "openai",
     "portkey",
@@ -32,12 +35,12 @@ BACKENDS = (
     cls=Command,
     examples=(
         (
-            "With OpenAI's API; OPENAI_API_KEY has the key",
+            "With OpenAI's API and the key in OPENAI_API_KEY",
             "ask 'Who did it?' --context novel.txt --model gpt-5-mini",
         ),
-        ("With a server of one's own", "ask … --model qwen --base-url http://localhost:8000/v1"),
+        ("With your own server", "ask … --model qwen --base-url http://localhost:8000/v1"),
         (
-            "With Anthropic's, and a page on how it went",
+            "With Anthropic's API, and a page that shows how it went",
             "ask … --backend anthropic --model NAME --report out.html",
         ),
         (
@@ -54,7 +57,7 @@ BACKENDS = (
     type=click.Choice(BACKENDS),
     default="openai",
     show_default=True,
-    help="Whose API it is asked through.",
+    help="The API that serves it.",
 )
 @click.option("--base-url", metavar="URL", help="Another server with the same API.")
 @click.option(
@@ -66,9 +69,9 @@ BACKENDS = (
     "--report",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     metavar="FILE",
-    help="Write a page (HTML) on what was done.",
+    help="Write an HTML page that shows what was done.",
 )
-@click.option("--trace", is_flag=True, help="Show cells and their output, on standard error.")
+@click.option("--trace", is_flag=True, help="Show cells and their output on standard error.")
 @click.option(
     "--max-iterations",
     type=click.IntRange(1),
@@ -89,15 +92,15 @@ BACKENDS = (
     metavar="SECONDS",
     help="Give up after this time.",
 )
-@click.option("--max-tokens", type=click.IntRange(1), help="Give up after so many tokens.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Give up after this many tokens.")
 @click.option(
     "--max-budget",
     type=click.FloatRange(0, min_open=True),
     metavar="DOLLARS",
-    help="Give up at this cost, where the backend tells.",
+    help="Give up at this cost, if the backend reports costs.",
 )
 @click.option(
-    "--max-errors", type=click.IntRange(1), help="Give up after so many failures in a row."
+    "--max-errors", type=click.IntRange(1), help="Give up after this many failures in a row."
 )
 @json_option
 @sandbox_options()
@@ -105,14 +108,15 @@ BACKENDS = (
 def command(ctx: click.Context, /, question: str, contexts: tuple[Path, ...], **given: Any) -> None:
     """Ask a recursive language model about texts of any length.
 
-    The model writes Python that looks into the variable `context`; it runs in a sandbox, and asks
-    models about pieces with llm_query(). The answer is printed, progress goes to standard error.
+    The model writes Python that examines the variable `context` and calls llm_query() on parts of
+    it. That Python runs in a sandbox. The answer goes to standard output, progress to standard
+    error.
 
-    Keys come from the environment only: ANTHROPIC_API_KEY, AZURE_OPENAI_API_KEY, GEMINI_API_KEY,
-    OPENAI_API_KEY, OPENROUTER_API_KEY, PORTKEY_API_KEY, VLLM_API_KEY, and AI_GATEWAY_API_KEY for
-    vercel.
+    API keys come from the environment only: ANTHROPIC_API_KEY, AZURE_OPENAI_API_KEY,
+    GEMINI_API_KEY, OPENAI_API_KEY, OPENROUTER_API_KEY, PORTKEY_API_KEY, VLLM_API_KEY, and
+    AI_GATEWAY_API_KEY for vercel.
 
-    Ends with 1 if there is no answer: the model failed, or a limit was reached.
+    The exit code is 1 if there is no answer: the model failed, or a limit was reached.
     """
     try:
         from rlm_containers.integrations.rlms import Completion, Model
@@ -120,34 +124,32 @@ def command(ctx: click.Context, /, question: str, contexts: tuple[Path, ...], **
         raise click.UsageError(
             f"This needs rlms ({error}): pip install 'rlm-containers[rlms]'"
         ) from None
-    from rlm_containers.cli.messages import activity, say, show_error
-    from rlm_containers.cli.start import prepare_image
-    from rlm_containers.errors import CompletionError
+    from rlm_containers.options import configured_options
 
     report: Path | None = given["report"]
     if report is not None and not report.absolute().parent.is_dir():
         raise click.BadParameter(f"there is no directory {report.parent}", param_hint="--report")
     context = read_contexts(contexts)
-    shown = _Progress(given["trace"])
+    progress = _Progress(given["trace"])
     completion = Completion(
         question,
         context,
         model=Model(name=given["model"], backend=given["backend"], base_url=given["base_url"]),
         sub_model=_sub_model(given),
         options=given_options(ctx),
-        on_turn=shown.turn,
+        on_turn=progress.show_turn,
         **{name: given[name] for name in given if name.startswith("max_") and given[name]},
     )
-    prepare_image(given_options(ctx))
+    prepare_image(configured_options(given_options(ctx)))
     failure: CompletionError | None = None
     try:
-        with activity(f"asking {given['model']}") as shown.show:
+        with activity(f"asking {given['model']}") as progress.show:
             completion.run()
     except CompletionError as error:
         failure = error
     finally:
         if report is not None:
-            _write(completion.trajectory, report)
+            _write_report(completion.trajectory, report)
     trajectory = completion.trajectory
     if given["as_json"]:
         print_json(
@@ -179,18 +181,21 @@ def _sub_model(given: dict[str, Any]) -> Any:
 
 
 class _Progress:
-    """Shows turns as they come."""
+    """Shows each turn as it ends.
+
+    Args:
+        trace: whether to show cells and their output as well.
+
+    Attributes:
+        show: sets the text beside the spinner.
+    """
 
     def __init__(self, trace: bool) -> None:
         self._trace = trace
         self._turns = 0
-        self.show: Any = lambda text: None
+        self.show: Callable[[str], None] = lambda text: None
 
-    def turn(self, turn: Turn) -> None:
-        """Show one."""
-        from rlm_containers.cli.messages import say
-        from rlm_containers.cli.terminal import OutputWriter
-
+    def show_turn(self, turn: Turn) -> None:
         self._turns += 1
         calls = sum(len(cell.calls) for cell in turn.cells)
         self.show(f"turn {self._turns + 1}")
@@ -207,8 +212,6 @@ class _Progress:
 
 
 def _print_answer(answer: str) -> None:
-    from rlm_containers.cli.terminal import OutputWriter
-
     OutputWriter(sys.stdout).write(answer if answer.endswith("\n") else f"{answer}\n")
 
 
@@ -223,14 +226,13 @@ def _summary(trajectory: Trajectory) -> str:
     )
 
 
-def _write(trajectory: Trajectory, path: Path) -> None:
-    from rlm_containers.cli.messages import say
+def _write_report(trajectory: Trajectory, path: Path) -> None:
     from rlm_containers.integrations.rlms import write_report
 
     try:
         write_report(trajectory, path)
     except OSError as error:
-        # The answer, which was paid for, is printed all the same.
+        # Print the answer all the same: it has been paid for.
         say(f"The report {path} could not be written: {error.strerror}.", "bold red")
     else:
         say(f"report: {path}", "dim")

@@ -1,4 +1,4 @@
-"""What all commands have in common: help with examples, ``--verbose``, errors and exit codes."""
+"""What commands share: help with examples, errors and exit codes, and common options."""
 
 from __future__ import annotations
 
@@ -8,53 +8,51 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlm_containers.cli import messages
+from rlm_containers.cli.terminal import say, show_error, show_log
 from rlm_containers.errors import ContainersError, OptionError
 
-#: What a command is good for, and what to write behind ``rlm-containers``.
+if TYPE_CHECKING:
+    from runtimes import Runtime
+
+#: What an example shows, and the arguments of ``rlm-containers`` that do it.
 Example = tuple[str, str]
 
 _SANDBOX = "sandbox_option"
 
 
 class ExitCode(IntEnum):
-    """What the program ends with, unless a cell or a signal decides it."""
+    """The program's exit codes, unless a cell or a signal decides."""
 
     OK = 0
     FAILED = 1
     USAGE = 2
-    #: As `docker run` and `podman run` have it: the command is at fault and not what it ran.
+    #: As of `docker run` and `podman run`: the command failed, not the program that it ran.
     NO_SANDBOX = 125
     INTERRUPTED = 130
 
 
-class _WithExamples:
-    """The parts of help that click does not have."""
-
-    examples: Sequence[Example]
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if not self.examples:
-            return
-        with formatter.section("Examples"):
-            for what, line in self.examples:
-                formatter.write_text(f"{what}:")
-                with formatter.indentation():
-                    # Never wrapped, so that it can be copied.
-                    indent = " " * formatter.current_indent
-                    formatter.write(f"{indent}rlm-containers {line}\n")
+def _write_examples(formatter: click.HelpFormatter, examples: Sequence[Example]) -> None:
+    if not examples:
+        return
+    with formatter.section("Examples"):
+        for what, line in examples:
+            formatter.write_text(f"{what}:")
+            with formatter.indentation():
+                # Never wrapped, so that it can be copied.
+                indent = " " * formatter.current_indent
+                formatter.write(f"{indent}rlm-containers {line}\n")
 
 
-class Command(_WithExamples, click.Command):
-    """A command.
+class Command(click.Command):
+    """A command whose help has examples, and that reports errors.
 
     Args:
         examples: for its help.
-        arguments: those of :class:`click.Command`.
+        args, arguments: those of :class:`click.Command`.
     """
 
     def __init__(self, *args: Any, examples: Sequence[Example] = (), **arguments: Any) -> None:
@@ -66,17 +64,17 @@ class Command(_WithExamples, click.Command):
                 count=True,
                 expose_value=False,
                 callback=_show_log,
-                help="Say more of what is done; -vv also every call of the engine.",
+                help="Print more about what is done; -vv also every call of the engine.",
             )
         )
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The command's own options first, then those of the sandbox under their own heading."""
+        """Write the command's own options, then the sandbox's under a heading of their own."""
         own: list[tuple[str, str]] = []
         sandbox: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            # Arguments are in the line on usage.
+            # The usage line has the arguments.
             if record is not None and isinstance(parameter, click.Option):
                 (sandbox if getattr(parameter, _SANDBOX, False) else own).append(record)
         for heading, records in (("Options", own), ("Options of the sandbox", sandbox)):
@@ -84,21 +82,24 @@ class Command(_WithExamples, click.Command):
                 with formatter.section(heading):
                     formatter.write_dl(records)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_examples(formatter, self.examples)
+
     def invoke(self, ctx: click.Context) -> Any:
-        with _failures(ctx):
+        with _reporting_errors(ctx):
             return super().invoke(ctx)
 
 
 def _show_log(ctx: click.Context, option: click.Parameter, verbosity: int) -> None:
-    ctx.call_on_close(messages.show_log(verbosity))
+    ctx.call_on_close(show_log(verbosity))
 
 
-class Group(_WithExamples, click.Group):
-    """A group of commands.
+class Group(click.Group):
+    """A group of commands whose help has examples.
 
     Args:
         examples: for its help.
-        arguments: those of :class:`click.Group`.
+        args, arguments: those of :class:`click.Group`.
     """
 
     command_class = Command
@@ -106,6 +107,9 @@ class Group(_WithExamples, click.Group):
     def __init__(self, *args: Any, examples: Sequence[Example] = (), **arguments: Any) -> None:
         super().__init__(*args, **arguments)
         self.examples = examples
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_examples(formatter, self.examples)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -121,26 +125,58 @@ class Group(_WithExamples, click.Group):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+runtimes_option = click.option(
+    "--runtime",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Only this engine. May be given several times.",
+)
+
+
+def answering_runtimes(names: tuple[str, ...]) -> dict[str, Runtime]:
+    """Return the engines that a command is about, by their names.
+
+    Args:
+        names: engines that must all answer; empty for all that do.
+
+    Raises:
+        EngineNotFoundError, EngineUnavailableError: a named engine does not answer, or none does.
+    """
+    from runtimes import get_runtime, runtime_names
+
+    if names:
+        return {name: get_runtime(name) for name in names}
+    found = {}
+    for name in runtime_names():
+        try:
+            found[name] = get_runtime(name)
+        except ContainersError:
+            continue
+    if not found:
+        get_runtime()  # raises an error that says what to do
+    return found
+
 
 @contextlib.contextmanager
-def _failures(ctx: click.Context) -> Iterator[None]:
-    """Errors of this project as messages and exit codes."""
+def _reporting_errors(ctx: click.Context) -> Iterator[None]:
+    """Turn this project's errors into messages and exit codes."""
     try:
         yield
     except ContainersError as error:
         if ctx.params.get("as_json"):
             print_json({"error": describe_error(error)})
         else:
-            messages.show_error(error)
+            show_error(error)
         wrong_usage = isinstance(error, OptionError)
         ctx.exit(ExitCode.USAGE if wrong_usage else ExitCode.NO_SANDBOX)
     except KeyboardInterrupt:
-        messages.say("interrupted")
+        say("interrupted")
         ctx.exit(ExitCode.INTERRUPTED)
 
 
 def describe_error(error: ContainersError) -> dict[str, str | None]:
-    """An error as JSON has it."""
+    """Return an error as ``--json`` prints it."""
     return {
         "type": type(error).__name__,
         "message": error.what,
@@ -150,7 +186,7 @@ def describe_error(error: ContainersError) -> dict[str, str | None]:
 
 
 def print_json(content: object) -> None:
-    """Print an object. Control characters of a container's are escaped in it."""
+    """Print an object as JSON, in which control characters from a container are escaped."""
     json.dump(content, sys.stdout, indent=2)
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlm_containers.cli.command import Command, ExitCode, json_option, print_json
+from rlm_containers.cli.terminal import activity, console, harmless
 
 if TYPE_CHECKING:
     from rlm_containers.doctor import Check, Diagnosis
@@ -20,8 +21,8 @@ _PLAIN_MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped":
 @click.command(
     cls=Command,
     examples=(
-        ("Everything that may be here", "doctor"),
-        ("One engine, which has to work", "doctor --runtime podman"),
+        ("All engines on this machine", "doctor"),
+        ("One engine, which must work", "doctor --runtime podman"),
         ("In a script", "doctor --json"),
     ),
 )
@@ -30,24 +31,25 @@ _PLAIN_MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped":
     "runtimes",
     multiple=True,
     metavar="NAME",
-    help="Look at this engine only, and fail if it does not work; repeatable.",
+    help="Check only this engine, and fail if it does not work. May be given several times.",
 )
-@click.option("--image", help="What to try it with. [default: as it is configured]")
-@click.option("--pull", is_flag=True, help="Fetch the image where it is not there yet.")
+@click.option("--image", help="The image to try. [default: the configured one]")
+@click.option("--pull", is_flag=True, help="Pull the image if it is missing.")
 @json_option
 @click.pass_context
 def command(
     ctx: click.Context, runtimes: tuple[str, ...], image: str | None, pull: bool, as_json: bool
 ) -> None:
-    """See whether containers work here, and what to do if they do not.
+    """Check whether sandboxes work here.
 
-    Of each engine: whether it is found and answers, its version, whether it is rootless, SELinux,
-    the image, the start of a container, a cell and its time, the workspace, whether limits are
-    enforced, how llm_query() gets to this host, and whether all is cleaned up.
+    What to do stands below each failure. For each engine it checks: whether it is found and
+    answers, its version, whether it is rootless, SELinux, the image, the start of a container, a
+    cell and its time, the workspace, whether limits are enforced, how llm_query() reaches this
+    host, and whether everything is cleaned up.
 
-    Ends with 0 if sandboxes work: on every engine that was named, or else on any. Else with 1.
+    The exit code is 0 if sandboxes work, on every engine that was named or else on any, and 1
+    otherwise.
     """
-    from rlm_containers.cli.messages import activity
     from rlm_containers.doctor import diagnose
 
     if as_json:
@@ -55,14 +57,14 @@ def command(
         print_json(_describe(found))
         ctx.exit(ExitCode.OK if found.ok else ExitCode.FAILED)
     shown: list[str] = []
-    with activity("looking") as show:
+    with activity("checking") as show:
 
         def on_check(where: str, check: Check) -> None:
             if where not in shown:
                 shown.append(where)
                 _print_heading(where)
             _print_check(check)
-            show(f"{where}: looking")
+            show(f"{where}: checking")
 
         found = diagnose(runtimes, image=image, pull=pull, on_check=on_check)
     _print_verdict(found)
@@ -85,8 +87,6 @@ def _describe(found: Diagnosis) -> dict[str, Any]:
 
 
 def _print_heading(where: str) -> None:
-    from rlm_containers.cli.terminal import console
-
     if not console().is_terminal:
         sys.stdout.write(f"{where}\n")
     else:
@@ -94,9 +94,7 @@ def _print_heading(where: str) -> None:
 
 
 def _print_check(check: Check) -> None:
-    """A line for what was found, and one below it for what to do."""
-    from rlm_containers.cli.terminal import console, harmless
-
+    """Print one line for the finding, and one below it for the remedy."""
     detail, remedy = harmless(check.detail), harmless(check.remedy)
     if not console().is_terminal or console().encoding != "utf-8":
         sys.stdout.write(f"  {_PLAIN_MARKS[check.status]:8} {check.name:10} {detail}\n")
@@ -113,8 +111,6 @@ def _print_check(check: Check) -> None:
 
 
 def _print_verdict(found: Diagnosis) -> None:
-    from rlm_containers.cli.terminal import console
-
     present = [engine for engine in found.engines if engine.installed or found.named]
     groups = (
         ("Sandboxes work on", [engine.runtime for engine in present if engine.tried and engine.ok]),

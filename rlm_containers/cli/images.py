@@ -1,4 +1,4 @@
-"""``rlm-containers images``: what was built, pulled, imported and exported for sandboxes."""
+"""``rlm-containers images``: the images that were built, pulled or imported for sandboxes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from pathlib import Path
 
 import click
 
-from rlm_containers.cli.command import Group, json_option, print_json
-from rlm_containers.cli.engines import answering, runtimes_option
+from rlm_containers.cli.command import (
+    Group,
+    answering_runtimes,
+    json_option,
+    print_json,
+    runtimes_option,
+)
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
+from rlm_containers.cli.terminal import activity, engine_progress, harmless, print_table, say
 from rlm_containers.cli.units import AGE, SIZE, ago
 from rlm_containers.errors import format_size
 
-# Of the options of a sandbox those that say what its image is.
+# The options of a sandbox that determine its image.
 _OF_IMAGES = (
     "profile",
     "image",
@@ -24,22 +30,24 @@ _OF_IMAGES = (
     "runtime",
 )
 
-_one_runtime = click.option("--runtime", metavar="NAME", help="The engine. [default: the first]")
+_one_runtime = click.option(
+    "--runtime", metavar="NAME", help="The engine. [default: the first that answers]"
+)
 
 
 @click.group(
     "images",
     cls=Group,
     examples=(
-        ("Have an image ready before it is needed", "images warm --package numpy"),
+        ("Build an image before it is needed", "images warm --package numpy"),
         ("Take it to a machine without a network", "images export IMAGE image.tar"),
-        ("See what there is, and make room", "images prune --keep 20GB --unused 30d"),
+        ("Free disk space", "images prune --keep 20GB --unused 30d"),
     ),
 )
 def command() -> None:
     """Build, list, move and remove the images of sandboxes.
 
-    What other programs have pulled or built is not listed, and never removed.
+    Images that other programs pulled or built are not listed and never removed.
     """
 
 
@@ -47,11 +55,10 @@ def command() -> None:
 @runtimes_option
 @json_option
 def list_command(names: tuple[str, ...], as_json: bool) -> None:
-    """List the images and the exported files; what was used last is the last."""
-    from rlm_containers.cli.terminal import print_table
+    """List images and exported files, the most recently used last."""
     from rlm_containers.images import list_images
 
-    entries = list_images(answering(names).values())
+    entries = list_images(answering_runtimes(names).values())
     if as_json:
         print_json([dataclasses.asdict(entry) for entry in entries])
         return
@@ -64,16 +71,15 @@ def list_command(names: tuple[str, ...], as_json: bool) -> None:
 @command.command(
     "warm",
     examples=(
-        ("The image of the configuration", "images warm"),
-        ("With packages", "images warm --package numpy --package 'pandas==2.*'"),
-        ("That of a profile, on Podman", "images warm --profile data --runtime podman"),
+        ("The configured image", "images warm"),
+        ("One with packages", "images warm --package numpy --package 'pandas==2.*'"),
+        ("A profile's image, on Podman", "images warm --profile data --runtime podman"),
     ),
 )
 @sandbox_options(only=_OF_IMAGES)
 @click.pass_context
 def warm_command(ctx: click.Context) -> None:
-    """Pull or build what sandboxes with these options need, and print the image's name."""
-    from rlm_containers.cli.progress import engine_progress
+    """Pull or build the image for sandboxes with these options, and print its name."""
     from rlm_containers.images import warm_image
     from rlm_containers.options import configured_options
 
@@ -87,7 +93,7 @@ def warm_command(ctx: click.Context) -> None:
     "export",
     examples=(
         ("To a file", "images export python:3.11-slim python.tar"),
-        ("To the cache, where sandboxes of every engine look", "images export python:3.11-slim"),
+        ("To the cache, for sandboxes on every engine", "images export python:3.11-slim"),
     ),
 )
 @click.argument("image")
@@ -96,10 +102,9 @@ def warm_command(ctx: click.Context) -> None:
 def export_command(image: str, file: Path | None, runtime: str | None) -> None:
     """Write an image to a file that docker, podman and every OCI tool can read.
 
-    Prints the file's name. Without one it is in the cache, where sandboxes look for images before
-    they ask a registry or build.
+    Prints the file's name. Without FILE it is written to the cache, where sandboxes look for images
+    before they pull or build one.
     """
-    from rlm_containers.cli.messages import activity
     from rlm_containers.images import ImageCache
     from runtimes import get_runtime
 
@@ -112,12 +117,11 @@ def export_command(image: str, file: Path | None, runtime: str | None) -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_one_runtime
 def import_command(file: Path, runtime: str | None) -> None:
-    """Read an image from a file that was exported here, or saved by docker or podman.
+    """Load an image from a file that `images export`, docker or podman has saved.
 
-    Prints its names. The file is checked first; what is in it is its maker's.
+    Prints its names. The file's structure is checked first. Import only files from people you
+    trust: what is in the image is up to its maker.
     """
-    from rlm_containers.cli.messages import activity
-    from rlm_containers.cli.terminal import harmless
     from rlm_containers.images import ImageCache
     from runtimes import get_runtime
 
@@ -130,36 +134,37 @@ def import_command(file: Path, runtime: str | None) -> None:
 @command.command(
     "prune",
     examples=(
-        ("What is too much, and what is old", "images prune --keep 20GB --unused 30d"),
-        ("Only look", "images prune --keep 0 --dry-run"),
+        ("By size and age", "images prune --keep 20GB --unused 30d"),
+        ("Only list what would be removed", "images prune --keep 0 --dry-run"),
     ),
 )
-@click.option("--keep", type=SIZE, metavar="SIZE", help="Keep this much; what was used last stays.")
-@click.option("--unused", type=AGE, metavar="TIME", help="Remove what was not used for this long.")
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option(
+    "--keep", type=SIZE, metavar="SIZE", help="Keep at most this much, the most recently used."
+)
+@click.option("--unused", type=AGE, metavar="TIME", help="Remove what was unused for this long.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @runtimes_option
 @json_option
 def prune_command(
     keep: int | None, unused: float | None, dry_run: bool, names: tuple[str, ...], as_json: bool
 ) -> None:
-    """Remove images and exported files, those first that were not used for longest.
+    """Remove images and exported files, the least recently used first.
 
-    Only what this project has built, pulled, imported or exported goes, and nothing that a
+    Only what this project built, pulled, imported or exported is removed, and nothing that a
     container or another image needs.
     """
-    from rlm_containers.cli.messages import say
-    from rlm_containers.cli.terminal import print_table
     from rlm_containers.images import prune_images
 
     if keep is None and unused is None:
-        raise click.UsageError("Say what is to go: --keep SIZE, --unused TIME, or both.")
-    pruned = prune_images(answering(names).values(), keep=keep, unused=unused, dry_run=dry_run)
+        raise click.UsageError("Say what to remove: --keep SIZE, --unused TIME, or both.")
+    runtimes = answering_runtimes(names).values()
+    pruned = prune_images(runtimes, keep=keep, unused=unused, dry_run=dry_run)
     if as_json:
         print_json([{**dataclasses.asdict(p.entry), "kept_because": p.reason} for p in pruned])
         return
-    done = "would go" if dry_run else "removed"
+    done = "would be removed" if dry_run else "removed"
     print_table(
-        ("name", "size", "used", "store", "what became of it"),
+        ("name", "size", "used", "store", "result"),
         [
             (
                 p.entry.name,

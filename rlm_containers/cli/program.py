@@ -1,4 +1,4 @@
-"""The program itself: which commands there are."""
+"""The program: its list of commands, and shell completion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 from rlm_containers import __version__
 from rlm_containers.cli.command import Command, Group
 
-#: Each is a module of this package with the command's name, and has the command as ``command``.
+#: The commands. All but the last are modules of this package, whose ``command`` is the command.
 COMMANDS = (
     "run",
     "repl",
@@ -23,9 +23,11 @@ COMMANDS = (
     "completion",
 )
 
+_NAME = "rlm-containers"
+
 
 class Program(Group):
-    """Imports a command when it is asked for."""
+    """Imports a command's module when it is used, so that help and completion are quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -33,6 +35,8 @@ class Program(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name == "completion":
+            return completion
         found = import_module(f"rlm_containers.cli.{cmd_name}").command
         assert isinstance(found, Command | Group)
         return found
@@ -47,11 +51,33 @@ class Program(Group):
         ("Ask about a long text", "ask 'Who did it?' --context novel.txt --model gpt-5-mini"),
     ),
 )
-@click.version_option(__version__, message="rlm-containers %(version)s")
+@click.version_option(__version__, message=f"{_NAME} %(version)s")
 def program() -> None:
     """Container sandboxes for recursive language models, on docker and podman.
 
-    Each command has help of its own: `rlm-containers COMMAND --help`. Exit codes: 0 all is well, 1
-    it failed, 2 wrong usage, 125 there was no sandbox to be had, 130 interrupted; `run` ends with
-    the exit code of the cell.
+    Each command has its own help: `rlm-containers COMMAND --help`. Exit codes: 0 success, 1
+    failure, 2 wrong usage, 125 no sandbox could be started or it was lost, 130 interrupted. `run`
+    ends with the exit code of the cell.
     """
+
+
+@click.command(
+    "completion",
+    cls=Command,
+    examples=(
+        ("bash, in ~/.bashrc", 'completion bash    # eval "$(rlm-containers completion bash)"'),
+        ("zsh, in ~/.zshrc", 'completion zsh     # eval "$(rlm-containers completion zsh)"'),
+        ("fish", "completion fish > ~/.config/fish/completions/rlm-containers.fish"),
+    ),
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a shell's completion script.
+
+    It completes commands, options and the values of options.
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(program, {}, _NAME, "_RLM_CONTAINERS_COMPLETE").source())

@@ -1,4 +1,4 @@
-"""The prompt of the interactive command: history, completion, and when a cell is complete."""
+"""The prompt of ``repl``: history, completion, and whether a cell is complete."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from prompt_toolkit.output import ColorDepth
 from pygments.lexers.python import PythonLexer
 
 from rlm_containers import ContainersError, Sandbox
-from rlm_containers.cli.messages import say
+from rlm_containers.cli.terminal import say
 
 _COMMANDS = (":help", ":load", ":quit", ":unsaved", ":vars")
 
-# What cells find without having made it.
+# The names that every cell has.
 _SCAFFOLD = (
     "SHOW_VARS",
     "answer",
@@ -39,7 +39,7 @@ _SCAFFOLD = (
 
 _NAME = re.compile(r"((?:[^\W\d]\w*\.)*)([^\W\d]\w*|)\Z")
 
-# Statements that have others in them.
+# Statements that contain others.
 _BLOCKS = (
     ast.AsyncFor,
     ast.AsyncFunctionDef,
@@ -55,18 +55,18 @@ _BLOCKS = (
     ast.With,
 )
 
-#: Attributes that are shown of one object.
-_MOST = 2000
+#: The most attributes that are offered of one object.
+_MAX_ATTRIBUTES = 2000
 
 
 class Prompt:
-    """Asks for cells.
+    """Reads cells from the terminal.
 
     Args:
-        box: the sandbox that they are for.
+        box: the sandbox that runs them.
 
     Attributes:
-        variables: the sandbox's variables, and short forms of them.
+        variables: the names of the sandbox's variables, and their values in short.
     """
 
     def __init__(self, box: Sandbox) -> None:
@@ -83,27 +83,27 @@ class Prompt:
         )
 
     def read(self, number: int) -> str | None:
-        """The next cell; ``None`` if there will be no more."""
+        """Return the next cell, or ``None`` if the user quits."""
         while True:
             try:
                 return self._session.prompt(f"[{number}] > ")
             except KeyboardInterrupt:
-                continue  # the line is given up
+                continue  # with an empty line
             except EOFError:
                 return None
 
 
 def is_complete(code: str) -> bool:
-    """Whether a cell can be run as it is, or is one that will never be right.
+    """Tell whether Enter runs the cell: it is complete, or no further line can make it valid.
 
-    As in Python's own prompt an empty line ends a block. The Python of the sandbox may know more
-    than this one's; what looks wrong here is for it to say.
+    An empty line ends a block, as in Python's own prompt. The sandbox's Python may be newer than
+    this one, so it reports syntax errors, not this function.
     """
     if code.lstrip().startswith(":"):
         return True
     *before, last = code.split("\n")
     if before and not last.strip():
-        code = code.rstrip() + "\n"  # what was indented for the next line
+        code = code.rstrip() + "\n"  # drop the indent that the prompt added
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -153,19 +153,19 @@ def _continuation(width: int, line_number: int, wraps: int) -> AnyFormattedText:
 
 
 def _history() -> FileHistory | None:
-    """What was typed before, in a file that only this user can read."""
+    """Return the history of earlier sessions, a file that only this user can read."""
     path = platformdirs.user_state_path("rlm-containers") / "history"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600))
     except OSError as error:
-        say(f"What you type is not kept: {path} cannot be written ({error.strerror}).")
+        say(f"There will be no history: {path} cannot be written ({error.strerror}).")
         return None
     return FileHistory(str(path))
 
 
 class _VariableCompleter(Completer):
-    """Completes what the sandbox has: its variables, their attributes, and what Python has."""
+    """Completes variables of the sandbox, their attributes, and Python's own names."""
 
     def __init__(self, box: Sandbox, prompt: Prompt) -> None:
         self._box = box
@@ -183,7 +183,7 @@ class _VariableCompleter(Completer):
             return
         owner, begun = match.groups()
         names = self._attributes(owner[:-1]) if owner else self._names()
-        # What begins with an underscore is shown to those who ask for it.
+        # Names with a leading underscore are offered only when the user types one.
         for name in names:
             if name.startswith(begun) and (begun or not name.startswith("_")):
                 yield Completion(name, -len(begun))
@@ -194,14 +194,14 @@ class _VariableCompleter(Completer):
         return list(dict.fromkeys([*sorted(variables), *sorted(known)]))
 
     def _attributes(self, owner: str) -> list[str]:
-        """The attributes of an object, as the sandbox tells them."""
+        """Ask the sandbox for the attributes of an object."""
         if any(map(keyword.iskeyword, owner.split("."))):
             return []
-        code = f"__import__('builtins').print(*__import__('builtins').dir({owner})[:{_MOST}])"
+        dir_ = f"__import__('builtins').dir({owner})[:{_MAX_ATTRIBUTES}]"
         try:
-            result = self._box.execute(code, name="completion")
+            result = self._box.execute(f"__import__('builtins').print(*{dir_})", name="completion")
         except ContainersError:
-            return []  # the next cell says what is wrong
+            return []  # the next cell will report the error
         if result.status != "ok":
             return []
         return [name for name in result.stdout.split() if name.isidentifier()]

@@ -1,35 +1,41 @@
-"""``rlm-containers prune``: removes what owners that are gone have left."""
+"""``rlm-containers prune``: removes what dead processes have left behind."""
 
 from __future__ import annotations
 
 import click
 
-from rlm_containers.cli.command import Command, json_option, print_json
-from rlm_containers.cli.engines import answering, runtimes_option
+from rlm_containers.cli.command import (
+    Command,
+    ExitCode,
+    answering_runtimes,
+    json_option,
+    print_json,
+    runtimes_option,
+)
+from rlm_containers.cli.terminal import print_table, say, show_error
 
 
 @click.command(
     cls=Command,
     examples=(
         ("On every engine that answers", "prune"),
-        ("Only look", "prune --dry-run"),
+        ("Only list what would be removed", "prune --dry-run"),
     ),
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @runtimes_option
 @json_option
 @click.pass_context
 def command(ctx: click.Context, dry_run: bool, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove the containers, networks and workspaces whose owners are certainly gone.
+    """Remove what dead processes have left behind.
 
-    Those of living processes, other users and other machines stay, and so do named sessions. The
-    exit code is 1 if something could not be removed.
+    That is containers, networks and workspaces. What belongs to living processes, other users or
+    other machines stays, and so do named sessions. The exit code is 1 if something could not be
+    removed.
     """
-    from rlm_containers.cli.messages import say, show_error
-    from rlm_containers.cli.terminal import print_table
     from rlm_containers.container import prune
 
-    pruned = prune(answering(names).values(), dry_run=dry_run)
+    pruned = prune(answering_runtimes(names).values(), dry_run=dry_run)
     kinds = {
         "container": pruned.containers,
         "network": pruned.networks,
@@ -43,9 +49,9 @@ def command(ctx: click.Context, dry_run: bool, names: tuple[str, ...], as_json: 
             }
         )
     elif any(kinds.values()):
-        done = "would go" if dry_run else "removed"
+        done = "would be removed" if dry_run else "removed"
         print_table(
-            ("kind", "name", "what became of it"),
+            ("kind", "name", "result"),
             [(kind, name, done) for kind, found in kinds.items() for name in found],
         )
     else:
@@ -53,4 +59,4 @@ def command(ctx: click.Context, dry_run: bool, names: tuple[str, ...], as_json: 
     for error in pruned.errors:
         show_error(error)
     if pruned.errors:
-        ctx.exit(1)
+        ctx.exit(ExitCode.FAILED)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import click
 
-from rlm_containers.cli.command import Command, json_option, print_json
-from rlm_containers.cli.engines import answering, runtimes_option
+from rlm_containers.cli.command import (
+    Command,
+    answering_runtimes,
+    json_option,
+    print_json,
+    runtimes_option,
+)
+from rlm_containers.cli.terminal import print_table
 
 
 @click.command(
@@ -18,15 +24,15 @@ from rlm_containers.cli.engines import answering, runtimes_option
 @runtimes_option
 @json_option
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """List the containers of sandboxes, this user's and others', and who owns them.
+    """List the containers of sandboxes and their owners.
 
-    An owner that is gone has been killed, and its reaper as well: `prune` removes what it has left.
+    The owner is the process that started the container; it may be another user's. "(gone)" marks
+    an owner that was killed together with its reaper. `prune` removes what it left behind.
     """
-    from rlm_containers.cli.terminal import print_table
     from rlm_containers.state import LABEL, Owner
 
     found = []
-    for name, runtime in answering(names).items():
+    for name, runtime in answering_runtimes(names).items():
         for record in runtime.find({LABEL: ""}):
             pid = record.labels.get(LABEL, "")
             owner = Owner.from_labels(record.labels)

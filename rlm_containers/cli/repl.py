@@ -5,30 +5,38 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from rlm_containers.cli.cells import (
+    CellPrinter,
+    Figures,
+    context_option,
+    figures_option,
+    read_contexts,
+    run_cell,
+    start_sandbox,
+)
 from rlm_containers.cli.command import Command
-from rlm_containers.cli.contexts import context_option, read_contexts
-from rlm_containers.cli.figures import Figures, figures_option
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
+from rlm_containers.cli.terminal import activity, harmless, print_table, say, show_error
+from rlm_containers.errors import ContainersError
 
 if TYPE_CHECKING:
     from rlm_containers import Sandbox
     from rlm_containers.cli.prompt import Prompt
 
 _HELP = """\
-Python runs in the sandbox, cell by cell. Enter runs a cell that is complete, and goes on with the
-next line of one that is not; Alt-Enter runs it in any case. The arrows bring back earlier cells,
-Tab completes the names of variables and their attributes, Ctrl-R searches. Ctrl-C interrupts a
-cell, Ctrl-D ends.
+Python runs in the sandbox, cell by cell. Enter runs a complete cell, and otherwise starts a new
+line; Alt-Enter runs the cell in any case. The arrow keys bring back earlier cells, Ctrl-R searches
+them, Tab completes variables and their attributes. Ctrl-C interrupts a cell, Ctrl-D quits.
 
-  :vars             the variables, with short forms of their values
-  :unsaved          the variables that would be lost if a cell killed the interpreter
-  :load NAME FILE   bind a variable to the text of a file of this machine
-  :help             this
-  :quit             end, as Ctrl-D"""
+  :vars             list the variables and their values in short
+  :unsaved          list the variables that would be lost if a cell killed the interpreter
+  :load NAME FILE   bind a variable to the text of a file on this machine
+  :help             show this help
+  :quit             quit, like Ctrl-D"""
 
 
 @click.command(
@@ -44,30 +52,29 @@ cell, Ctrl-D ends.
 @sandbox_options()
 @click.pass_context
 def command(ctx: click.Context, contexts: tuple[Path, ...], figures: Path | None) -> None:
-    """Type Python and see what it does, in a sandbox.
+    """Open an interactive Python prompt in a sandbox.
 
-    Variables live on from cell to cell, and when a cell kills the interpreter. The history of what
-    was typed is kept for the next time. Ends with 0, or with what a cell gave to sys.exit().
+    Variables live on from cell to cell, even when a cell kills the interpreter. What you type is
+    kept in a history for the next time. The exit code is 0, or the one that a cell gave to
+    sys.exit().
     """
-    from rlm_containers.cli.messages import say
     from rlm_containers.cli.prompt import Prompt
-    from rlm_containers.cli.start import start_sandbox
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
-            "This needs a terminal. `rlm-containers run -` takes a program from standard input."
+            "This needs a terminal. `rlm-containers run -` runs a program from standard input."
         )
     context = read_contexts(contexts)
-    options: dict[str, Any] = given_options(ctx)
-    with start_sandbox(options, context) as box:
-        say(f"Python {box.python_version} in {box.options.image}. :help helps, Ctrl-D ends.", "dim")
-        ctx.exit(_converse(box, Prompt(box), Figures(box, figures)))
+    with start_sandbox(given_options(ctx), context) as box:
+        say(
+            f"Python {box.python_version} in {box.options.image}. :help shows help, Ctrl-D quits.",
+            "dim",
+        )
+        ctx.exit(_run_cells(box, Prompt(box), Figures(box, figures)))
 
 
-def _converse(box: Sandbox, prompt: Prompt, figures: Figures) -> int:
-    """Read and run cells until the end; the exit code."""
-    from rlm_containers.cli.cells import CellPrinter, run_cell
-
+def _run_cells(box: Sandbox, prompt: Prompt, figures: Figures) -> int:
+    """Read and run cells until the user quits, and return the exit code."""
     number = 1
     while True:
         text = prompt.read(number)
@@ -77,25 +84,21 @@ def _converse(box: Sandbox, prompt: Prompt, figures: Figures) -> int:
         if word in (":quit", ":q"):
             return 0
         if word.startswith(":"):
-            _obey(box, prompt, word, rest)
+            _run_command(box, prompt, word, rest)
         elif text.strip():
             printer = CellPrinter()
             result = run_cell(box, text, printer, display=True, name=f"cell {number}")
             number += 1
             printer.end_line()
             printer.finish(result)
-            figures.tell(result)
+            figures.report(result)
             prompt.variables = dict(result.locals)
             if result.status == "exit":
                 return result.exit_code
 
 
-def _obey(box: Sandbox, prompt: Prompt, word: str, rest: str) -> None:
-    """Do what a line says that is no Python."""
-    from rlm_containers.cli.messages import activity, say, show_error
-    from rlm_containers.cli.terminal import harmless, print_table
-    from rlm_containers.errors import ContainersError
-
+def _run_command(box: Sandbox, prompt: Prompt, word: str, rest: str) -> None:
+    """Run a line that begins with a colon."""
     if word == ":help":
         say(_HELP)
     elif word == ":vars":
@@ -116,4 +119,4 @@ def _obey(box: Sandbox, prompt: Prompt, word: str, rest: str) -> None:
         except click.BadParameter as error:
             say(error.message)
     else:
-        say(f"There is no {harmless(word)} of that form. :help shows what there is.")
+        say(f"There is no {harmless(word)} of that form. :help lists the commands.")

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
+from rlm_containers.cli.cells import (
+    CellPrinter,
+    Figures,
+    context_option,
+    describe_result,
+    figures_option,
+    read_contexts,
+    run_cell,
+    start_sandbox,
+)
 from rlm_containers.cli.command import Command, json_option, print_json
-from rlm_containers.cli.contexts import context_option, read_contexts
-from rlm_containers.cli.figures import Figures, figures_option
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
 
 
@@ -28,7 +35,7 @@ from rlm_containers.cli.sandbox_options import given_options, sandbox_options
         ("For another program", "run --json -c 'x = 1'"),
     ),
 )
-@click.option("-c", "--code", metavar="CODE", help="Python source; what follows are arguments.")
+@click.option("-c", "--code", metavar="CODE", help="Python source. Its arguments follow.")
 @context_option
 @figures_option
 @json_option
@@ -45,41 +52,37 @@ def command(
 ) -> None:
     """Run Python in a sandbox, once.
 
-    Prints what it prints, as it comes, and ends with the exit code that `python` would have ended
-    with: 1 after an exception, the number given to sys.exit(), 130 after Ctrl-C, 137 when the
-    interpreter was killed. 125 says that there was no sandbox to run it in. With --json the
-    whole outcome is one object.
+    Output is printed as it comes. The exit code is the one that `python` would end with: 1 after an
+    exception, the number given to sys.exit(), 130 after Ctrl-C, 137 when the interpreter was
+    killed. 125 means that no sandbox could be started or that it was lost. With --json the whole
+    result is one object.
     """
-    from rlm_containers.cli.cells import CellPrinter, describe_result, run_cell
-    from rlm_containers.cli.start import start_sandbox
-
     name, code = _source(code, arguments)
     if name == "-" and Path("-") in contexts:
-        raise click.UsageError("Standard input cannot be the program and its context.")
+        raise click.UsageError("Standard input cannot be both the program and its context.")
     context = read_contexts(contexts)
-    options: dict[str, Any] = given_options(ctx)
     printer = None if as_json else CellPrinter()
-    with start_sandbox(options, context) as box:
+    with start_sandbox(given_options(ctx), context) as box:
         if len(arguments) > 1 or (arguments and name == "-c"):
             argv = ["-c", *arguments] if name == "-c" else list(arguments)
             box.run_setup(f"__import__('sys').argv[:] = {argv!r}")
         result = run_cell(box, code, printer, name=Path(name).name)
-        made = Figures(box, figures)
+        fetcher = Figures(box, figures)
         if printer is None:
-            print_json({**describe_result(result), "artifacts": made.fetch(result)})
+            print_json({**describe_result(result), "artifacts": fetcher.fetch(result)})
         else:
             printer.finish(result)
-            made.tell(result)
+            fetcher.report(result)
     ctx.exit(result.exit_code)
 
 
 def _source(code: str | None, arguments: tuple[str, ...]) -> tuple[str, str]:
-    """What to call it, and the program."""
+    """Return the program's name and its source."""
     if code is not None:
         return "-c", code
     if not arguments and sys.stdin.isatty():
         raise click.UsageError(
-            "What is to be run? Name a FILE, give -c CODE, or - for standard input."
+            "There is nothing to run. Name a FILE, give -c CODE, or - for standard input."
         )
     name = arguments[0] if arguments else "-"
     try:
@@ -92,7 +95,7 @@ def _source(code: str | None, arguments: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _decoded(raw: bytes) -> str:
-    """By the encoding that it declares, as Python does it."""
+    """Decode source by the encoding that it declares, as Python does."""
     import io
     import tokenize
 

@@ -1,4 +1,4 @@
-"""The options of a sandbox on the command line, made from :class:`SandboxOptions` itself."""
+"""The options of a sandbox on the command line, derived from :class:`SandboxOptions`."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import inspect
 import os
 import re
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from rlm_containers.errors import OptionError
-from rlm_containers.options import OptionArguments, SandboxOptions, accepted
+from rlm_containers.options import OptionArguments, SandboxOptions, read_option
 
 _META = "rlm_containers.sandbox_options"
 
-# How the library's documentation is marked up, and what is left of it in plain text.
+# The markup of docstrings, and what replaces it in plain text.
 _MARKUP = ((r":\w+:`~?([^`]+)`", r"\1"), (r"``([^`]*)``", r"\1"), (r"`([^`]*)`", r"\1"))
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 
 
 class SandboxOption(click.Option):
-    """One option of the sandbox. It is collected for :func:`given_options`, not passed on."""
+    """One option of the sandbox, for :func:`given_options`; not an argument of the command."""
 
     sandbox_option = True
 
 
 def sandbox_options(only: Collection[str] = ()) -> Callable[[AnyCommand], AnyCommand]:
-    """A decorator that lets a command take the options of a sandbox.
+    """Return a decorator that adds the options of a sandbox to a command.
 
     Args:
-        only: the names of those that it takes; empty for all.
+        only: the names of the options to add; empty for all.
     """
 
     def decorate(command: AnyCommand) -> AnyCommand:
@@ -47,15 +48,16 @@ def sandbox_options(only: Collection[str] = ()) -> Callable[[AnyCommand], AnyCom
 
 
 def given_options(ctx: click.Context) -> dict[str, Any]:
-    """The options of the sandbox that were given, as keyword arguments.
+    """Return the options that were given on the command line, as keyword arguments.
 
-    Those that were not are left out, so that what is configured elsewhere holds.
+    The others are left out, so that their configured values hold.
     """
     return dict(ctx.meta.get(_META, {}))
 
 
+@cache
 def _hints() -> dict[str, Any]:
-    """Of every option the types that a caller may give, in the order of the fields."""
+    """Map every option to the type that a caller may give, in the order of the fields."""
     hints = {"image": str, **get_type_hints(OptionArguments)}
     names = [field.name for field in dataclasses.fields(SandboxOptions)]
     return {name: hints.get(name, str) for name in names}
@@ -64,9 +66,7 @@ def _hints() -> dict[str, Any]:
 def _spelling(name: str) -> tuple[str, str]:
     word = name.replace("_", "-")
     if _is_list(_hints()[name]):
-        word = word.removesuffix("s")  # each is given by itself
-    if _is_switch(_hints()[name]):
-        return f"--{word}/--no-{word}", name
+        word = word.removesuffix("s")  # each value is given by itself
     return f"--{word}", name
 
 
@@ -79,9 +79,7 @@ def _attributes(name: str) -> dict[str, Any]:
         "help": _help(name),
     }
     choices = _choices(hint)
-    if _is_switch(hint):
-        pass
-    elif _is_mapping(hint):
+    if _is_mapping(hint):
         attributes |= {"multiple": True, "metavar": "NAME[=VALUE]"}
         attributes["help"] += " NAME alone takes the value from this environment."
     elif _is_list(hint):
@@ -97,45 +95,27 @@ def _attributes(name: str) -> dict[str, Any]:
 
 
 def _complete_runtime(ctx: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
-    from runtimes.detect import runtime_names
+    from runtimes import runtime_names
 
     return [name for name in runtime_names() if name.startswith(incomplete)]
 
 
 def _collect(ctx: click.Context, option: click.Parameter, value: Any) -> None:
-    """Check one option by itself, and keep it."""
+    """Check one option, and keep it for :func:`given_options`."""
     if value is None or value == ():
         return
     name = option.name
     assert name is not None
     if _is_mapping(_hints()[name]):
-        readings: Iterable[Any] = (_pairs(value),)
-    elif isinstance(value, str):
-        readings = _readings(value)
-    else:
-        readings = (value,)
+        value = _pairs(value)
     try:
-        ctx.meta.setdefault(_META, {})[name] = accepted(name, readings)
+        ctx.meta.setdefault(_META, {})[name] = read_option(name, value)
     except OptionError as error:
         raise click.BadParameter(str(error), ctx=ctx, param=option) from None
 
 
-def _readings(text: str) -> Iterator[object]:
-    """What a word may mean, for the option to take the first that it can."""
-    yield text
-    if text == "none":
-        yield None
-    for number in (int, float):
-        try:
-            yield number(text)
-        except ValueError:
-            pass
-    if "," in text:
-        yield text.split(",")
-
-
 def _pairs(words: Iterable[str]) -> dict[str, str]:
-    """Secrets need not be on the command line, where others can read them: ``--env NAME``."""
+    """Read ``NAME=VALUE`` words. ``NAME`` alone keeps a secret off the command line."""
     pairs = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -154,16 +134,12 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _is_switch(hint: Any) -> bool:
-    return bool in _alternatives(hint)
-
-
 def _is_mapping(hint: Any) -> bool:
     return any(get_origin(kind) is Mapping or kind is Mapping for kind in _origins(hint))
 
 
 def _is_list(hint: Any) -> bool:
-    """Whether it is a list and nothing else."""
+    """Tell whether only lists are allowed, or ``None``."""
     kinds = [kind for kind in _origins(hint) if kind is not type(None)]
     return bool(kinds) and all(
         isinstance(kind, type) and kind is not str and issubclass(kind, Iterable) for kind in kinds
@@ -175,10 +151,10 @@ def _origins(hint: Any) -> list[Any]:
 
 
 def _choices(hint: Any) -> list[str]:
-    """The words that are allowed, where nothing else is."""
+    """Return the words that are allowed, or none if other values are allowed, too."""
     words: list[str] = []
     for kind in _alternatives(hint):
-        if get_origin(kind) is Literal and all(isinstance(w, str) for w in get_args(kind)):
+        if get_origin(kind) is Literal:
             words += get_args(kind)
         elif kind is not type(None):
             return []
@@ -200,13 +176,14 @@ def _help(name: str) -> str:
     first = re.split(r"(?<=[a-z0-9)\"])\. (?=[A-Z])", text)[0].rstrip(".;")
     sentence = first[:1].upper() + first[1:] + "."
     default = SandboxOptions.__dataclass_fields__[name].default
-    if isinstance(default, str | int | float) and not isinstance(default, bool):
+    if isinstance(default, str | int | float):
         sentence += f" [default: {default}]"
     return sentence.replace("None", "none")
 
 
+@cache
 def _descriptions() -> dict[str, str]:
-    """What the class's documentation says of each attribute."""
+    """Map each attribute to its description in the class's docstring."""
     documentation = inspect.cleandoc(SandboxOptions.__doc__ or "")
     _, _, attributes = documentation.partition("Attributes:\n")
     found = re.findall(r"^    (\w+): (.*(?:\n(?:        .*)?)*)", attributes, re.MULTILINE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlm_containers.cli.command import Group, json_option, print_json
+from rlm_containers.cli.terminal import activity, print_table, say
 from rlm_containers.cli.units import SIZE, ago
 from rlm_containers.errors import format_size
 
@@ -30,16 +31,16 @@ _name = click.argument("name", shell_complete=_complete)
     "sessions",
     cls=Group,
     examples=(
-        ("Begin one, and go on with it later", "repl --session work"),
-        ("See what there is", "sessions list"),
-        ("Keep a state to come back to", "sessions snapshot work --note 'before the clean-up'"),
+        ("Start a session, or resume it", "repl --session work"),
+        ("List all", "sessions list"),
+        ("Keep a state to return to", "sessions snapshot work --note 'before the clean-up'"),
         ("Take it to another machine", "sessions export work work.tgz"),
     ),
 )
 def command() -> None:
-    """Look at sessions, copy, move and remove them.
+    """List, copy, move and remove sessions.
 
-    `run`, `repl` and `ask` begin one, or go on with it, by --session NAME.
+    `run`, `repl` and `ask` start or resume a session with --session NAME.
     """
 
 
@@ -47,7 +48,6 @@ def command() -> None:
 @json_option
 def list_command(as_json: bool) -> None:
     """List the sessions."""
-    from rlm_containers.cli.terminal import print_table
     from rlm_containers.state import SessionStore
 
     store = SessionStore()
@@ -76,8 +76,7 @@ def list_command(as_json: bool) -> None:
 @_name
 @json_option
 def show_command(name: str, as_json: bool) -> None:
-    """Show what is in a session: variables, what could not be saved, snapshots."""
-    from rlm_containers.cli.terminal import print_table
+    """Show a session's variables, including those that could not be saved, and its snapshots."""
     from rlm_containers.state import SessionStore
 
     store = SessionStore()
@@ -119,7 +118,7 @@ def show_command(name: str, as_json: bool) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=_complete)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 def remove_command(names: tuple[str, ...], yes: bool) -> None:
-    """Remove sessions, with their snapshots."""
+    """Remove sessions and their snapshots."""
     from rlm_containers.state import SessionStore
 
     store = SessionStore()
@@ -136,7 +135,6 @@ def remove_command(names: tuple[str, ...], yes: bool) -> None:
 @json_option
 def snapshots_command(name: str, as_json: bool) -> None:
     """List the snapshots of a session, the oldest first."""
-    from rlm_containers.cli.terminal import print_table
     from rlm_containers.state import SessionStore
 
     found = SessionStore().snapshots(name)
@@ -156,9 +154,9 @@ def snapshots_command(name: str, as_json: bool) -> None:
 
 @command.command("snapshot", examples=(("With a note", "sessions snapshot work --note 'clean'"),))
 @_name
-@click.option("--note", default="", help="What to remember it by.")
+@click.option("--note", default="", help="A note to recognize it by.")
 def snapshot_command(name: str, note: str) -> None:
-    """Keep the present state of a session that nobody uses, and print the snapshot's id."""
+    """Take a snapshot of a session that no sandbox uses, and print the snapshot's id."""
     from rlm_containers.state import SessionStore
 
     click.echo(SessionStore().snapshot(name, note).id)
@@ -168,7 +166,7 @@ def snapshot_command(name: str, note: str) -> None:
 @_name
 @click.argument("snapshot")
 def restore_command(name: str, snapshot: str) -> None:
-    """Have a session go on from a snapshot. What it is now is lost, unless there is one of it."""
+    """Reset a session to a snapshot. Its present state is lost unless a snapshot has it."""
     from rlm_containers.state import SessionStore
 
     SessionStore().restore(name, snapshot)
@@ -179,7 +177,7 @@ def restore_command(name: str, snapshot: str) -> None:
 @click.argument("new")
 @click.option("--from", "snapshot", metavar="ID", help="A snapshot. [default: the present state]")
 def fork_command(name: str, new: str, snapshot: str | None) -> None:
-    """Make a new session of another, or of a snapshot of it."""
+    """Copy a session, or a snapshot of it, to a new session."""
     from rlm_containers.state import SessionStore
 
     SessionStore().fork(name, new, snapshot)
@@ -188,31 +186,30 @@ def fork_command(name: str, new: str, snapshot: str | None) -> None:
 @command.command("export", examples=(("To one file", "sessions export work work.tgz"),))
 @_name
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--no-snapshots", is_flag=True, help="Without its snapshots.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--no-snapshots", is_flag=True, help="Leave its snapshots out.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 def export_command(name: str, file: Path, no_snapshots: bool, force: bool) -> None:
-    """Write a session to a file; compressed if its name ends in .tgz or .gz."""
-    from rlm_containers.cli.messages import activity, say
+    """Write a session to a file, compressed if the file's name ends in .tgz or .gz."""
     from rlm_containers.state import export_session
 
     with activity(f"exporting {name}"):
         skipped = export_session(name, file, snapshots=not no_snapshots, overwrite=force)
     for path in skipped:
-        say(f"not in it: {path}", "yellow")
+        say(f"not exported: {path}", "yellow")
     click.echo(file)
 
 
 @command.command("import", examples=(("Under another name", "sessions import work.tgz --name w2"),))
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--name", help="What to call it. [default: as it was called]")
-@click.option("--max-size", type=SIZE, metavar="SIZE", help="Refuse more. [default: 64GB]")
+@click.option("--name", help="The new session's name. [default: the name in the file]")
+@click.option(
+    "--max-size", type=SIZE, metavar="SIZE", help="Refuse a larger session. [default: 64GiB]"
+)
 def import_command(file: Path, name: str | None, max_size: int | None) -> None:
-    """Make a session of a file, and print its name.
+    """Make a session from a file, and print its name.
 
-    The file is checked as a whole first. To go on with somebody's session is to run their code in
-    a sandbox.
+    The whole file is checked first. Resuming somebody's session runs their code in a sandbox.
     """
-    from rlm_containers.cli.messages import activity
     from rlm_containers.state import import_session
 
     limits: dict[str, Any] = {} if max_size is None else {"max_size": max_size}

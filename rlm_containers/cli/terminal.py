@@ -1,35 +1,46 @@
-"""What goes to the terminal: plain where there is none, and nothing of a container's that acts."""
+"""Everything that the program writes to a terminal, made safe to show.
+
+Text of a container's may act on a terminal. What passes through here cannot, and where there is no
+terminal it is plain text.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
+from rlm_containers.errors import ContainersError
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
-# Escape sequences of a cell could change the title, write to the clipboard, or hide what was said
-# before. What is let through sets colours and clears the rest of a line, which progress bars need.
+# A cell's escape sequences could change the title, write to the clipboard, or hide what was printed
+# before. Allowed are those that set colours, and clear the rest of a line for progress bars.
 _ALLOWED = r"\x1b\[[0-9;:]*[mK]"
 _CONTROL = re.compile(rf"({_ALLOWED})|[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,32})?\Z")
 
+_LOGGERS = ("rlm_containers", "runtimes")
+
 
 class OutputWriter:
-    """Writes a cell's output as it comes: to a terminal without what acts on it, else as it is.
+    """Writes a cell's output as it comes, and removes what would act on a terminal.
 
     Args:
-        stream: where to.
+        stream: where to write. If it is no terminal, it gets the output unchanged.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._filters = stream.isatty()
         self._held = ""
-        #: Whether the last line is not finished.
+        #: Whether the last line has no end yet.
         self.in_line = False
 
     def write(self, text: str) -> None:
@@ -43,14 +54,19 @@ class OutputWriter:
             self.in_line = not text.endswith("\n")
             try:
                 self._stream.write(text)
-            except UnicodeEncodeError:  # a terminal, or a locale, that has not all characters
+            except UnicodeEncodeError:  # the terminal's or locale's encoding lacks a character
                 encoding = self._stream.encoding
                 self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self._stream.flush()
 
 
 def harmless(text: object, limit: int = 1000) -> str:
-    """One line of text from a container, for messages and tables."""
+    """Return text from a container as one printable line, for messages and tables.
+
+    Args:
+        text: anything; its ``str()`` is used.
+        limit: the most characters that are returned.
+    """
     return "".join(
         char if char.isprintable() else " " if char in "\t\n\r" else "\N{REPLACEMENT CHARACTER}"
         for char in str(text)[:limit]
@@ -59,15 +75,15 @@ def harmless(text: object, limit: int = 1000) -> str:
 
 @cache
 def console(*, stderr: bool = False) -> Console:
-    """The terminal as rich has it, which knows ``NO_COLOR`` and what is no terminal."""
+    """Return rich's view of the terminal, which heeds ``NO_COLOR`` and detects pipes."""
     from rich.console import Console
 
-    # What is said here is text, not markup, and numbers in it are nothing special.
+    # All that is printed is plain text: no markup, and no numbers to highlight.
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table: on a terminal as wide as that, else in full and in columns of spaces."""
+    """Print a table: fitted to a terminal, or else in full, with columns of spaces."""
     cells = [[harmless(cell) for cell in row] for row in rows]
     if console().is_terminal:
         from rich.box import SIMPLE_HEAD
@@ -83,3 +99,185 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     for row in ([column.upper() for column in columns], *cells):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         sys.stdout.write(line.rstrip() + "\n")
+
+
+# Messages, on standard error
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a message to standard error. The text may have come from a container or an engine."""
+    text = _lines(text)
+    if style is None and not sys.stderr.isatty():
+        sys.stderr.write(f"{text}\n")
+    else:
+        console(stderr=True).print(text, style=style)
+
+
+def show_error(error: ContainersError) -> None:
+    """Print what happened, in which container, and what to do about it."""
+    where = f" [container {error.container}]" if error.container else ""
+    _labelled("error", "bold red", _lines(error.what) + where)
+    if error.remedy:
+        _labelled("try", "bold green", _lines(error.remedy))
+
+
+def _labelled(label: str, style: str, text: str) -> None:
+    from rich.text import Text
+
+    console(stderr=True).print(Text.assemble((f"{label}: ", style), text))
+
+
+def _lines(text: str) -> str:
+    """Return text of several lines, each of which is printable."""
+    return "\n".join(harmless(line, 4000) for line in text.split("\n"))
+
+
+class _PrintingHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        label = record.levelname.lower()
+        style = "bold yellow" if record.levelno >= logging.WARNING else "dim"
+        _labelled(label, style, _lines(record.getMessage()))
+
+
+class _StatusHandler(logging.Handler):
+    """Shows what the library is doing, such as pulling an image, next to the spinner."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(logging.INFO)
+        self._status = status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rich.text import Text
+
+        self._status.update(Text(f"{harmless(record.getMessage(), 200)} …"))
+
+
+def show_log(verbosity: int) -> Callable[[], None]:
+    """Print this project's log to standard error.
+
+    Args:
+        verbosity: 0 for warnings only, 1 for steps, 2 or more for everything.
+
+    Returns:
+        A function that restores the loggers.
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    handler = _PrintingHandler(level)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(min(level, logging.INFO))  # activity() shows INFO
+        logger.handlers = [handler]
+        logger.propagate = False
+
+    def restore() -> None:
+        for logger, (old_level, handlers, propagate) in zip(loggers, before, strict=True):
+            logger.setLevel(old_level)
+            logger.handlers = handlers
+            logger.propagate = propagate
+
+    return restore
+
+
+@contextlib.contextmanager
+def activity(text: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner on a terminal for as long as the context lasts.
+
+    Args:
+        text: what is being done. Each message of the library's log replaces it.
+
+    Yields:
+        A function that shows another text.
+    """
+    if not console(stderr=True).is_terminal:
+        yield lambda text: None
+        return
+    from rich.text import Text
+
+    with console(stderr=True).status(Text(f"{text} …")) as status:
+        handler = _StatusHandler(status)
+        for name in _LOGGERS:
+            logging.getLogger(name).addHandler(handler)
+        try:
+            yield lambda text: status.update(Text(f"{harmless(text, 200)} …"))
+        finally:
+            for name in _LOGGERS:
+                logging.getLogger(name).removeHandler(handler)
+
+
+# Progress bars
+
+# `Step 2/5 : RUN …` of docker's older builder, `STEP 2/5: RUN …` of podman, `#7 [2/5] RUN …` and
+# `#7 [stage 2/5] …` of BuildKit.
+_STEP = re.compile(r"(?:step |#\d+ \[(?:[\w.-]+ )?)\s*(\d{1,4})/(\d{1,4})\b", re.IGNORECASE)
+
+# What docker prints for each layer of a pull.
+_BEGUN = re.compile(r"\b([0-9a-f]{12}): (?:pulling fs layer|already exists)", re.IGNORECASE)
+_ENDED = re.compile(r"\b([0-9a-f]{12}): (?:pull complete|already exists)", re.IGNORECASE)
+
+
+class Steps:
+    """Counts the steps of a pull or a build by the lines of its log.
+
+    Attributes:
+        done: the number of steps that have ended.
+        total: the number of all steps known so far.
+    """
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.total = 0
+        self._begun: set[str] = set()
+        self._ended: set[str] = set()
+
+    def read(self, line: str) -> None:
+        """Read one line of the log."""
+        if step := _STEP.search(line):
+            number, total = int(step[1]), int(step[2])
+            # A named step is running, not done. BuildKit runs several at once.
+            self.done, self.total = max(self.done, min(number, total) - 1), max(self.total, total)
+            return
+        if begun := _BEGUN.search(line):
+            self._begun.add(begun[1])
+        if ended := _ENDED.search(line):
+            self._ended.add(ended[1])
+        if self._begun:
+            self.done, self.total = len(self._ended & self._begun), len(self._begun)
+
+
+@contextlib.contextmanager
+def engine_progress(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal a progress bar for a pull or a build, and the last line of its log.
+
+    Args:
+        what: what is being done.
+
+    Yields:
+        A function to call with each line of the log.
+    """
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        with activity(what) as show:
+            yield show
+        return
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[line]}"),
+    )
+    with Progress(*columns, console=screen, transient=True) as progress:
+        task = progress.add_task(escape(what), total=None, line="")
+        steps = Steps()
+        width = max(10, screen.width - 45)
+
+        def show(line: str) -> None:
+            steps.read(line)
+            text = escape(harmless(line.strip(), width))
+            progress.update(task, completed=steps.done, total=steps.total or None, line=text)
+
+        yield show

@@ -1,4 +1,4 @@
-"""Sizes and times as people write them on the command line, and as tables show them."""
+"""Sizes and times: as the command line reads them, and as tables show them."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 
 import click
 
-_BYTES = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+from rlm_containers.options import parse_size
+
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 class _Size(click.ParamType[int]):
-    """``20GB``, ``512m`` and the like, in bytes; units are of 1024 each."""
+    """A number of bytes, or a size as :func:`~rlm_containers.options.parse_size` reads it."""
 
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = re.fullmatch(r"([0-9]{1,15})([kmgt]?)(i?b)?", str(value).strip().lower())
-        if match is None:
+        text = str(value).strip()
+        size = int(text) if re.fullmatch("[0-9]{1,18}", text) else parse_size(text)
+        if size is None:
             self.fail(f"{value!r} is no size such as 500MB or 20GB.", param, ctx)
-        return int(match[1]) * _BYTES[match[2]]
+        return size
 
 
 class _Age(click.ParamType[float]):
-    """``30d``, ``12h`` and the like, in seconds."""
+    """Seconds, from ``30d``, ``12h`` and the like."""
 
     name = "age"
 
@@ -43,7 +45,11 @@ AGE = _Age()
 
 
 def ago(moment: float) -> str:
-    """How long ago something was, in seconds since 1970, as people say it."""
+    """Say how long ago a moment was.
+
+    Args:
+        moment: seconds since 1970.
+    """
     passed = max(0.0, time.time() - moment)
     for unit, name in ((86_400, "day"), (3600, "hour"), (60, "minute")):
         if passed >= unit:

@@ -1,7 +1,6 @@
 """From options to a container with a pipe, and its removal."""
 
-from rlm_containers.container.image import SandboxImage
-from rlm_containers.container.launch import HOST_ALIAS, Launch
+from rlm_containers.container.launch import HOST_ALIAS, Launch, SandboxImage
 from rlm_containers.container.limits import Limits
 from rlm_containers.container.network import NetworkLease
 from rlm_containers.container.prune import prune, prune_once

@@ -1,8 +1,8 @@
 """The directory that is mounted into every container: the guest, dill and requests.
 
-Nothing is installed at start, so nothing needs pip or a network in the container: the packages are
-this process's own copies, all pure Python. The bundle is made once, in the user's cache, and named
-by a hash of what is in it.
+The packages are copies of this process's own, all pure Python. So a start installs nothing, and
+needs neither pip nor a network in the container. The bundle is made once, in the user's cache, and
+named by a hash of its content.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 
-import platformdirs
-
 from rlm_containers.errors import SandboxError
 from rlm_containers.guest import wire
+from rlm_containers.state import cache_directory
 
 #: The oldest Python that the guest's own modules run on.
 GUEST_PYTHON = (3, 9)
@@ -33,8 +32,8 @@ _REQUESTS = ("requests", "urllib3", "idna", "certifi", "charset-normalizer")
 
 _GUEST = Path(__file__).parents[1] / "guest"
 
-# Any Python at all must be able to read this, so that one that is too old can say so. sys.path
-# begins with the working directory here, where a cell may have left a json.py: not for us.
+# Every Python must be able to parse this, so that one that is too old can say so. sys.path begins
+# with the working directory here. It is taken off: a cell may have left a json.py there.
 _BOOT = """\
 import sys
 if sys.version_info < {dill_python}:
@@ -57,8 +56,8 @@ class Bundle:
 
     Attributes:
         path: the directory.
-        boot: the program, for ``python -c``, that starts the guest from where it is mounted.
-        python: the oldest Python that it runs on.
+        boot: the program for ``python -c`` that starts the guest in a container.
+        python: the oldest Python that the guest runs on.
     """
 
     path: Path
@@ -67,14 +66,14 @@ class Bundle:
 
 
 def guest_bundle() -> Bundle:
-    """The bundle of this version of the project and of the packages installed here.
+    """Make the bundle of this version of the project and its packages, unless it is there.
 
     Raises:
-        SandboxError: it cannot be written, or a package is not installed.
+        SandboxError: the bundle cannot be written, or a package is not installed.
     """
-    bundle, dill, requests = _plan(platformdirs.user_cache_path("rlm-containers") / "guest")
+    bundle, dill, requests = _plan(cache_directory() / "guest")
     try:
-        if not bundle.path.is_dir():  # or not any more: it is a cache
+        if not bundle.path.is_dir():  # each time: somebody may clear the cache
             _build(bundle.path, dill, requests)
     except OSError as error:
         raise SandboxError(
@@ -86,7 +85,7 @@ def guest_bundle() -> Bundle:
 
 @cache
 def _plan(folder: Path) -> tuple[Bundle, list[Distribution], list[Distribution]]:
-    """What the bundle is to be, and the packages that go into it."""
+    """Plan the bundle, and find the packages for its folders ``dill`` and ``requests``."""
     try:
         dill = [distribution("dill")]
         requests = [distribution(name) for name in _REQUESTS]
@@ -107,29 +106,34 @@ def _plan(folder: Path) -> tuple[Bundle, list[Distribution], list[Distribution]]
 
 
 def _digest(packages: list[Distribution]) -> str:
-    """Changes with anything that a bundle consists of."""
+    """Hash everything that a bundle consists of."""
     digest = hashlib.sha256()
-    for source in sorted(_GUEST.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for source in _guest_sources():
+        digest.update(source.as_posix().encode() + b"\0" + (_GUEST / source).read_bytes())
     for package in packages:
         digest.update(f"{package.metadata['Name']} {package.version}\0".encode())
-    digest.update(sys.implementation.cache_tag.encode())  # the compiled files' version
+    digest.update(sys.implementation.cache_tag.encode())  # the version of compiled files
     return digest.hexdigest()[:16]
 
 
+def _guest_sources() -> list[Path]:
+    """List the guest's modules, those of its sub-packages too, by their paths within it."""
+    return sorted(source.relative_to(_GUEST) for source in _GUEST.rglob("*.py"))
+
+
 def _build(path: Path, dill: list[Distribution], requests: list[Distribution]) -> None:
-    """Make the bundle under another name first: two processes may do so at once."""
+    """Make the bundle under another name, then rename it: two processes may do so at once."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        guest = temporary / "guest" / "rlm_guest"
-        guest.mkdir(parents=True)
-        for source in _GUEST.glob("*.py"):
-            shutil.copyfile(source, guest / source.name)
+        for source in _guest_sources():
+            target = temporary / "guest" / "rlm_guest" / source
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(_GUEST / source, target)
         for folder, packages in (("dill", dill), ("requests", requests)):
             for package in packages:
                 _copy_package(package, temporary / folder)
-        # A container with this Python takes the compiled files as they are; its own could not
-        # be written there. Unchecked: the sources' times mean nothing to it.
+        # A container with the same Python uses these compiled files; it cannot write its own. They
+        # are unchecked because the sources have other times there.
         compileall.compile_dir(
             temporary, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
         )
@@ -138,14 +142,14 @@ def _build(path: Path, dill: list[Distribution], requests: list[Distribution]) -
         try:
             temporary.rename(path)
         except OSError:
-            if not path.is_dir():  # else another process was first, with the same contents
+            if not path.is_dir():  # else another process was first, with the same content
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _copy_package(package: Distribution, target: Path) -> None:
-    """Copy a package's Python files and data, not what was compiled for this machine."""
+    """Copy a package's Python files and data, without those compiled for this machine."""
     for file in package.files or ():
         relative = PurePosixPath(file)
         if relative.is_absolute() or ".." in relative.parts or "__pycache__" in relative.parts:
@@ -158,7 +162,7 @@ def _copy_package(package: Distribution, target: Path) -> None:
 
 
 def _make_readable(top: Path) -> None:
-    """For any user in the container, whatever this user's umask is."""
+    """Let any user in the container read the files, whatever this user's umask is."""
     for folder, _, names in os.walk(top):
         os.chmod(folder, 0o755)  # noqa: S103
         for name in names:
@@ -166,7 +170,7 @@ def _make_readable(top: Path) -> None:
 
 
 def _oldest_python(package: Distribution) -> tuple[int, int]:
-    """From a package's ``Requires-Python``; every one of these packages writes ``>=3.N``."""
+    """Read a package's ``Requires-Python``, which is ``>=3.N`` in all of these packages."""
     requirement = package.metadata["Requires-Python"] or ""
     match = re.search(r">=\s*(\d+)\.(\d+)", requirement)
     return (int(match[1]), int(match[2])) if match else GUEST_PYTHON

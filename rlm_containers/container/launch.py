@@ -1,4 +1,4 @@
-"""From an image to a guest that has said hello."""
+"""From an image's name to a guest that has said hello."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlm_containers.container import bundle as guest
+from rlm_containers import images
+from rlm_containers.container.bundle import TOO_OLD, Bundle, guest_bundle
 from rlm_containers.container.limits import Limits
 from rlm_containers.errors import (
     ContainersError,
@@ -24,7 +25,7 @@ from rlm_containers.errors import (
 from rlm_containers.guest import wire
 from rlm_containers.interpreter import KILLED, Closed, Event, Pipe, printable
 from rlm_containers.options import SandboxOptions
-from rlm_containers.state import Workspace
+from rlm_containers.state import Owner, Workspace
 from runtimes import ContainerSpec, GpuRequest, InternalNetwork, Mount, Runtime
 
 logger = logging.getLogger("rlm_containers")
@@ -33,16 +34,16 @@ logger = logging.getLogger("rlm_containers")
 HOST_ALIAS = "host.docker.internal"
 
 #: Seconds for the client of a failed start to end by itself.
-_PATIENCE = 10.0
+_END_TIMEOUT = 10.0
 
-#: How often a start is tried again that failed for a reason of the engine's own.
+#: How often to start again after an error that the engine itself calls passing.
 _RETRIES = 2
 
-#: Images have one of these, most of them both.
+#: The names of Python on an image's PATH. Most images have both.
 _INTERPRETERS = ("python3", "python")
 
-# How docker 20-28 and podman 3-5, with runc and crun, say that the program is not in the image; and
-# how their inits do, tini and catatonit, which start before it is looked for.
+# What docker 20-28 and podman 3-5, with runc or crun, say when the image lacks the program. Their
+# inits, tini and catatonit, start before the program is looked for, and say it in their own words.
 _NO_PROGRAM = re.compile(
     r"executable file .*not found|no such file or directory: OCI runtime|"
     r"exec: \"python3?\"|stat python3?: no such file|exec python3? failed|failed to exec pid1",
@@ -50,52 +51,106 @@ _NO_PROGRAM = re.compile(
 )
 
 
+class SandboxImage:
+    """The image of one sandbox: the one in its options, or one that is built on top of it.
+
+    Args:
+        options: the sandbox's. Those that add to the image are checked as far as possible without
+            an engine.
+
+    Raises:
+        OptionError: one of the options that add to the image is wrong.
+    """
+
+    def __init__(self, options: SandboxOptions) -> None:
+        self._name = options.image
+        self._recipe: images.Recipe | None = None
+        if (
+            options.packages
+            or options.requirements
+            or options.system_packages
+            or options.dockerfile
+        ):
+            self._recipe = images.recipe_of(options)
+
+    def get(self, runtime: Runtime, *, missing: bool = False) -> str:
+        """Build the image if the options add something to it.
+
+        Args:
+            runtime: the engine.
+            missing: whether the engine has said that it lacks the image: look for it again, and
+                pull one that needs no building. Without this an engine is not asked for such an
+                image, nor for one that this process knows to be built.
+
+        Returns:
+            The name of the image to start.
+
+        Raises:
+            ImageNotFoundError: the image, or the one below it, is nowhere to be had.
+            ImageBuildError: the build failed.
+            OptionError: the host's settings for pip cannot be used in a build.
+        """
+        if self._recipe is None:
+            if missing:
+                images.ImageCache().fetch(runtime, self._name)
+            return self._name
+        return images.derive_image(
+            runtime,
+            self._name,
+            self._recipe,
+            container_labels=Owner.current().labels(),
+            again=missing,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Starts one container, as often as it takes to find the image and its Python.
+    """Starts one container, with as many attempts as finding the image and its Python takes.
 
     Attributes:
         runtime: the engine.
-        options: what the sandbox is to be.
-        limits: how much of everything it may use.
-        network: what it can reach.
+        image: the sandbox's image.
+        options: the sandbox's options.
+        limits: how much the container may use.
+        network: what the container can reach.
         workspace: the directory for its ``/workspace``.
         name: the container's name.
         labels: the container's labels.
-        fetch: gets the image into the engine's store.
-        on_call: see :class:`Pipe`.
-        watch: told the process id of every client that is started.
+        on_call: called with each request of the guest, see :class:`Pipe`.
+        watch: called with the process id of every client of the engine that is started.
     """
 
     runtime: Runtime
+    image: SandboxImage
     options: SandboxOptions
     limits: Limits
     network: Literal["bridge", "none"] | InternalNetwork
     workspace: Workspace
     name: str
     labels: Mapping[str, str]
-    fetch: Callable[[str], None]
     on_call: Callable[[int, bytes], None]
     watch: Callable[[int], None] = lambda client: None
 
     def run(self) -> tuple[Pipe, str]:
-        """Start the container and wait for its guest's greeting.
+        """Get the image, start the container, and wait for its guest's greeting.
 
         Returns:
-            The pipe to it, and the version of its Python.
+            The pipe to the guest, and the version of its Python.
 
         Raises:
             ImageNotFoundError: the image is not here and cannot be pulled.
+            ImageBuildError: what the options add to the image cannot be built.
             GuestPythonError: the image has no Python, or too old a one.
             ContainerStartError: the engine refused.
             SandboxStartError: the guest did not come up.
         """
-        bundle = guest.guest_bundle()
-        pulled = False
+        bundle = guest_bundle()
+        image = self.image.get(self.runtime)
+        searched = False
         retries = _RETRIES
         interpreters = list(_INTERPRETERS)
         while True:
-            spec = self._spec(interpreters[0], bundle)
+            spec = self._spec(image, interpreters[0], bundle)
             started = time.time()
             process = self.runtime.open(spec)
             self.watch(process.pid)
@@ -106,33 +161,34 @@ class Launch:
                 self._abandon(pipe)
                 raise
             if isinstance(greeting, str):
+                images.note_use(self.runtime, image)
                 return pipe, greeting
-            pipe.close(_PATIENCE)
+            pipe.close(_END_TIMEOUT)
             if _NO_PROGRAM.search(greeting.stderr) and len(interpreters) > 1:
                 interpreters.pop(0)
                 continue
             error = self._start_error(spec, greeting, bundle, started)
-            if isinstance(error, ImageNotFoundError) and not pulled:
-                # Only now: asking first would cost every start a call of the engine.
-                pulled = True
-                if not self.runtime.image_exists(self.options.image):
-                    self.fetch(self.options.image)
+            if isinstance(error, ImageNotFoundError) and not searched:
+                # Asking before the first try would cost every start a call of the engine.
+                searched = True
+                if not self.runtime.image_exists(image):
+                    image = self.image.get(self.runtime, missing=True)
                 continue
             if isinstance(error, ContainerStartError) and error.transient and retries:
                 retries -= 1
                 logger.info("%s: trying again: %s", self.name, error.what)
-                self.runtime.remove(self.name)  # what there may be of it has the name
+                self.runtime.remove(self.name)  # a half-made container has the name
                 continue
             raise error
 
     def _greeting(self, pipe: Pipe) -> str | Closed:
-        """The version of the guest's Python, or how the container ended instead."""
+        """Wait for the version of the guest's Python, or for the end of the container."""
         deadline = time.monotonic() + self.options.start_timeout
         while True:
             try:
                 item = pipe.receive(max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                self._remove()  # at once: its program may be one that reads nothing
+                self._remove()  # its program may never read that the pipe is closed
                 raise SandboxStartError(
                     f"The container was not up within {self.options.start_timeout:g} s.",
                     remedy="Raise start_timeout, or see what keeps the engine busy.",
@@ -144,27 +200,27 @@ class Launch:
                 return printable(item.content.get("python"), 20)
 
     def _abandon(self, pipe: Pipe) -> None:
-        """End a start that nobody waits for any more."""
-        pipe.close(_PATIENCE)
+        """End a start that was given up."""
+        pipe.close(_END_TIMEOUT)
         ended = pipe.closed
         if ended is None or ended.exit_code != 0:
-            # A slow engine may have made the container after it was removed.
+            # A slow engine may have made the container after it was told to remove it.
             self._remove()
 
     def _remove(self) -> None:
         try:
             self.runtime.remove(self.name)
         except Exception as error:
-            # An engine says many things of a container that it is still making; what the start
-            # failed for is more important.
+            # The caller raises why the start failed. An engine that is still making the container
+            # complains about this call too, which is less important.
             logger.info("%s: %s", self.name, error)
 
-    def _spec(self, interpreter: str, bundle: guest.Bundle) -> ContainerSpec:
+    def _spec(self, image: str, interpreter: str, bundle: Bundle) -> ContainerSpec:
         options, limits = self.options, self.limits
         strict = options.isolation == "strict"
         assert options.gpus is None or isinstance(options.gpus, GpuRequest)
         return ContainerSpec(
-            image=options.image,
+            image=image,
             command=(interpreter, "-c", bundle.boot),
             name=self.name,
             labels=self.labels,
@@ -173,7 +229,7 @@ class Launch:
                 Mount(source=self.workspace.path, target=wire.WORKSPACE, read_only=False),
                 *options.mounts,
             ),
-            # A home that exists and is writable, whoever the user is in the image.
+            # A home that exists and can be written to, whoever the image's user is.
             env={"HOME": wire.WORKSPACE},
             workdir=wire.WORKSPACE,
             user=options.user,
@@ -192,24 +248,27 @@ class Launch:
 
     @property
     def directory(self) -> Path | None:
-        """Where the engine's client runs: beside what it leaves there, if anything."""
-        # Unless the user's own arguments have relative paths in them.
+        """The working directory of the engine's client: the workspace, for what the client leaves.
+
+        ``None`` is this process's own, for arguments of the user's with relative paths in them.
+        """
         return None if _has_relative_path(self.options.run_args) else self.workspace.path
 
     def memory_loss(self, since: float) -> str | None:
-        """How the whole container was killed for its memory.
+        """Find out whether the whole container was killed for its memory.
 
         Args:
-            since: seconds of the epoch; what was before is not meant.
+            since: seconds since 1970; earlier deaths do not count.
 
         Returns:
-            A clause; empty if it was not, and ``None`` if nobody knows.
+            A clause for an error message; empty if it was not killed for its memory, and ``None``
+            if that is unknown.
         """
         try:
-            # A second for an engine that stamps with a clock of its own.
+            # One second earlier, as the engine's clock may differ from ours.
             lost = self.runtime.ran_out_of_memory(self.name, since - 1, self.directory)
         except ContainersError:
-            return None  # the engine may be gone as well
+            return None  # the engine may be gone too
         if not lost:
             return None if lost is None else ""
         limit = self.limits.memory
@@ -217,10 +276,10 @@ class Launch:
         return f"it was killed for its memory{may}"
 
     def _start_error(
-        self, spec: ContainerSpec, closed: Closed, bundle: guest.Bundle, started: float
+        self, spec: ContainerSpec, closed: Closed, bundle: Bundle, started: float
     ) -> Exception:
         needed = ".".join(str(part) for part in bundle.python)
-        if closed.exit_code == guest.TOO_OLD:
+        if closed.exit_code == TOO_OLD:
             return GuestPythonError(
                 f"The Python in the image {spec.image!r} is too old: {_last_line(closed.stderr)}.",
                 remedy=f"Use an image with Python {needed} or later.",
@@ -252,9 +311,7 @@ class Launch:
                 remedy="Raise memory=….",
                 container=self.name,
             )
-        error = self.runtime.start_error(spec, closed.exit_code, closed.stderr)
-        assert isinstance(error, ContainersError)
-        return error
+        return self.runtime.start_error(spec, closed.exit_code, closed.stderr)
 
 
 def _has_relative_path(arguments: Sequence[str]) -> bool:

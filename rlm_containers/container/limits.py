@@ -1,4 +1,4 @@
-"""How much a sandbox may use: what was asked for, and what holds on the engine at hand."""
+"""How much a sandbox may use: the limits in its options that its engine can enforce."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from runtimes.errors import UnsupportedByEngineError
 
 logger = logging.getLogger("rlm_containers")
 
-#: Of the memory of the engine's machine. A context of gigabytes fits, and a cell that takes
-#: without end is stopped while the machine still has as much for everything else. Several such
-#: cells at once are for the kernel, which is told to take workers first.
+#: The share of the machine's memory that a sandbox gets by default. A context of gigabytes fits,
+#: and a cell that takes without end is stopped while the machine still has as much for everything
+#: else. Against several such cells at once there is the kernel, which is told to kill workers
+#: first.
 _MEMORY_SHARE = 0.5
 
-#: Processes and threads: ample for pools of either, and a fork bomb ends in a second.
+#: Processes and threads by default: ample for pools of either, and a fork bomb ends in a second.
 _PIDS = 1024
 
 #: Bytes for /tmp where it is kept in memory, unless ``disk`` says otherwise.
@@ -50,10 +51,15 @@ class Limits:
 
     @classmethod
     def on(cls, info: EngineInfo, options: SandboxOptions, container: str) -> Self:
-        """What of the limits in ``options`` an engine holds a container to.
+        """Find the limits in ``options`` that an engine can enforce.
 
-        Of those that it cannot hold there is a warning if they were asked for, none if they are
-        this library's choice; with ``isolation="strict"`` either is an error.
+        A limit that it cannot enforce is left out, with a warning if a user asked for it. With
+        ``isolation="strict"`` it is an error, even if it is only a default.
+
+        Args:
+            info: the engine.
+            options: the sandbox's options.
+            container: the container's name, for messages.
 
         Raises:
             UnsupportedByEngineError: see above; or the engine cannot limit the disk.
@@ -67,7 +73,7 @@ class Limits:
         ignored = {name: info.unenforced[name] for name in wanted if name in info.unenforced}
         if ignored and strict:
             raise _refusal(info, ignored, container)
-        _tell(info, ignored, wanted, container)
+        _log(info, ignored, wanted, container)
         if options.disk is not None and not strict and info.no_disk_limit:
             raise UnsupportedByEngineError(
                 f"{info.engine} cannot limit what a container writes to disk: "
@@ -92,7 +98,7 @@ class Limits:
         assert not isinstance(disk, str)
         tmp = None
         if strict:
-            # What is there stays there when a worker is killed: the next one needs room as well.
+            # Files in /tmp outlive a killed worker, so they must leave memory for the next one.
             tmp = min(disk or _TMP, memory // 2 if memory else disk or _TMP)
         return cls(
             memory=memory,
@@ -117,13 +123,13 @@ def _refusal(
     )
 
 
-def _tell(
+def _log(
     info: EngineInfo,
     ignored: Mapping[str, str],
     wanted: Mapping[str, object],
     container: str,
 ) -> None:
-    """One line for the limits that were asked for, one for those that nobody will miss."""
+    """Log the limits that are not enforced: a warning for those that the user asked for."""
     for level, names in (
         (logging.WARNING, [name for name in ignored if wanted[name] != AUTO]),
         (logging.INFO, [name for name in ignored if wanted[name] == AUTO]),

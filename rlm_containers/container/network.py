@@ -1,8 +1,8 @@
 """The network of sandboxes with ``network="internal"``: it leads to this host and nowhere else.
 
-All such sandboxes of this process share one on each engine, made with the first and removed with
-the last. Each process has its own: two that make, find and remove the same at once would have to
-agree on it. It carries the same label as the containers do.
+All such sandboxes of a process share one network on each engine. The first makes it and the last
+removes it. Processes share none, or they would have to agree on when to remove it. The network has
+the same labels as the containers, so that :mod:`~rlm_containers.container.prune` finds it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger("rlm_containers")
 
 
 class _Shared:
-    """A network and how many sandboxes have it."""
+    """A network and the number of sandboxes that use it."""
 
     def __init__(self) -> None:
         self.name = f"rlm-containers-internal-{os.getpid()}-{secrets.token_hex(4)}"
@@ -34,37 +34,37 @@ _shared_lock = threading.Lock()
 
 
 class NetworkLease:
-    """One sandbox's share in the network.
+    """One sandbox's use of the network.
 
     Args:
         runtime: the engine.
 
     Raises:
-        UnsupportedByEngineError: it has no such networks.
+        UnsupportedByEngineError: the engine has no such networks.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         runtime.check_internal_network()
         self._runtime = runtime
         with _shared_lock:
-            # By the process, too: a forked one must not remove its parent's.
+            # The process is a part of the key: a forked one must not remove its parent's network.
             self._shared = _shared.setdefault((runtime, os.getpid()), _Shared())
         self._held = False
 
     def remove_command(self, remove_container: tuple[str, ...]) -> tuple[str, ...]:
-        """A command line that removes a container and then the network, unless others use it.
+        """Make a command line that removes a container and then the network.
 
-        Engines refuse to remove a network that has containers, so the last of many removes it.
+        Engines refuse to remove a network that still has containers: the last sandbox removes it.
         """
         remove_network = self._runtime.remove_network_command(self._shared.name)
         script = f"{shlex.join(remove_container)}; {shlex.join(remove_network)}"
         return ("/bin/sh", "-c", script)
 
-    def take(self, labels: Mapping[str, str]) -> InternalNetwork:
-        """Make the network, unless it is there.
+    def acquire(self, labels: Mapping[str, str]) -> InternalNetwork:
+        """Use the network, and make it if this sandbox is the first.
 
         Args:
-            labels: for the network to be found by.
+            labels: the network's labels.
 
         Raises:
             EngineCommandError: the engine refused.
@@ -75,14 +75,14 @@ class NetworkLease:
                 try:
                     shared.network = self._runtime.make_internal_network(shared.name, labels)
                 except BaseException:
-                    self._remove()  # what there is of it
+                    self._remove()  # it may be there half-made
                     raise
             shared.users += 1
             self._held = True
             return shared.network
 
-    def give_back(self) -> None:
-        """Remove the network if nobody else has it. The container must be gone."""
+    def release(self) -> None:
+        """Remove the network if no other sandbox uses it. The container must be gone."""
         shared = self._shared
         with shared.lock:
             if not self._held:
@@ -97,5 +97,5 @@ class NetworkLease:
         try:
             self._runtime.remove_network(self._shared.name)
         except Exception as error:
-            # Closing must go on; what is left carries a label.
+            # Closing must go on, and prune() finds the network by its label.
             logger.warning("%s", error)

@@ -1,6 +1,6 @@
-"""Removes what was left when a process and its reaper died at once: a machine that lost its power.
+"""Removes what is left when a process and its reaper die at once, as in a power failure.
 
-Only what is certainly nobody's any more, see :class:`Owner`: sandboxes of
+Only what belonged to an owner that is certainly gone is removed, see :class:`Owner`. Sandboxes of
 living processes, of other users and of other machines on the same engine are left alone.
 """
 
@@ -16,21 +16,20 @@ from rlm_containers.errors import ContainersError
 from rlm_containers.state import (
     LABEL,
     Owner,
+    owned_workspace,
+    owner_file,
     passing_snapshots_directory,
-    record_of,
-    recorded_by,
     remove_tree,
     workspaces_directory,
 )
-from runtimes import ContainerRecord, Runtime
-from runtimes.base import NetworkRecord
+from runtimes import ContainerRecord, NetworkRecord, Runtime
 
 logger = logging.getLogger("rlm_containers")
 
 
 @dataclass
 class PrunedSandboxes:
-    """What was removed, or would be: the names of each, and what could not be."""
+    """The names of what was removed, or would be; and the errors for what could not be."""
 
     containers: list[str] = field(default_factory=list)
     networks: list[str] = field(default_factory=list)
@@ -46,13 +45,13 @@ def prune(
     Args:
         runtimes: the engines to look on.
         dry_run: only say what would be removed.
-        everywhere: whether workspaces go whose containers were on another engine, or on one that
-            does not answer. They are no use to anybody; but the records beside them, which go as
-            well, are what has the next start on that engine look for the containers.
+        everywhere: whether to remove also the workspaces of containers on other engines, and on
+            engines that do not answer. Nobody needs these workspaces, but their owner files go
+            too, by which the next start on such an engine would find the containers.
 
     Returns:
-        What was removed. An engine that does not answer, or a directory that cannot be removed, is
-        an error in it and keeps nothing else from being removed.
+        What was removed. An engine that does not answer, or a directory that cannot be removed,
+        adds an error to it, and the rest is still removed.
     """
     pruned = PrunedSandboxes()
     answered = set()
@@ -62,7 +61,7 @@ def prune(
             answered.add(repr(runtime))
         except ContainersError as error:
             pruned.errors.append(error)
-    for name, engine in _records_of_the_gone():
+    for name, engine in _gone_sandboxes():
         if everywhere or engine in answered:
             _prune_workspace(name, pruned, dry_run=dry_run)
     return pruned
@@ -82,9 +81,9 @@ def _remove_gone(
     *,
     dry_run: bool,
 ) -> Iterator[str]:
-    """Remove those whose owners are gone; the names of those that could be."""
+    """Remove containers or networks whose owners are gone, and yield the names of those."""
     for record in found:
-        if _is_nobodys(Owner.from_labels(record.labels)):
+        if _is_gone(Owner.from_labels(record.labels)):
             try:
                 if not dry_run:
                     remove(record.name)
@@ -99,70 +98,70 @@ def _prune_workspace(name: str, pruned: PrunedSandboxes, *, dry_run: bool) -> No
         if not dry_run:
             remove_tree(path)
             remove_tree(passing_snapshots_directory() / name)
-            record_of(path).unlink(missing_ok=True)
+            owner_file(path).unlink(missing_ok=True)
         pruned.workspaces.append(name)
     except ContainersError as error:
         pruned.errors.append(error)
     except OSError as error:
-        logger.debug("%s: its record could not be removed: %s", name, error)
+        logger.debug("%s: its owner file could not be removed: %s", name, error)
 
 
-def _is_nobodys(owner: Owner | None) -> bool:
+def _is_gone(owner: Owner | None) -> bool:
     return owner is not None and owner.is_gone()
 
 
-def _records_of_the_gone() -> Iterator[tuple[str, str]]:
-    """The sandboxes whose owners are gone, as the records beside their workspaces say.
+def _gone_sandboxes() -> Iterator[tuple[str, str]]:
+    """Find sandboxes whose owners are gone, by the owner files beside their workspaces.
 
     Yields:
-        The sandbox's name and its engine, as the record has it.
+        The sandbox's name, and its engine as the owner file names it.
     """
     try:
         paths = list(workspaces_directory().iterdir())
     except OSError:
         return
     for path in paths:
-        if (workspace := recorded_by(path)) is None:
+        if (workspace := owned_workspace(path)) is None:
             continue
         try:
             text = path.read_text()
         except (OSError, ValueError):
             continue
-        if _is_nobodys(Owner.from_json(text)):
+        if _is_gone(Owner.from_json(text)):
             yield workspace.name, str(json.loads(text).get("runtime"))
 
 
-_looked: set[str] = set()
-_looked_lock = threading.Lock()
+_pruned: set[str] = set()
+_pruned_lock = threading.Lock()
 
 
 def prune_once(runtime: Runtime) -> None:
-    """The same for one engine in the background, once in the life of this process for each.
+    """Prune one engine in the background, at most once in the life of this process.
 
-    The engine is asked only if there is a record of somebody who is gone, so that mostly this costs
-    a look into one directory.
+    The engine is asked only if an owner file names an owner that is gone. Otherwise this costs no
+    more than listing one directory.
     """
-    with _looked_lock:
-        if repr(runtime) in _looked:
+    with _pruned_lock:
+        if repr(runtime) in _pruned:
             return
-        _looked.add(repr(runtime))
-    threading.Thread(target=_look, args=(runtime,), name="rlm-prune", daemon=True).start()
+        _pruned.add(repr(runtime))
+    threading.Thread(target=_prune_gone, args=(runtime,), name="rlm-prune", daemon=True).start()
 
 
-def _look(runtime: Runtime) -> None:
+def _prune_gone(runtime: Runtime) -> None:
     try:
-        if any(told == repr(runtime) for _, told in _records_of_the_gone()):
+        if any(engine == repr(runtime) for _, engine in _gone_sandboxes()):
             pruned = prune([runtime], everywhere=False)
             logger.info(
-                "removed what dead processes have left: %d containers, %d networks, %d workspaces",
+                "removed what dead processes left: %d containers, %d networks, %d workspaces",
                 *(len(names) for names in (pruned.containers, pruned.networks, pruned.workspaces)),
             )
             for error in pruned.errors:
                 _warn(error)
     except Exception as error:
-        # Nobody waits for this, and what could not be removed stays for the next time.
+        # Nobody waits for this thread, and the next process tries again.
         _warn(error)
 
 
 def _warn(error: Exception) -> None:
-    logger.warning("what dead processes have left could not all be removed: %s", error)
+    logger.warning("not all that dead processes left could be removed: %s", error)

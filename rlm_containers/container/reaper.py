@@ -1,8 +1,8 @@
-"""Removes what a sandbox leaves when its host process dies without a chance to clean up.
+"""Removes what a sandbox leaves when its host process dies without cleaning up.
 
-When this process ends, by SIGKILL or whatever, the container notices that its pipe is closed and
-goes by itself. Its workspace on the host would stay. So every sandbox has a small shell waiting at
-the end of another pipe: told that all is well it goes away, otherwise it cleans up.
+When this process ends, by SIGKILL or otherwise, the container notices that its pipe is closed and
+ends. Its workspace on the host would stay. So every sandbox has a small shell that waits at the end
+of another pipe. When the pipe is closed the shell cleans up, unless it was dismissed before.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlm_containers.state import record_of
-from runtimes.command import EngineCommand
+from rlm_containers.state import owner_file
+from runtimes import EngineCommand
 
-# Arguments: tenths of a second to wait for the client; the workspace to remove, its record, and
-# another directory to remove, or nothing in their places; and the command line that removes the
-# container. In a session of its own already; a terminal that closes must not end it before its work
-# is done. An engine that is still making the container must finish that first, else it is removed
-# before it exists: the client ends soon after, for its input is closed as well. A guest that a cell
-# has stopped does not end by itself, so it is removed after three seconds; an engine under load may
-# take longer than that, so the container is removed again when the client has ended.
+# Arguments: tenths of a second to wait for the client; the workspace to remove, its owner file, and
+# another directory to remove, each of which may be empty; the command line that removes the
+# container.
+#
+# The shell has a session of its own, and ignores the signals of a terminal that closes before its
+# work is done. It waits for the engine's client, which ends soon after its input is closed: an
+# engine that is still making the container must finish first, or the container is removed before it
+# exists. A guest that a cell has stopped does not end by itself, so the wait is limited and the
+# container is removed. Under load the engine may take longer than that: then it is removed once
+# more after the client has ended.
 _SCRIPT = """\
 trap '' HUP INT TERM
 client=
@@ -30,9 +33,9 @@ while read -r word value; do
         client) client=$value ;;
     esac
 done
-patience=$1
+tenths=$1
 workspace=$2
-record=$3
+owner=$3
 also=$4
 shift 4
 there() { [ -n "$client" ] && kill -0 "$client" 2>/dev/null; }
@@ -44,7 +47,7 @@ await_client() {
     done
 }
 [ -n "$client" ] || sleep 1
-await_client "$patience"
+await_client "$tenths"
 "$@" >/dev/null 2>&1
 if there; then
     await_client 600
@@ -53,29 +56,29 @@ fi
 for directory in "$workspace" "$also"; do
     [ -n "$directory" ] || continue
     rm -rf -- "$directory" 2>/dev/null || {
-        # A cell has locked some of its directories.
+        # A cell has taken the permissions off some directories.
         chmod -R u+rwX -- "$directory"
         rm -rf -- "$directory"
     }
 done
-# What says whose it was: as long as there is anything of it.
-[ -z "$workspace" ] || [ -e "$workspace" ] || rm -f -- "$record"
+# The owner file stays as long as any of the workspace does.
+[ -z "$workspace" ] || [ -e "$workspace" ] || rm -f -- "$owner"
 """
 
-#: Tenths of a second for a container to end by itself; more where it saves its state first.
-_PATIENCE = 30
-_PATIENCE_TO_SAVE = 100
+#: Tenths of a second for a container to end by itself; a session's saves its state first.
+_REAPER_WAIT = 30
+_REAPER_WAIT_TO_SAVE = 100
 
 
 class Reaper:
-    """The watcher of one sandbox.
+    """A process that cleans up after one sandbox if this process dies.
 
     Args:
         name: the container's name.
-        workspace: the directory to remove; ``None`` for one that stays.
+        workspace: the directory to remove; ``None`` if the workspace must stay.
         remove_container: the command line that removes the container.
-        also: another directory to remove, which need not be there.
-        lock: a descriptor to hold until all that is done.
+        also: another directory to remove. It need not exist.
+        lock: a descriptor that the reaper holds open until it has cleaned up.
     """
 
     def __init__(
@@ -90,9 +93,9 @@ class Reaper:
         shell = EngineCommand(("/bin/sh", "-c", _SCRIPT, "rlm-containers-reaper"))
         self._process = shell.hold(
             name,
-            str(_PATIENCE if workspace else _PATIENCE_TO_SAVE),
+            str(_REAPER_WAIT if workspace else _REAPER_WAIT_TO_SAVE),
             str(workspace or ""),
-            str(record_of(workspace) if workspace else ""),
+            str(owner_file(workspace) if workspace else ""),
             str(also or ""),
             *remove_container,
             keep_open=() if lock is None else (lock,),
@@ -104,18 +107,18 @@ class Reaper:
         return self._process.pid
 
     def watch(self, client: int) -> None:
-        """Name the process that holds the container, to be waited for before the cleaning up."""
-        self._tell(f"client {client}")
+        """Name the engine's client, which the reaper waits for before it removes the container."""
+        self._send(f"client {client}")
 
     def dismiss(self) -> None:
-        """Send it away: the sandbox has been cleaned up."""
-        self._tell("done")
+        """End the reaper: the sandbox has been cleaned up."""
+        self._send("done")
         self._process.close_stdin()
         self._process.wait(5.0)
         self._process.close()
 
-    def _tell(self, word: str) -> None:
+    def _send(self, word: str) -> None:
         try:
             os.write(self._process.stdin, f"{word}\n".encode())
         except BrokenPipeError:
-            pass  # somebody killed it
+            pass  # the reaper was killed

@@ -1,5 +1,6 @@
-"""What runs inside the container.
+"""The program that runs in the container.
 
-The standard library and dill only, Python 3.9 and up, and nothing of the host's side: this
-directory is copied into a bundle and mounted into containers under the name ``rlm_guest``.
+This directory is copied into a bundle, which is mounted into containers under the name
+``rlm_guest``. So it uses only the standard library of Python 3.9 and dill, and nothing of the host.
+:mod:`rlm_guest.wire` describes the whole and the protocol.
 """

@@ -1,10 +1,12 @@
-"""How classes that cells define are saved: an empty class first, what is in it afterwards.
+"""Saves the classes that cells define: first an empty class, then what is in it.
 
 dill saves such a class as a call of ``type(name, bases, dict)``, so everything in it must exist
-before it does. That fails for a class that refers to itself, and for enums, whose members do; type
-variables it looks up by name in a module that is not there yet. Here a class is made empty, known
-to the pickler from then on, and filled by a second step (the ``state_setter`` of
-https://docs.python.org/3/library/pickle.html#object.__reduce__).
+before the class does. That fails for a class that refers to itself, and for enums, whose members
+refer to their class. Type variables dill looks up by name in a module that is still empty. Here a
+class is made empty, is known to the pickler from then on, and is filled in a second step (the
+``state_setter`` of https://docs.python.org/3/library/pickle.html#object.__reduce__).
+
+State files name the functions of this module, so the module and they keep their names.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-#: What every class gets by itself, or must not be copied.
+#: Attributes that every class makes by itself, or that must not be copied.
 _OWN = frozenset(("__dict__", "__weakref__", "_abc_impl", "__abstractmethods__", "__slots__"))
 
-#: What an enum makes of its members.
+#: Attributes that an enum makes from its members.
 _ENUM_OWN = frozenset(
     (
         "_generate_next_value_",
@@ -45,12 +47,12 @@ _ENUM_OWN = frozenset(
 
 _ABSTRACT = "__abstractmethods__"
 
-#: ``(function, arguments, state, None, None, state_setter)``, or without what comes after them.
+#: ``(function, arguments, state, None, None, state_setter)``, or the first two of them.
 Reduction = tuple[Any, ...]
 
 
 def reduce_class(cls: type) -> Reduction | None:
-    """How to save a class, or ``None`` for one that can be imported or is not a cell's."""
+    """Return how to save a class of a cell, or ``None`` for a class that can be imported."""
     if cls.__module__ != "__main__":
         return None
     if _is_typed_dict(cls):
@@ -59,18 +61,18 @@ def reduce_class(cls: type) -> Reduction | None:
     attributes = {name: value for name, value in vars(cls).items() if name not in _OWN}
     slots = vars(cls).get("__slots__")
     for name in (slots,) if isinstance(slots, str) else slots or ():
-        attributes.pop(_mangled(cls, name), None)  # the descriptor that the slot becomes
+        attributes.pop(_mangled(cls, name), None)  # the slot's descriptor
     if isinstance(cls, enum.EnumMeta):
-        # Aliases and composed flags are among the members, too.
+        # These include aliases and composed flags.
         named: dict[str, Any] = dict(cls.__members__)
         members = {name: member.value for name, member in named.items()}
         for name in (*members, *_ENUM_OWN):
             attributes.pop(name, None)
-        # Values of an own __new__ or __init__ are read back from the members as they are.
+        # A member's value is that after an enum's own __new__ or __init__.
         arguments = (type(cls), cls.__name__, cls.__bases__, members)
         return (_make_enum, arguments, attributes, None, None, _fill_class)
     body = {"__module__": "__main__"}
-    for name in ("__slots__", "__orig_bases__"):  # Generic wants the latter from the beginning
+    for name in ("__slots__", "__orig_bases__"):  # typing.Generic needs the second at once
         if name in vars(cls):
             body[name] = vars(cls)[name]
     made = (type(cls), cls.__name__, cls.__bases__, body)
@@ -78,7 +80,7 @@ def reduce_class(cls: type) -> Reduction | None:
 
 
 def reduce_type_variable(variable: Any) -> Reduction | None:
-    """How to save a ``TypeVar``, ``ParamSpec`` or ``NewType`` of a cell."""
+    """Return how to save a ``TypeVar``, ``ParamSpec`` or ``NewType`` of a cell."""
     if variable.__module__ != "__main__":
         return None
     if isinstance(variable, typing.TypeVar):
@@ -95,7 +97,7 @@ def reduce_type_variable(variable: Any) -> Reduction | None:
     return (_make_named, (type(variable), variable.__name__))
 
 
-# What the pickles call. They stay as they are: old files name them.
+# Functions that pickles call. Names and parameters stay: older state files have them.
 
 
 def _make_class(meta: Any, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> type:
@@ -116,9 +118,9 @@ def _fill_class(cls: type, attributes: dict[str, Any]) -> None:
         try:
             setattr(cls, name, value)
         except (AttributeError, TypeError):
-            pass  # read-only, and so what the class has made of it by itself
+            pass  # read-only, so the class has made it by itself
     if isinstance(cls, abc.ABCMeta):
-        # Which methods are still abstract was found out when the class was empty.
+        # The class was empty when it found out which of its methods are abstract.
         names = {name for base in cls.__bases__ for name in getattr(base, _ABSTRACT, ())}
         found = {name for name in names | set(vars(cls)) if _is_abstract(cls, name)}
         cls.__abstractmethods__ = frozenset(found)
@@ -162,7 +164,7 @@ def _is_typed_dict(cls: type) -> bool:
 
 
 def _mangled(cls: type, slot: str) -> str:
-    """The attribute that a slot has: private names are mangled."""
+    """Return the name of a slot's attribute. Python mangles private names."""
     if slot.startswith("__") and not slot.endswith("__"):
         return "_{}{}".format(cls.__name__.lstrip("_"), slot)
     return slot

@@ -1,4 +1,4 @@
-"""Cells of an interactive prompt: they print the value of an expression at their end."""
+"""Runs cells of an interactive prompt, which print the value of an expression at the end."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import ast
 import sys
 from typing import Any
 
-# Bound only while the cell runs. No name that Python code can have by accident.
+# Bound while the cell runs. Not an identifier, so no cell has it by accident.
 _VALUE = "<value>"
 
 
 def run_displaying(code: str, filename: str, namespace: dict[str, Any]) -> None:
-    """Run a cell, and give the value of an expression at its end to ``sys.displayhook``.
+    """Run a cell, and pass the value of an expression at its end to ``sys.displayhook``.
 
-    One piece of code, so that ``from __future__`` holds for all of it, and with the positions of
-    the source, so that tracebacks show what the user wrote.
+    The cell stays one piece of code, so that ``from __future__`` holds for all of it. It keeps the
+    positions of the source, so that tracebacks show what the user wrote.
 
     Args:
         code: Python source.
-        filename: names it in tracebacks.
-        namespace: what it runs in.
+        filename: the name for tracebacks.
+        namespace: the globals.
     """
-    # Not with ast.parse(), which would be in the traceback of a syntax error.
+    # ast.parse() would be in the traceback of a syntax error.
     tree: Any = compile(code, filename, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
     last = tree.body[-1] if tree.body else None
     if isinstance(last, ast.Expr):

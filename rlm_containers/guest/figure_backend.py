@@ -1,7 +1,7 @@
-"""A backend of matplotlib that shows a figure by saving it to the workspace.
+"""A backend for matplotlib that shows a figure by saving it to the workspace.
 
-Named to matplotlib by :mod:`rlm_guest.figures`. A figure that has been shown is closed, as it is
-where a window shows it and its user closes that.
+:mod:`rlm_guest.figures` sets it as the default. A figure is closed after it was shown, as if the
+user had closed its window.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class FigureManager(FigureManagerBase):
     """Shows one figure."""
 
     def show(self) -> None:
-        """Save it under a new name."""
+        """Save the figure under a new name."""
         self.canvas.print_figure(current().next_path(), bbox_inches="tight")
 
     @classmethod
     def pyplot_show(cls, *args: Any, **kwargs: Any) -> None:
-        """What ``plt.show()`` does: show all figures that are open, in their order."""
+        """Show all open figures in their order. ``plt.show()`` calls this."""
         for manager in sorted(Gcf.get_all_fig_managers(), key=lambda manager: int(manager.num)):
             manager.show()
             Gcf.destroy(manager)

@@ -1,8 +1,8 @@
-"""Figures of matplotlib: which files they were saved to, and what ``plt.show()`` does.
+"""Notes the files that matplotlib saves figures to, and makes ``plt.show()`` save them.
 
-Nothing is imported for it, and nothing done, until a cell imports matplotlib: a finder at the head
-of ``sys.meta_path`` waits for two of its modules. Not by an environment variable: processes that a
-cell starts would have it, too, but not this package.
+Nothing is imported or changed until a cell imports matplotlib: a finder at the head of
+``sys.meta_path`` waits for two of its modules. The environment variable MPLBACKEND would not do:
+processes that a cell starts would inherit it, but do not have this package.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import os
 import sys
 from typing import Any
 
-#: Where those go that are shown, in the workspace.
+#: The directory in the workspace for figures that are shown.
 FOLDER = "figures"
 
-#: Files that one cell is said to have saved at most.
-_TAKEN = 500
+#: The most files that are reported of one cell.
+_MAX_FILES = 500
 
 _BACKEND = "module://rlm_guest.figure_backend"
 
 
 class Figures:
-    """Takes note of the figures that cells save.
+    """Notes the figures that cells save.
 
     Args:
-        directory: the workspace. What is saved elsewhere cannot be seen from the host.
+        directory: the workspace. The host cannot see files elsewhere.
     """
 
     def __init__(self, directory: str) -> None:
@@ -33,34 +33,34 @@ class Figures:
         self._shown = 0
 
     def watch(self) -> None:
-        """Have matplotlib report here, once it is imported."""
+        """Change matplotlib so that it reports here, once a cell imports it."""
         sys.meta_path.insert(0, _Finder(self))
         _current.append(self)
 
-    def take(self) -> list[str]:
-        """The files since the last time, relative to the workspace, each once."""
+    def saved_files(self) -> list[str]:
+        """Return the files saved since the last call, relative to the workspace, each once."""
         if not self._saved:
             return []
         saved, self._saved = self._saved, []
-        return [name for name in dict.fromkeys(saved) if self._is_file(name)][:_TAKEN]
+        return [name for name in dict.fromkeys(saved) if self._is_file(name)][:_MAX_FILES]
 
     def note(self, target: Any) -> None:
-        """A figure was saved.
+        """Note that a figure was saved.
 
         Args:
-            target: what ``savefig`` was given: a path, or an open file, which is no concern here.
+            target: what ``savefig`` was given: a path, or an open file, which is ignored.
         """
         if not isinstance(target, (str, os.PathLike)):
             return
         top = os.path.realpath(self.directory) + os.sep
         path = os.path.realpath(os.fsdecode(target))
-        if not os.path.lexists(path):  # matplotlib adds what is missing
+        if not os.path.lexists(path):  # matplotlib has added the extension
             path = "{}.{}".format(path.rstrip("."), _default_format())
         if path.startswith(top):
             self._saved.append(path[len(top) :])
 
     def next_path(self) -> str:
-        """A new path for a figure that is shown. Its directory is there."""
+        """Return a new path for a figure that is shown. Create its directory."""
         folder = os.path.join(self.directory, FOLDER)
         os.makedirs(folder, exist_ok=True)
         while True:
@@ -73,12 +73,12 @@ class Figures:
         return os.path.isfile(os.path.join(self.directory, name))
 
 
-#: The backend is a module that matplotlib imports by name, so it must find the one that there is.
+# The backend is a module that matplotlib imports by name, so it must find the Figures here.
 _current: list[Figures] = []
 
 
 def current() -> Figures:
-    """The figures of this interpreter."""
+    """Return the Figures of this interpreter."""
     return _current[-1]
 
 
@@ -87,7 +87,7 @@ def _default_format() -> str:
 
 
 class _Finder:
-    """Finds two modules of matplotlib as others would, and changes them once they are loaded."""
+    """Finds two modules of matplotlib by the other finders, and changes them once loaded."""
 
     def __init__(self, figures: Figures) -> None:
         self.changes = {
@@ -103,13 +103,13 @@ class _Finder:
             find: Any = getattr(finder, "find_spec", None)
             spec = find(name, path, target) if finder is not self and find else None
             if spec is not None:
-                _then(spec.loader, change)
+                _after_loading(spec.loader, change)
                 return spec
         return None
 
 
-def _then(loader: Any, change: Any) -> None:
-    """Have a loader do something more with the module that it is about to load."""
+def _after_loading(loader: Any, change: Any) -> None:
+    """Make a loader call ``change`` with the module that it is about to load."""
     load = loader.exec_module
 
     def load_and_change(module: Any) -> None:
@@ -118,13 +118,13 @@ def _then(loader: Any, change: Any) -> None:
         try:
             change(module)
         except Exception:
-            pass  # a version of matplotlib that is built otherwise does without
+            pass  # another version of matplotlib may be built otherwise; go without
 
     loader.exec_module = load_and_change
 
 
 def _choose_backend(matplotlib: Any) -> None:
-    # What is no name is matplotlib's mark for a backend that it chooses itself.
+    # If no backend was set, there is a marker in place of a name: matplotlib chooses.
     if not isinstance(dict.__getitem__(matplotlib.rcParams, "backend"), str):
         matplotlib.rcParams["backend"] = _BACKEND
 

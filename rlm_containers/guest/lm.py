@@ -1,11 +1,15 @@
-"""``llm_query()`` and its kin, as the code in a cell calls them.
+"""``llm_query()`` and the other query functions, as cells call them.
 
-A call goes to the proxy on the host over HTTP, or, where the network does not lead there, to the
-supervisor, which passes it on over the container's pipe. Both ends are the same broker on the
-host, and request and answer are the same JSON.
+A call goes over HTTP to the proxy on the host. If the network does not lead there, it goes to the
+supervisor, which passes it on over the container's pipe. Request and answer are the same JSON on
+both ways, and the same broker on the host answers.
 
-As in rlms, an error comes back as a string that starts with ``Error: `` and not as an exception:
-the code that a model writes seldom handles exceptions, and a batch must not fail for one prompt.
+The paths are ``/llm_query`` and ``/rlm_query``, with ``{"prompt", "model"}`` and the answer
+``{"response": str}``; and ``/llm_query_batched`` and ``/rlm_query_batched``, with ``{"prompts",
+"model"}`` and ``{"responses": [str, …]}``. On failure the answer is ``{"error": str}``.
+
+As in rlms, an error is returned as a string that starts with ``Error: ``, and not raised. Code that
+a model writes seldom handles exceptions, and a batch must not fail for one prompt.
 """
 
 from __future__ import annotations
@@ -21,16 +25,16 @@ from . import wire
 if TYPE_CHECKING:
     import http.client
 
-Prompt = Any  # str, or whatever JSON the model's client takes: a list of messages, for instance
+Prompt = Any  # a str, or any JSON that the model's client takes, such as a list of messages
 
-#: Seconds to find out at start whether the proxy can be reached.
+#: Seconds to wait for the proxy at start.
 _PROBE_TIMEOUT = 3.0
 
-#: Seconds to connect to it later.
+#: Seconds to wait for a connection to the proxy later.
 _CONNECT_TIMEOUT = 5.0
 
-#: When a connection counts as broken: data not acknowledged for 20 s (in milliseconds), or, while
-#: an answer is being made, none of three questions whether the other end is there, 5 s apart.
+#: When a connection counts as broken: data was not acknowledged for 20 s (20,000 ms), or, while an
+#: answer is awaited, three keepalive probes 5 s apart were not. See tcp(7).
 _SILENCE = {
     getattr(socket, name): value
     for name, value in (
@@ -44,30 +48,30 @@ _SILENCE = {
 
 
 def llm_query(prompt: Prompt, model: str | None = None) -> str:
-    """Ask a language model once, without a REPL of its own.
+    """Ask a language model, which gets no REPL of its own.
 
     Args:
         prompt: the prompt.
         model: the model's name; ``None`` for the default.
 
     Returns:
-        The answer, or a string that starts with ``Error: ``.
+        The model's answer, or a string that starts with ``Error: ``.
     """
     return _single("/llm_query", prompt, model)
 
 
 def llm_query_batched(prompts: list[Prompt], model: str | None = None) -> list[str]:
-    """Ask a language model many things at once; the answers come in the order of the prompts."""
+    """Ask a language model many prompts at once. The answers have the order of the prompts."""
     return _batch("/llm_query_batched", prompts, model)
 
 
 def rlm_query(prompt: Prompt, model: str | None = None) -> str:
-    """Ask a recursive language model, which gets a REPL of its own where depth allows."""
+    """Ask a recursive language model, which gets a REPL of its own if the depth allows it."""
     return _single("/rlm_query", prompt, model)
 
 
 def rlm_query_batched(prompts: list[Prompt], model: str | None = None) -> list[str]:
-    """Ask many recursive language models; the answers come in the order of the prompts."""
+    """Ask many recursive language models. The answers have the order of the prompts."""
     return _batch("/rlm_query_batched", prompts, model)
 
 
@@ -107,13 +111,13 @@ def _type(value: object) -> str:
 
 
 class _HttpRoute:
-    """The proxy on the host. Connections are kept, one for each thread that asks.
+    """The way over the proxy on the host. Keeps one connection for each thread that asks.
 
     Args:
         host: the host's name.
         port: the proxy's port.
-        token: shown with every request.
-        pipe: takes over when the proxy cannot be reached any more: a firewall, say.
+        token: sent with every request.
+        pipe: takes over when the proxy cannot be reached any more.
     """
 
     name = "http"
@@ -130,7 +134,7 @@ class _HttpRoute:
         self.local = threading.local()
 
     def probe(self) -> None:
-        """Raise OSError when the proxy cannot be reached."""
+        """Raise OSError if the proxy cannot be reached."""
         socket.create_connection((self.host, self.port), _PROBE_TIMEOUT).close()
 
     def send(self, path: str, body: bytes) -> bytes:
@@ -138,11 +142,11 @@ class _HttpRoute:
             reply = self._send(path, body)
             if reply is not None:
                 return reply
-        # A request that got lost on its way back is asked twice: better than not to be answered.
+        # If the answer was lost, the model is asked twice. That is better than no answer.
         return self.pipe.send(path, body)
 
     def _send(self, path: str, body: bytes) -> bytes | None:
-        """The answer, or ``None`` when there is none to be had here."""
+        """Return the answer, or ``None`` if the proxy does not answer."""
         import http.client
 
         connection = self._connection()
@@ -159,17 +163,17 @@ class _HttpRoute:
             self.is_lost = True
             return None
         except BaseException:
-            # KeyboardInterrupt: the answer to this request must not be read as the answer to the
-            # next one.
+            # After KeyboardInterrupt, the answer to this request must not be taken for the answer
+            # to the next one.
             connection.close()
             raise
-        # It has too much to do, and the pipe's own limits are others.
+        # The proxy is at its limits. Those of the pipe are others.
         return None if response.status == http.client.SERVICE_UNAVAILABLE else reply
 
     def _connection(self) -> http.client.HTTPConnection:
-        import http.client  # late: it brings the email package along, and not every cell asks
+        import http.client  # late: it imports the email package, and not every cell asks
 
-        # A forked child must not talk on its parent's connection.
+        # A forked child must not use its parent's connection.
         if getattr(self.local, "pid", None) != os.getpid():
             self.local.connection = http.client.HTTPConnection(
                 self.host, self.port, timeout=_CONNECT_TIMEOUT
@@ -177,13 +181,13 @@ class _HttpRoute:
             self.local.pid = os.getpid()
         connection: http.client.HTTPConnection = self.local.connection
         if connection.sock is not None and _is_readable(connection.sock):
-            # Between requests there is nothing to read but the other end's goodbye.
+            # Between requests there is nothing to read but the end of the connection.
             connection.close()
         return connection
 
 
 class PipeRoute:
-    """The supervisor, and through it the pipe that the host holds."""
+    """The way over the supervisor and the pipe. :mod:`rlm_guest.relay` has the other end."""
 
     name = "pipe"
 
@@ -194,8 +198,8 @@ class PipeRoute:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                # A fresh pair for every call: any thread, and any child process, can ask
-                # without a lock, and hanging up is closing it.
+                # With a new pair for every call, any thread or child process can ask without a
+                # lock, and give up a call by closing it.
                 socket.send_fds(self.calls, [b"c"], [theirs.fileno()])
             request = b'{"path": "' + path.encode() + b'", "request": ' + body + b"}"
             ours.sendall(wire.encode(wire.CALL, request))
@@ -209,7 +213,7 @@ class PipeRoute:
 
 
 def _notice_silence(connection: socket.socket) -> None:
-    """Wait for an answer for as long as it takes, but not for a host that is unreachable."""
+    """Wait for an answer without a limit, but notice if the host cannot be reached."""
     connection.settimeout(None)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _SILENCE.items():
@@ -229,7 +233,7 @@ def _is_readable(connection: socket.socket) -> bool:
         connection.setblocking(True)
 
 
-_route: Any = None  # an _HttpRoute or a PipeRoute, from the start of the session on
+_route: Any = None  # an _HttpRoute or a PipeRoute, set by connect()
 
 
 def connect(
@@ -240,18 +244,17 @@ def connect(
     Args:
         proxy: ``{"host": str, "port": int, "token": str}``, or ``None`` to use the pipe.
         calls: the socket to the supervisor.
-        has_model: whether there is anyone to ask. That may change later; calls go over the pipe
-            then, and the host answers that there is nobody as long as there is nobody.
+        has_model: whether a model is connected. If not, calls go over the pipe: the host answers
+            with an error until there is a model.
 
     Returns:
         ``{"route": "http" | "pipe" | "none", "reason": str}``; the reason says why not HTTP.
     """
     global _route
-    reason = ""
+    _route = pipe = PipeRoute(calls)
     if not has_model:
-        _route = PipeRoute(calls)
         return {"route": "none", "reason": "no language model was given"}
-    pipe = PipeRoute(calls)
+    reason = "there is no network to the host"
     if proxy is not None:
         route = _HttpRoute(proxy["host"], proxy["port"], proxy["token"], pipe)
         try:
@@ -260,5 +263,4 @@ def connect(
             return {"route": route.name, "reason": ""}
         except OSError as error:
             reason = "{}:{} cannot be reached: {}".format(route.host, route.port, error)
-    _route = pipe
-    return {"route": _route.name, "reason": reason or "there is no network to the host"}
+    return {"route": pipe.name, "reason": reason}

@@ -1,23 +1,26 @@
-"""Whom the kernel killed for the container's memory.
+"""Whether the kernel has killed a process for its memory.
 
-A process that the kernel kills for memory dies of SIGKILL, as one that was killed by anything else.
-What tells them apart is a counter of the container's cgroup, which nothing in the container can
-write to. The kernel counts before it kills, so the counter has risen when the death is seen.
+Such a process dies of SIGKILL, as one does that anything else has killed. A counter of the
+container's cgroup tells them apart; nothing in the container can write to it. The kernel counts
+before it kills, so the counter has risen by the time that the death is seen.
+
+The source for the files is the kernel's Documentation/admin-guide: cgroup-v2.rst and
+cgroup-v1/memory.rst.
 """
 
 from __future__ import annotations
 
 import os
 
-#: Bytes that the kernel may not get to give out below a limit, for it takes many pages at once.
+#: Bytes below a limit at which it counts as reached: the kernel charges many pages at once.
 _SLACK = 1 << 20
 
 
 class MemoryWatch:
-    """The counters of this process's memory cgroup.
+    """The counters of this process's memory cgroup, of cgroups v1 or v2.
 
     Args:
-        root: what stands before ``/proc`` and ``/sys``, for tests.
+        root: the path of the directory that has ``proc`` and ``sys``, for tests.
     """
 
     def __init__(self, root: str = "") -> None:
@@ -27,48 +30,48 @@ class MemoryWatch:
         for directory, v2 in _candidates(root):
             try:
                 name = "memory.events" if v2 else "memory.oom_control"
-                # Close-on-exec, and closed with all others in the worker.
+                # The worker closes it, with all descriptors above 4.
                 self.events = os.open(os.path.join(directory, name), os.O_RDONLY)
             except OSError:
                 continue
             self.directory, self.v2 = directory, v2
             break
-        self.kills = self.count() or 0
+        self.kills = self._count() or 0
 
-    def count(self) -> int | None:
-        """How many processes were killed so far; ``None`` where that cannot be found out."""
+    def _count(self) -> int | None:
+        """Return how many processes were killed so far; ``None`` if the kernel does not say."""
         if self.events < 0:
             return None
         try:
-            # From the beginning: the kernel writes it anew for each. A microsecond.
+            # Each read from the start gets the present numbers, in a microsecond.
             return _field(os.pread(self.events, 4096, 0), b"oom_kill")
         except OSError:
             return None
 
-    def look(self) -> int | None:
-        """How many were killed since the last look; ``None`` as above."""
-        count = self.count()
+    def new_kills(self) -> int | None:
+        """Return how many were killed since the last call; ``None`` if the kernel does not say."""
+        count = self._count()
         if count is None:
             return None
         killed, self.kills = count - self.kills, count
         return killed
 
     def limit(self) -> int | None:
-        """The limit in bytes that was reached; ``None`` if it was the machine that had no more."""
+        """Return the limit in bytes if it was reached; ``None`` if the machine had no more."""
         try:
             if self.v2:
                 limit = int(self._read("memory.max"))
                 reached = _field(self._read("memory.events"), b"oom") or 0
                 return limit if reached else None
-            # v1 does not tell one from the other, but the most that was ever used.
+            # v1 does not say which it was, but it has the most that was ever used.
             limit = int(self._read("memory.limit_in_bytes"))
             peak = int(self._read("memory.max_usage_in_bytes"))
             return limit if peak > limit - _SLACK else None
-        except (OSError, ValueError):  # "max"
+        except (OSError, ValueError):  # "max" is not a number
             return None
 
     def report(self) -> str:
-        """For the host, in JSON: whether the counter can be read, and the limit."""
+        """Return ``memory`` of an event, as JSON, see :mod:`rlm_guest.wire`."""
         if self.events < 0:
             return "null"
         limit = self.limit()
@@ -80,9 +83,9 @@ class MemoryWatch:
 
 
 def offer_to_kernel() -> None:
-    """Be the first that the kernel kills for memory, in this container and on this machine.
+    """Make this process the first that the kernel kills for memory, on the whole machine.
 
-    Children inherit that. A process may always raise this number, without any privilege.
+    Its children inherit that. Raising this number needs no privilege.
     """
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -92,7 +95,7 @@ def offer_to_kernel() -> None:
 
 
 def _candidates(root: str) -> list[tuple[str, bool]]:
-    """Where the memory cgroup of this process may be, and whether it is one of cgroups v2."""
+    """Return the directories that may be this process's memory cgroup, each with "is v2"."""
     found = []
     try:
         with open(root + "/proc/self/cgroup") as file:
@@ -103,10 +106,10 @@ def _candidates(root: str) -> list[tuple[str, bool]]:
         _, controllers, path = line.split(":", 2)
         if controllers == "" or "memory" in controllers.split(","):
             mount = root + "/sys/fs/cgroup" + ("/memory" if controllers else "")
-            # An engine shows a container either the whole tree or, without saying so in the path,
-            # the container's part of it.
+            # Some engines show a container the whole tree, others only its own part, although the
+            # path is that of the whole tree.
             found += [(mount + path, not controllers), (mount, not controllers)]
-    # v1 first: where both are mounted, v2 has no controller of memory.
+    # v1 first: if both are mounted, v2 has no memory controller.
     return sorted(found, key=lambda candidate: candidate[1])
 
 

@@ -12,12 +12,12 @@ from . import lm, wire
 from .interrupts import Interrupts
 from .shortforms import short_form, type_name
 
-#: Characters of all short forms together.
+#: The most characters of all short forms together.
 _FORMS_BUDGET = 32_768
-#: Characters of the name of a variable that is listed at all.
+#: The most characters of the name of a variable that has a short form.
 _FORMS_NAME = 120
 
-#: Characters of a final answer: what fits into one frame, however they are escaped.
+#: The most characters of a final answer. They fit into one frame, however JSON escapes them.
 _ANSWER = 5_000_000
 
 _FUNCTIONS = {
@@ -27,60 +27,59 @@ _FUNCTIONS = {
     "rlm_query_batched": lm.rlm_query_batched,
 }
 
-
-#: What every module has.
+#: Names that every module has.
 _OF_MODULES = frozenset(
     ("__builtins__", "__doc__", "__loader__", "__name__", "__package__", "__spec__")
 )
 
 
 class Namespace:
-    """One session's variables and the scaffold around them.
+    """A session's variables and the scaffold around them.
 
     The scaffold is what the system prompt of an RLM promises: the query functions, ``SHOW_VARS``,
-    ``answer``, ``context`` and ``history``, and the tools that the user has given. Cells overwrite
-    these names by accident; they come back after the cell.
+    ``answer``, ``context`` and ``history``, and the user's tools. Cells overwrite these names by
+    accident, so they are restored after each cell.
     """
 
     def __init__(self) -> None:
-        # A real module under the real name: dill saves functions and classes of __main__ by
-        # value, and pickle finds their globals there again.
+        # A module with this name, because dill saves functions and classes of __main__ by value,
+        # and pickle finds their globals in it again.
         self.module = types.ModuleType("__main__")
         self.values: dict[str, Any] = self.module.__dict__
         self.values["__builtins__"] = builtins
         self.answer: dict[str, Any] = _new_answer()
-        #: What has no scaffold is a plain interpreter, with tools or without.
+        #: False for a plain interpreter, with tools or without.
         self.has_scaffold = True
-        #: Functions of the host, which are no variables.
+        #: Functions of the host. They are not variables.
         self.tools: dict[str, Any] = {}
-        #: Variables that are tools all the same: functions that the user has given as code.
+        #: Variables to restore after each cell: tools that the user has given as code.
         self.kept_names: set[str] = set()
         self.kept: dict[str, Any] = {}
-        #: Whether `history` is the host's compacted history and not an alias of `history_0`.
+        #: Whether `history` is the host's compacted history, not another name of `history_0`.
         self.history_is_kept = False
         self.history: Any = None
         sys.modules["__main__"] = self.module
         _current.append(self)
 
     def begin(self, has_scaffold: bool) -> None:
-        """Choose what the cells find, before anything is restored that looks for it."""
+        """Set up the scaffold. Call this before a restore, whose code may use it."""
         self.has_scaffold = has_scaffold
         self.restore_scaffold()
 
     def bind_tools(self, tools: dict[str, Any]) -> None:
-        """Let cells call these functions of the host, and those that were bound before no more."""
+        """Let cells call these functions of the host, in place of those before."""
         for name in self.tools.keys() - tools.keys():
             self.values.pop(name, None)
         self.tools = tools
         self.values.update(tools)
 
     def keep(self, names: list[str]) -> None:
-        """Have these variables come back after a cell has bound their names to something else."""
+        """Restore these variables after each cell that has bound them to something else."""
         self.kept_names.update(names)
         self.kept = {name: self.values[name] for name in self.kept_names if name in self.values}
 
     def restore_scaffold(self) -> None:
-        """Put back what belongs to the scaffold, keeping what a cell may rightly change."""
+        """Restore the scaffold, but keep what a cell may change, such as ``answer``."""
         values = self.values
         sys.modules["__main__"] = self.module
         values["__name__"] = "__main__"
@@ -92,7 +91,7 @@ class Namespace:
         values.update(_FUNCTIONS)
         values["SHOW_VARS"] = SHOW_VARS
         answer: Any = values.get("answer")
-        if not issubclass(type(answer), dict):  # isinstance() asks the object, which may lie
+        if not issubclass(type(answer), dict):  # isinstance() would ask the object, which may lie
             answer = _new_answer()
             values["answer"] = answer
         self.answer = answer
@@ -104,7 +103,7 @@ class Namespace:
             values["history"] = values["history_0"]
 
     def final_answer(self, interrupts: Interrupts) -> str | None:
-        """The content of ``answer`` once it is marked ready, else ``None``."""
+        """Return the content of ``answer`` if it is marked ready, else ``None``."""
         if not self.has_scaffold:
             return None
         try:
@@ -121,27 +120,27 @@ class Namespace:
         return None
 
     def reset_answer(self) -> None:
-        """Forget an answer that was given, for the next question."""
+        """Forget the answer to the last question."""
         self.values["answer"] = self.answer = _new_answer()
 
     def variables(self) -> Iterator[tuple[str, Any]]:
-        """The session's own variables: all but the scaffold's functions and the module's names."""
+        """Yield the session's variables: all but the scaffold's and the module's names."""
         others = {*_OF_MODULES, *self.tools, *(_SCAFFOLD if self.has_scaffold else ())}
         for name, value in list(self.values.items()):
-            # globals() takes any key; what is no name is no variable.
+            # Cells may put any key into globals(). Only a str is a variable's name.
             if type(name) is str and name not in others:
                 yield name, value
 
     def shown_variables(self) -> Iterator[tuple[str, Any]]:
-        """Those that a model is told of: neither tools nor with a leading underscore."""
+        """Yield the variables to show to a model: no tools, and no leading underscore."""
         for name, value in self.variables():
             if not name.startswith("_") and self.kept.get(name, _NOTHING) is not value:
                 yield name, value
 
     def short_forms(self, interrupts: Interrupts) -> dict[str, str]:
-        """Name to short repr for every variable that does not start with an underscore.
+        """Return the short form of each variable to show, by name.
 
-        Bounded in all directions, whatever the variables are: this travels with every answer.
+        Every answer contains this, so number, lengths and total are bounded.
         """
         forms: dict[str, str] = {}
         left = _FORMS_BUDGET
@@ -153,19 +152,19 @@ class Namespace:
                 break
             bare = "<{}>".format(type_name(value))
             if interrupts.received > received:
-                left = 0  # the host wants an answer: no more of the cell's own code
+                left = 0  # the host wants an answer: run no more code of the cell's
             form = short_form(value, interrupts) if left > 0 else bare
             left -= len(form)
             forms[name] = form
         return forms
 
 
-# SHOW_VARS is a plain function that code can pickle by name, so it must find its namespace.
+# SHOW_VARS is a function that pickles name, so it must find its namespace here.
 _current: list[Namespace] = []
 
 
 def SHOW_VARS() -> str:
-    """The variables that cells have made, with their types, as rlms words it."""
+    """List the variables that cells have made with their types, in the words of rlms."""
     available = {
         name: type_name(value) for name, value in _current[-1].shown_variables() if name != "answer"
     }

@@ -1,4 +1,4 @@
-"""The processes that cells have started, and their end."""
+"""Kills the processes that cells have started."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import os
 import signal
 import time
 
-#: Looking again finds what was started while looking. Whoever forks faster than this is stopped by
-#: the container's limit of processes: a stopped one still counts.
+#: How often to look for processes that were started meanwhile. If they multiply faster, the
+#: container's limit of processes ends that: stopped ones count too.
 _ROUNDS = 100
 
-#: Seconds to wait, at the most, until what was killed is dead.
-_DYING = 0.5
+#: The most seconds to wait for killed processes to be gone.
+_KILL_TIMEOUT = 0.5
 
 
 def sweep(worker: int, alive: bool, since: float) -> None:
     """Kill what cells have started.
 
-    Where the container's processes are all the cells' own, that is every process but the init and
-    the supervisor. Elsewhere (``--pid=host``) it is what descends from the worker, or is in its
-    session.
+    In a container of its own that is every process but the init and the supervisor. If the
+    container sees other processes too (``--pid=host``), it is what descends from the worker or
+    belongs to its session.
 
     Args:
         worker: the worker's process id.
-        alive: whether the worker lives, and is to live on.
-        since: only what was started after this, in seconds of ``CLOCK_BOOTTIME``. The kernel tells
-            that to a hundredth of a second; what is in doubt is killed.
+        alive: whether the worker is to live on.
+        since: kill only what was started after this, in seconds of ``CLOCK_BOOTTIME``. The kernel
+            has start times in hundredths of a second; in doubt, kill.
     """
-    apart = _is_apart()
+    isolated = _is_isolated()
     spared = {1, os.getpid()} | ({worker} if alive else set())
-    # Stopped first, all of them: a process that is killed makes room for another one to fork.
+    # Stop all of them before killing any: a killed process makes room for another to fork.
     stopped: set[int] = set()
     for _ in range(_ROUNDS):
-        found = _started(worker, apart, since) - spared - stopped
+        found = _started(worker, isolated, since) - spared - stopped
         if not found:
             break
         for pid in found:
@@ -40,25 +40,23 @@ def sweep(worker: int, alive: bool, since: float) -> None:
         stopped |= found
     for pid in stopped:
         _signal(pid, signal.SIGKILL)
-    # A signal is sent before it has come to anything; the next cell must not find them alive.
-    deadline = time.monotonic() + _DYING
+    # A signal takes effect later, and the next cell must not find them alive.
+    deadline = time.monotonic() + _KILL_TIMEOUT
     for pid in stopped:
         while _lives(pid) and time.monotonic() < deadline:
             time.sleep(0.001)
 
 
-def _started(worker: int, apart: bool, since: float) -> set[int]:
-    """The processes, of those that live, which cells have started since then."""
+def _started(worker: int, isolated: bool, since: float) -> set[int]:
+    """Return the live processes that cells have started since then."""
     table: dict[int, tuple[int, int, int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            stat = _read("/proc/{}/stat".format(entry))
-            # The name before the last parenthesis may have anything in it.
-            fields = stat[stat.rfind(b")") + 1 :].split()
+            fields = _stat(int(entry))
             if len(fields) > 19 and fields[0] not in (b"Z", b"X"):
                 table[int(entry)] = (int(fields[1]), int(fields[3]), int(fields[19]))
     first = int(since * os.sysconf("SC_CLK_TCK"))
-    root = 1 if apart else worker
+    root = 1 if isolated else worker
     found = set()
     for pid, (_, session, start) in table.items():
         if start >= first and (session == worker or _descends(pid, root, table)):
@@ -67,7 +65,7 @@ def _started(worker: int, apart: bool, since: float) -> set[int]:
 
 
 def _descends(pid: int, root: int, table: dict[int, tuple[int, int, int]]) -> bool:
-    """Whether a process descends from ``root``. One from outside (``docker exec``) does not."""
+    """Return whether a process descends from ``root``, unlike those of ``docker exec``."""
     seen = set()
     while pid in table and pid not in seen:
         if pid == root:
@@ -77,13 +75,19 @@ def _descends(pid: int, root: int, table: dict[int, tuple[int, int, int]]) -> bo
     return False
 
 
-def _is_apart() -> bool:
-    """Whether the processes to be seen are only this container's.
+def _is_isolated() -> bool:
+    """Return whether only this container's processes can be seen.
 
-    Its first process, an init or this one, was started to run what this process runs.
+    Then process 1 is an init with this process's command line as its arguments, or this process.
     """
     mine = _read("/proc/self/cmdline")
     return len(mine) > 100 and _read("/proc/1/cmdline").endswith(mine)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of ``/proc/<pid>/stat`` from the state on (proc(5)), empty if it ended."""
+    stat = _read("/proc/{}/stat".format(pid))
+    return stat[stat.rfind(b")") + 1 :].split()  # the name in parentheses may contain anything
 
 
 def _read(path: str) -> bytes:
@@ -95,8 +99,7 @@ def _read(path: str) -> bytes:
 
 
 def _lives(pid: int) -> bool:
-    stat = _read("/proc/{}/stat".format(pid))
-    return stat[stat.rfind(b")") + 1 :].split()[:1] not in ([], [b"Z"], [b"X"])
+    return _stat(pid)[:1] not in ([], [b"Z"], [b"X"])
 
 
 def _signal(pid: int, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Passes calls of the worker on to the host, where there is no network to it."""
+"""Passes calls of the worker on to the host, over the pipe."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from . import wire
 
 
 class CallRelay:
-    """The calls that are waiting for the host's answer.
+    """The calls that wait for the host's answer.
 
-    For each call the worker hands over one end of a fresh socket pair.
+    For each call the worker sends one end of a new socket pair (``SCM_RIGHTS``, see unix(7)), and
+    the request to that as a frame ``CALL`` without a number. The relay numbers it.
 
     Args:
-        poll: the supervisor's; the descriptors of waiting calls are registered with it.
+        poll: registers the descriptors of waiting calls.
         send: writes a frame to the host.
     """
 
     def __init__(self, poll: select.poll, send: Callable[[int, bytes], None]) -> None:
         self.poll = poll
         self.send = send
-        self.calls: dict[int, _Call] = {}  # by their descriptors
+        self.calls: dict[int, _Call] = {}  # by descriptor
         self.last = 0
 
     def accept(self, source: socket.socket) -> None:
-        """Take the call that waits at ``source``, if there is one."""
+        """Accept the call that waits at ``source``, if there is one."""
         try:
             _, descriptors, _, _ = socket.recv_fds(source, 16, 1, socket.MSG_DONTWAIT)
         except OSError:
@@ -37,7 +38,7 @@ class CallRelay:
             self.poll.register(descriptor, select.POLLIN)
 
     def read(self, descriptor: int) -> None:
-        """Pass on what a caller has sent, or forget it if it has hung up."""
+        """Pass on what a caller has sent. Drop the call if the caller has hung up."""
         call = self.calls.get(descriptor)
         if call is None:
             return
@@ -52,7 +53,7 @@ class CallRelay:
             self._drop(descriptor)
 
     def answer(self, number: int, payload: bytes) -> None:
-        """Give a caller the host's answer. It may have hung up."""
+        """Pass the host's answer on to the caller, unless it has hung up."""
         for descriptor, call in self.calls.items():
             if call.number == number:
                 try:
@@ -63,7 +64,7 @@ class CallRelay:
                 return
 
     def drop_all(self) -> None:
-        """Forget every call: the worker that made them is dead."""
+        """Drop all calls: the worker that made them is dead."""
         for descriptor in list(self.calls):
             self._drop(descriptor)
 

@@ -1,4 +1,4 @@
-"""What a variable looks like, in a hundred characters and at little cost, whatever it is."""
+"""Short, bounded texts for any value or exception."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ITEMS = 5
 
 
 class _ShortRepr(reprlib.Repr):
-    """The standard library's bounded repr, with bounds for strings and numbers that are huge."""
+    """The standard library's bounded repr, with bounds for huge strings and numbers too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _ShortRepr(reprlib.Repr):
         return "{}... ({} characters)".format(repr(x[:_STRING_LIMIT]), len(x))
 
     def repr_int(self, x: int, level: int) -> str:
-        if x.bit_length() > 256:  # repr() of a huge int is quadratic, or refused
+        if x.bit_length() > 256:  # repr() of a huge int is slow, or refused
             return "<int of {} bits>".format(x.bit_length())
         return repr(x)
 
@@ -42,7 +42,7 @@ class _ShortRepr(reprlib.Repr):
             return "{}... ({} bytes)".format(repr(bytes(x[:_STRING_LIMIT])), len(x))
         return super().repr_instance(x, level)
 
-    # The base class sorts what has no order, all of it, to show the first few.
+    # The base class would sort all elements of a dict or set to show a few.
 
     def repr_dict(self, x: dict[Any, Any], level: int) -> str:
         if level <= 0:
@@ -73,11 +73,11 @@ _short = _ShortRepr()
 
 
 def short_form(value: object, interrupts: Interrupts) -> str:
-    """A repr of at most about a hundred characters that never raises."""
+    """Return a repr of at most 120 characters. Never raises."""
     try:
         with interrupts:
             form = _short.repr(value)
-    except BaseException as error:  # SystemExit and KeyboardInterrupt too: it is the cell's code
+    except BaseException as error:  # code of a cell may raise SystemExit too
         return "<{}, whose repr fails: {}>".format(type_name(value), type_name(error))
     if len(form) > _LIMIT:
         form = form[: _LIMIT - 3] + "..."
@@ -85,13 +85,13 @@ def short_form(value: object, interrupts: Interrupts) -> str:
 
 
 def type_name(value: object) -> str:
-    """The name of a value's type, whatever its metaclass and however long the name."""
+    """Return the name of a value's type, cut to a length. Run no code of a metaclass."""
     name: str = type.__dict__["__name__"].__get__(type(value))
     return name if len(name) <= _TYPE_LIMIT else name[: _TYPE_LIMIT - 3] + "..."
 
 
 def error_text(error: BaseException) -> str:
-    """An exception's type and message, bounded. The message may be made by a cell's own code."""
+    """Return an exception's type and message, cut to a length. Its ``__str__`` may fail."""
     try:
         text = "{}: {}".format(type_name(error), error)
     except BaseException:

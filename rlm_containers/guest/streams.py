@@ -1,4 +1,4 @@
-"""Standard streams and tracebacks of a cell, as its author expects to see them."""
+"""The standard streams of cells, and what is printed of their exceptions."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
-#: Audit events (https://docs.python.org/3/library/audit_events.html) of starting a process,
-#: which then writes to the same descriptors.
+#: Audit events (https://docs.python.org/3/library/audit_events.html) of starting a process, which
+#: writes to the same descriptors.
 _SPAWNING = frozenset(
     ("os.system", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "subprocess.Popen")
 )
 
 
 class StandardStreams:
-    """The worker's standard streams, put back in order after every cell.
+    """The worker's standard streams, which are restored after every cell.
 
-    Descriptors 1 and 2 lead to the supervisor, so that what child processes and C code write is
-    read as well. Python's own buffer is line by line, and is emptied before a process is started:
-    that keeps the order of the cell's output and its children's.
+    Descriptors 1 and 2 are pipes to the supervisor, so it also gets what child processes and C code
+    write. Python's buffers are flushed after each line and before a process is started, which keeps
+    the output of a cell and of its children in order.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class StandardStreams:
         self.restore()
 
     def restore(self) -> None:
-        """Empty the buffers and undo what a cell did to the streams."""
+        """Flush the buffers and undo what a cell did to the streams."""
         for stream in {
             id(s): s for s in (sys.stdout, sys.stderr, self.stdout, self.stderr)
         }.values():
@@ -59,7 +59,7 @@ class StandardStreams:
 
     @contextlib.contextmanager
     def silenced(self) -> Iterator[None]:
-        """Discard what is printed: by what runs on nobody's behalf, such as a ``__reduce__``."""
+        """Discard output, such as what a ``__reduce__`` prints during a checkpoint."""
         with open(os.devnull, "w", encoding="utf-8") as nowhere:
             sys.stdout = sys.stderr = nowhere
             try:
@@ -90,19 +90,14 @@ def _text_stream(descriptor: int) -> io.TextIOWrapper:
 
 
 def print_exception(error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback to stderr without the frames of this package.
-
-    Args:
-        error: the exception.
-        trace: its traceback, from the frame on that ran the cell.
-    """
+    """Print an exception to stderr with its traceback, without the frames of this package."""
     try:
         report = traceback.TracebackException(type(error), error, trace)
         _strip(report, set())
         for line in report.format():
             sys.stderr.write(line)
     except BaseException as failure:
-        # Its __str__ raises, or the recursion limit is reached: say at least what it is.
+        # Its __str__ raises, or the recursion limit is reached.
         _write(
             "{} (its traceback cannot be shown: {})\n".format(
                 type(error).__name__, type(failure).__name__
@@ -111,18 +106,18 @@ def print_exception(error: BaseException, trace: TracebackType | None) -> None:
 
 
 def print_exit_code(error: SystemExit) -> int:
-    """Print what ``sys.exit()`` was given, as the interpreter does: unless it is a number.
+    """Print the argument of ``sys.exit()`` unless it is a number, as the interpreter does.
 
     Returns:
-        The status that a process would have ended with, 0 to 255.
+        The exit status that a process would have, 0 to 255.
     """
     if error.code is None:
         return 0
     if isinstance(error.code, int):
-        return int.__and__(error.code, 0xFF)  # a subclass may do anything
+        return int.__and__(error.code, 0xFF)  # a subclass may override the operator
     try:
         sys.stderr.write("{}\n".format(error.code))
-    except BaseException as failure:  # its __str__ is the cell's own
+    except BaseException as failure:  # its __str__ may be the cell's own
         _write("<an exit code whose str fails: {}>\n".format(type(failure).__name__))
     return 1
 
@@ -131,10 +126,11 @@ def _write(text: str) -> None:
     try:
         sys.stderr.write(text)
     except BaseException:
-        pass  # in a forked child that has none
+        pass  # a forked child may have none
 
 
 def _strip(report: traceback.TracebackException | None, seen: set[int]) -> None:
+    """Remove the frames of this package, also from the exceptions that led to this one."""
     if report is None or id(report) in seen:
         return
     seen.add(id(report))

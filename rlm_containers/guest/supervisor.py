@@ -1,12 +1,13 @@
-"""Owns the pipe to the host, and the worker's life.
+"""Holds the pipe to the host, and keeps a worker alive.
 
 The supervisor runs no code of a cell. It passes frames between host and worker, reads what the
-worker and its children write to their standard streams, and sees the worker die: killed by a
-cell, by the kernel for its memory, or by the host because it would not stop. Then it says so and
-forks another. When the pipe closes the host is gone, and so is the reason to live.
+worker and its children write to their standard streams, and notices when the worker dies: killed by
+a cell, by the kernel for its memory, or by the host because it would not stop. Then it tells the
+host and forks another one. When the host closes the pipe, it ends. :mod:`rlm_guest.wire` describes
+the frames.
 
-It imports as little as it can: official images come without compiled byte code, so each module of
-the standard library costs milliseconds at every start.
+It imports as little as it can and writes JSON by hand: official images come without compiled byte
+code, so each module of the standard library costs milliseconds at every start.
 """
 
 from __future__ import annotations
@@ -20,76 +21,77 @@ import sys
 import time
 
 from . import wire
+from .interrupts import BEGUN, INTERRUPTS, SAVED, SAVING, STEP
 from .memory import MemoryWatch, offer_to_kernel
 from .relay import CallRelay
 
-#: How much of a standard stream is read at once; the size of a Linux pipe.
+#: The most bytes of a standard stream that are read at once: the size of a Linux pipe.
 _CHUNK = 65536
 
-#: After the worker's answer at most this much more is taken from each stream before the answer is
-#: passed on: all that the cell itself can have left there. A child process that never stops
-#: printing must not hold the answer back.
-_DRAIN = 4 * _CHUNK
+#: Before the worker's answer is passed on, at most this much is read from each of its streams. It
+#: is more than a cell can have left there. A child that never stops printing must not hold the
+#: answer back.
+_DRAIN_LIMIT = 4 * _CHUNK
 
-#: How a worker begins: with the checkpoint or, where restoring kills it, with the one before that,
-#: or with nothing.
+#: How a worker starts: from the last checkpoint; if restoring that kills it, from the one before;
+#: if that kills it too, without variables.
 _MODES = ("restore", "previous", "fresh")
-#: How often, 20 times a second, forking a worker is tried where the container has all the processes
-#: or memory that it may have: those of the dead worker take a moment to go.
-_FORKS = 100
-#: Seconds for the last checkpoint when the host is gone. Its reaper waits for 10.
-_SAVING = 8.0
+
+#: How often to try to fork a worker, 20 times a second, while the container is at its limit of
+#: processes or memory. What a dead worker used is not free at once.
+_FORK_TRIES = 100
+
+#: Seconds for the last checkpoint after the host has gone. Its reaper waits for 10.
+_SAVE_TIMEOUT = 8.0
 
 
 class Supervisor:
     """The loop between host and worker.
 
     Args:
-        host_in: descriptor that frames from the host are read from.
-        host_out: descriptor that frames to the host are written to.
+        host_in: descriptor to read frames of the host from.
+        host_out: descriptor to write frames to the host to.
     """
 
     def __init__(self, host_in: int, host_out: int) -> None:
         self.host_in = host_in
         self.host_out = host_out
-        self.from_host = wire.FrameDecoder()
+        self.host_decoder = wire.FrameDecoder()
         self.poll = select.poll()
         self.relay = CallRelay(self.poll, self.send)
-        self.failures = 0
         self.memory = MemoryWatch()
-        self.kernel_killed = False  # something, for its memory, since the host's last request
-        # A child that ends interrupts poll() through this pipe, whatever else is going on.
+        # Whether the kernel has killed a process for its memory since the host's last request.
+        self.kernel_killed = False
+        # Workers that died, one after another, before any answer.
+        self.failures = 0
+        # A child that ends wakes poll() through this pipe.
         wake, waker = os.pipe()
         for descriptor in (wake, waker):
             os.set_blocking(descriptor, False)
         self.wake = wake
-        self.waker = waker
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-        # Ctrl-C in the host's terminal is the host's to handle, `stop` closes the pipe.
+        # Ctrl-C in the terminal reaches this process too. Leave it to the host.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.poll.register(host_in, select.POLLIN)
         self.poll.register(wake, select.POLLIN)
-        # Shared with the worker, and there when it is not any more. Four numbers of 8 bytes: the
-        # last request whose checkpoint is written and the last that was begun, by the worker; the
-        # step that is to be interrupted and the count of interrupts, by this process. Then a byte:
-        # whether the worker writes a checkpoint that must not be lost.
-        self.progress = mmap.mmap(-1, 40)
-        self.interrupts = 0
-        self.born = self.requested = _now()
+        # Shared with the worker, and still readable after its death. See interrupts.py.
+        self.progress = memoryview(mmap.mmap(-1, 40)).cast("Q")
+        self.started_at = self.requested_at = _now()
         self.start_worker(_MODES[0])
 
     # The worker
 
     def start_worker(self, mode: str) -> None:
-        """Fork a worker. ``mode`` is how it begins, one of :data:`_MODES`."""
+        """Fork a worker. ``mode`` is one of :data:`_MODES`."""
         self.control, control = socket.socketpair()
         self.call_socket, call_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.stdout, stdout = os.pipe()
         self.stderr, stderr = os.pipe()
-        self.from_worker = wire.FrameDecoder()
+        self.worker_decoder = wire.FrameDecoder()
         self.to_worker = bytearray()
-        self.answered = self.restarted = False
+        self.answered = False
+        self.restarted = False  # whether the host had it killed
         self.pid = _fork()
         if self.pid == 0:
             ends = (control.fileno(), call_socket.fileno(), stdout, stderr)
@@ -101,21 +103,23 @@ class Supervisor:
         self.control.setblocking(False)
         for descriptor in (self.stdout, self.stderr):
             os.set_blocking(descriptor, False)
-        for descriptor in (self.control.fileno(), self.call_socket.fileno()):
+        for descriptor in self.worker_descriptors():
             self.poll.register(descriptor, select.POLLIN)
-        self.poll.register(self.stdout, select.POLLIN)
-        self.poll.register(self.stderr, select.POLLIN)
 
-    def bury_worker(self, status: int) -> None:
-        """Say how the worker died and fork its successor."""
-        by_kernel = self.memory.look()  # before anything else looks
-        self.read_worker()  # an answer it still gave
-        self.drain()
+    def worker_descriptors(self) -> tuple[int, int, int, int]:
+        """Return this side's descriptors of control, calls, stdout and stderr."""
+        return self.control.fileno(), self.call_socket.fileno(), self.stdout, self.stderr
+
+    def replace_worker(self, status: int) -> None:
+        """Tell the host how the worker died, and fork the next one."""
+        kills = self.memory.new_kills()  # first: read_worker() would read the counter too
+        self.read_worker()  # an answer that it gave before
+        self.drain_streams()
         self.kill_group()
-        self.sweep(self.born, alive=False)
+        self.sweep(self.started_at, alive=False)
         self.relay.drop_all()
-        for item in (self.control.fileno(), self.call_socket.fileno(), self.stdout, self.stderr):
-            self.forget(item)
+        for descriptor in self.worker_descriptors():
+            self.stop_polling(descriptor)
         self.control.close()
         self.call_socket.close()
         os.close(self.stdout)
@@ -125,15 +129,13 @@ class Supervisor:
             if os.WIFSIGNALED(status)
             else '"exit": {}'.format(os.WEXITSTATUS(status))
         )
-        # One that the host had killed did not die of its memory.
+        # A worker that the host had killed did not die of its memory.
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not self.restarted:
-            if by_kernel or self.kernel_killed or by_kernel is None:
+            if kills or self.kernel_killed or kills is None:
                 how += ', "memory": ' + self.memory.report()
-        elif by_kernel:
-            self.tell_of_kill()  # of another process, before this one died
-        how += ', "saved": {}, "begun": {}'.format(
-            int.from_bytes(self.progress[:8], "big"), int.from_bytes(self.progress[8:16], "big")
-        )
+        elif kills:
+            self.report_kill()  # of another process, before the worker died
+        how += ', "saved": {}, "begun": {}'.format(self.progress[SAVED], self.progress[BEGUN])
         self.failures = 0 if self.answered else self.failures + 1
         if self.failures >= len(_MODES):
             self.send(wire.EVENT, b'{"event": "failed", ' + how.encode() + b"}")
@@ -142,48 +144,48 @@ class Supervisor:
         # A worker that dies before its first answer died of what it restored.
         self.start_worker(_MODES[self.failures])
 
-    def tell_of_kill(self) -> None:
-        """Say that the kernel has killed a process for its memory, while the worker lives on."""
+    def report_kill(self) -> None:
+        """Tell the host that the kernel has killed a process for its memory, but not the worker."""
         self.kernel_killed = True
         self.send(
             wire.EVENT, b'{"event": "killed", "memory": ' + self.memory.report().encode() + b"}"
         )
 
-    def forget(self, descriptor: int) -> None:
-        """Poll it no longer: poll() reports a closed end for ever, whatever one asks it for."""
+    def stop_polling(self, descriptor: int) -> None:
+        """Unregister a descriptor. poll() would report its closed end over and over again."""
         try:
             self.poll.unregister(descriptor)
         except KeyError:
             pass
 
     def kill_group(self) -> None:
-        """Kill the worker and what its cells started; the worker leads a session of its own."""
+        """Kill the worker and what its cells started in its session, which it leads."""
         self.signal_group(signal.SIGKILL)
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to the worker and what its cells started."""
+        """Send a signal to the worker and to what its cells started in its session."""
         try:
             os.killpg(self.pid, number)
         except (ProcessLookupError, PermissionError):
             pass
 
     def sweep(self, since: float, alive: bool = True) -> None:
-        """Kill what cells have started since then, in sessions of its own as well."""
+        """Kill what cells have started since then, in sessions of its own too."""
         from .processes import sweep
 
         try:
             sweep(self.pid, alive, since)
         except OSError:
-            pass  # there is no /proc: what is left ends with the container
+            pass  # there is no /proc; what is left ends with the container
 
     def interrupt(self, payload: bytes) -> None:
-        """Send SIGINT to the worker, which finds in the shared memory what it is meant for."""
-        begun = int.from_bytes(self.progress[8:16], "big")
-        step = int.from_bytes(payload, "big") if payload else 2 * begun
-        self.interrupts += 1
-        self.progress[16:32] = step.to_bytes(8, "big") + self.interrupts.to_bytes(8, "big")
-        if step == 2 * begun:
-            self.signal_group(signal.SIGINT)  # as Ctrl-C in a terminal: its children, too
+        """Send SIGINT to the worker. Write the step that it is meant for to the shared memory."""
+        current = 2 * self.progress[BEGUN]
+        step = int.from_bytes(payload, "big") if payload else current
+        self.progress[STEP] = step
+        self.progress[INTERRUPTS] += 1
+        if step == current:
+            self.signal_group(signal.SIGINT)  # to its children too, as Ctrl-C in a terminal does
             return
         try:
             os.kill(self.pid, signal.SIGINT)
@@ -191,7 +193,7 @@ class Supervisor:
             pass
 
     def reap(self) -> None:
-        """Collect ended children: the worker, and orphans where this process is PID 1."""
+        """Collect ended children: the worker, and orphans if this process is PID 1."""
         try:
             while os.read(self.wake, _CHUNK):
                 pass
@@ -205,32 +207,32 @@ class Supervisor:
             if pid == 0:
                 return
             if pid == self.pid:
-                self.bury_worker(status)
+                self.replace_worker(status)
 
     # Frames
 
     def send(self, kind: int, payload: bytes) -> None:
-        """Write one frame to the host, as slowly as it reads."""
+        """Write one frame to the host. Wait until the host has read it."""
         frame = memoryview(wire.encode(kind, payload))
         try:
             while frame:
                 frame = frame[os.write(self.host_out, frame) :]
         except OSError:
-            self.leave()
+            self.end()
 
-    def leave(self) -> None:
-        """The host is gone."""
+    def end(self) -> None:
+        """End the guest: the host is gone."""
         self.await_checkpoint()
         self.kill_group()
         os._exit(0)
 
     def await_checkpoint(self) -> None:
-        """Let the worker save what it has answered for, if that is not to end with this.
+        """Let the worker of a kept session save what it has answered for.
 
-        It does not wait for a cell: that has not been answered.
+        Do not wait for a cell that runs: nobody has got its answer.
         """
-        left = _SAVING
-        while self.progress[32] and left > 0:
+        left = _SAVE_TIMEOUT
+        while self.progress[SAVING] and left > 0:
             try:
                 if os.waitpid(self.pid, os.WNOHANG)[0]:
                     return
@@ -242,11 +244,11 @@ class Supervisor:
     def read_host(self) -> None:
         data = os.read(self.host_in, 1 << 20)
         if not data:
-            self.leave()
-        for kind, payload in self.from_host.feed(data):
+            self.end()
+        for kind, payload in self.host_decoder.feed(data):
             if kind == wire.MESSAGE:
                 self.kernel_killed = False
-                self.requested = _now()
+                self.requested_at = _now()
                 self.to_worker += wire.encode(kind, payload)
                 self.write_worker()
             elif kind == wire.INTERRUPT:
@@ -255,19 +257,19 @@ class Supervisor:
                 self.restarted = True
                 self.kill_group()
             elif kind == wire.SWEEP:
-                self.sweep(self.requested)
+                self.sweep(self.requested_at)
             elif kind == wire.CALL:
                 self.relay.answer(int.from_bytes(payload[:4], "big"), payload[4:])
 
     def write_worker(self) -> None:
-        """Pass on what the worker's socket takes; the rest waits until it reads again."""
+        """Pass on what the worker's socket accepts. Keep the rest until it accepts more."""
         try:
             while self.to_worker:
                 del self.to_worker[: self.control.send(self.to_worker[: 1 << 20])]
         except BlockingIOError:
             pass
         except OSError:
-            self.to_worker.clear()  # it died; waitpid will say so
+            self.to_worker.clear()  # it died; waitpid() will tell
         interest = select.POLLIN | (select.POLLOUT if self.to_worker else 0)
         self.poll.register(self.control.fileno(), interest)
 
@@ -279,24 +281,24 @@ class Supervisor:
         except OSError:
             data = b""
         if not data:
-            # A worker without a control socket is of no use, even if it is still there.
+            # A cell has closed the control socket. The worker cannot answer any more.
             self.kill_group()
-            self.forget(self.control.fileno())
+            self.stop_polling(self.control.fileno())
             return
         try:
-            for kind, payload in self.from_worker.feed(data):
+            for kind, payload in self.worker_decoder.feed(data):
                 self.answered = True
-                self.drain()  # what a cell wrote comes before the news that it ended
-                if self.memory.look():
-                    self.tell_of_kill()
+                self.drain_streams()  # a cell's output comes before its result
+                if self.memory.new_kills():
+                    self.report_kill()
                 self.send(kind, payload)
         except wire.FrameError:
-            self.kill_group()  # something in the worker writes to a descriptor that is not its own
+            self.kill_group()  # a cell has written to the control socket
 
     # Standard streams
 
     def read_stream(self, descriptor: int) -> int:
-        """Pass on one chunk of a stream; the number of bytes, 0 for none there."""
+        """Pass on one chunk of a stream. Return its length, 0 if there is nothing to read."""
         try:
             data = os.read(descriptor, _CHUNK)
         except BlockingIOError:
@@ -304,17 +306,18 @@ class Supervisor:
         if data:
             self.send(wire.STDOUT if descriptor == self.stdout else wire.STDERR, data)
         else:
-            self.forget(descriptor)  # closed by the worker and everyone it started
+            self.stop_polling(descriptor)  # the worker and all its children have closed it
         return len(data)
 
-    def drain(self) -> None:
+    def drain_streams(self) -> None:
+        """Pass on what is in the streams, up to a limit."""
         for descriptor in (self.stdout, self.stderr):
-            taken = 0
-            while taken < _DRAIN:
-                read = self.read_stream(descriptor)
-                if not read:
+            total = 0
+            while total < _DRAIN_LIMIT:
+                length = self.read_stream(descriptor)
+                if not length:
                     break
-                taken += read
+                total += length
 
     # The loop
 
@@ -326,7 +329,7 @@ class Supervisor:
                     self.read_host()
                 elif descriptor == self.wake:
                     self.reap()
-                    break  # the worker's descriptors may be others now
+                    break  # the rest of the list may be of a dead worker
                 elif descriptor == self.control.fileno():
                     if happened & select.POLLOUT:
                         self.write_worker()
@@ -341,7 +344,8 @@ class Supervisor:
 
 
 def _fork() -> int:
-    for _ in range(_FORKS):
+    """Fork, and try again for a while if the container has no room for another process."""
+    for _ in range(_FORK_TRIES):
         try:
             return os.fork()
         except OSError as failure:
@@ -349,18 +353,18 @@ def _fork() -> int:
         select.select((), (), (), 0.05)
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
-                pass  # orphans, where this process is PID 1
+                pass  # orphans, if this process is PID 1
         except ChildProcessError:
             pass
-    # The host passes on what stands here as the container's last words.
+    # The host reports what stands on standard error when the container ends.
     os.write(2, "No new worker can be forked: {}.\n".format(error.strerror).encode())
     os._exit(71)
 
 
-def _become_worker(ends: tuple[int, int, int, int], mode: str, progress: mmap.mmap) -> None:
-    """In the forked child: leave everything of the supervisor's behind and serve cells.
+def _become_worker(ends: tuple[int, int, int, int], mode: str, progress: memoryview) -> None:
+    """In the forked child, drop what is the supervisor's, and serve cells. Does not return.
 
-    ``ends`` are the descriptors of control, calls, stdout and stderr.
+    ``ends`` are the worker's descriptors of control, calls, stdout and stderr.
     """
     status = 70
     try:
@@ -368,14 +372,14 @@ def _become_worker(ends: tuple[int, int, int, int], mode: str, progress: mmap.mm
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
         offer_to_kernel()
-        # First out of the way of the low numbers that they are about to take.
-        kept = [_high(descriptor) for descriptor in ends]
+        # Move them above 64, so that dup2() onto 0 to 4 cannot overwrite them.
+        control, calls, stdout, stderr = moved = [_above_64(descriptor) for descriptor in ends]
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(kept[2], 1)
-        os.dup2(kept[3], 2)
-        os.dup2(kept[0], 3, inheritable=False)
-        os.dup2(kept[1], 4, inheritable=False)
-        os.closerange(5, max(kept) + 1)
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        os.dup2(control, 3, inheritable=False)
+        os.dup2(calls, 4, inheritable=False)
+        os.closerange(5, max(moved) + 1)
         from . import worker
 
         status = worker.main(socket.socket(fileno=3), socket.socket(fileno=4), mode, progress)
@@ -389,11 +393,11 @@ def _become_worker(ends: tuple[int, int, int, int], mode: str, progress: mmap.mm
 
 
 def _now() -> float:
-    """The time by which the kernel says when a process was started."""
+    """Return the time on the clock by which the kernel dates the start of processes."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _high(descriptor: int) -> int:
+def _above_64(descriptor: int) -> int:
     import fcntl
 
     return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 64)

@@ -1,7 +1,9 @@
-"""Functions of the host, as the code in a cell calls them.
+"""Functions of the host, as cells call them.
 
-A call goes over the container's pipe, whatever the network is: arguments and result as JSON, an
-exception as its type's name and its arguments. ``rlm_containers.sandbox.tools`` has the other end.
+A call goes over the container's pipe, even if there is a network. The path is ``/tool``, the
+request ``{"name": str, "args": list, "kwargs": object}``, and the answer ``{"result": any}`` or
+``{"error": {"type": str, "args": list, "text": str}}`` for an exception.
+``rlm_containers.sandbox`` has the other end.
 """
 
 from __future__ import annotations
@@ -11,17 +13,15 @@ import json
 import socket
 from typing import Any
 
-from . import lm
-
-_PATH = "/tool"
+from . import lm, wire
 
 
 class HostTool:
     """A function that runs on the host.
 
     Args:
-        name: its name, here and there.
-        signature: its parameters, as text; empty where they are not known.
+        name: its name.
+        signature: its parameters, as text.
         doc: its documentation.
     """
 
@@ -41,11 +41,9 @@ class HostTool:
         name = self.__name__
         if _known.get(name) is not self:
             raise NameError("there is no host tool {!r} any more".format(name))
-        assert _route is not None  # it was known, so tools were bound
-        answer = json.loads(_route.send(_PATH, _encode(name, args, kwargs)))
+        answer = json.loads(_route.send(wire.TOOL_PATH, _encode(name, args, kwargs)))
         if "result" in answer:
             return answer["result"]
-        # Without the frame above, which shows the reader nothing but this line.
         raise _exception(answer.get("error"))
 
 
@@ -53,7 +51,7 @@ def _encode(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
     try:
         return json.dumps({"name": name, "args": args, "kwargs": kwargs}).encode("ascii")
     except (TypeError, ValueError, RecursionError) as error:
-        # Which of them is it? A model that reads this should be able to correct its call.
+        # Name the argument, so that a model that reads this can correct its call.
         for label, value in (*enumerate(args, 1), *kwargs.items()):
             try:
                 json.dumps(value)
@@ -67,7 +65,7 @@ def _encode(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
 
 
 def _exception(error: Any) -> Exception:
-    """What a function raised on the host: of the same type if every interpreter has it."""
+    """Return what a function raised on the host, of the same type if that is a built-in."""
     error = error if isinstance(error, dict) else {}
     kind, args = str(error.get("type")), error.get("args")
     text = str(error.get("text"))
@@ -79,7 +77,7 @@ def _exception(error: Any) -> Exception:
                 return made
             return found(text)
         except Exception:
-            pass  # it takes other arguments
+            pass  # this type takes other arguments
     return RuntimeError("{}: {}".format(kind, text))
 
 
@@ -88,27 +86,27 @@ _route: Any = None
 
 
 def bind_tools(tools: list[dict[str, str]], calls: socket.socket) -> dict[str, HostTool]:
-    """Make the functions of the host known, in place of those before.
+    """Replace the functions of the host.
 
     Args:
-        tools: of each its ``name``, ``signature`` and ``doc``.
+        tools: ``name``, ``signature`` and ``doc`` of each.
         calls: the socket to the supervisor, see :mod:`rlm_guest.lm`.
 
     Returns:
-        The functions by their names. One that has not changed is the object that it was.
+        The functions by name. One that has not changed is the same object as before.
     """
     global _route
     _route = lm.PipeRoute(calls)
     bound = {}
-    for told in tools:
-        old = _known.get(told["name"])
-        made = HostTool(told["name"], told["signature"], told["doc"])
-        bound[told["name"]] = old if old is not None and old.__doc__ == made.__doc__ else made
+    for tool in tools:
+        old = _known.get(tool["name"])
+        new = HostTool(tool["name"], tool["signature"], tool["doc"])
+        bound[tool["name"]] = old if old is not None and old.__doc__ == new.__doc__ else new
     _known.clear()
     _known.update(bound)
     return bound
 
 
 def _tool_named(name: str) -> HostTool:
-    """What a pickle calls."""
+    """Return a tool; pickles call this."""
     return _known.get(name) or HostTool(name)

@@ -1,11 +1,10 @@
-"""Runs cells, one after the other, in a live interpreter, and saves its variables after each."""
+"""Runs cells in a live interpreter, and saves the variables after each cell."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import linecache
-import mmap
 import os
 import socket
 import sys
@@ -13,33 +12,32 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import lm, wire
-from .interrupts import Interrupts
+from .interrupts import BEGUN, SAVED, SAVING, Interrupts
 from .namespace import Namespace
 from .shortforms import error_text
 from .streams import StandardStreams, print_exception, print_exit_code
 
-#: Where the workspace of the host is mounted.
-WORKSPACE = "/workspace"
+#: The workspace. A name of this module's, so that tests without a container can set it.
+WORKSPACE = wire.WORKSPACE
 
 
 class Worker:
     """The interpreter of a session.
 
-    Every request of the host is answered with exactly one ``result`` (or ``ready``). Then the
-    checkpoint is written; a ``saved`` follows when it turned out otherwise than the last one. The
-    next request is read only after that: no cell can lose what an earlier one was acknowledged
-    for.
+    :mod:`rlm_guest.wire` describes the requests and messages. The next request is read only after
+    the checkpoint of the last one is written, so a cell cannot lose what an earlier one was
+    answered for.
 
     Args:
         control: frames from and to the supervisor.
         calls: for calls to the host over the pipe, see :mod:`rlm_guest.lm`.
-        mode: ``"restore"`` to go on from the checkpoint, ``"previous"`` from the one before it,
-            ``"fresh"`` to begin with nothing.
-        progress: memory that the supervisor sees too, see there.
+        mode: ``"restore"`` to restore the last checkpoint, ``"previous"`` the one before it,
+            ``"fresh"`` to start without variables.
+        progress: the numbers shared with the supervisor, see :mod:`rlm_guest.interrupts`.
     """
 
     def __init__(
-        self, control: socket.socket, calls: socket.socket, mode: str, progress: mmap.mmap
+        self, control: socket.socket, calls: socket.socket, mode: str, progress: memoryview
     ) -> None:
         self.control = control
         self.calls = calls
@@ -49,12 +47,12 @@ class Worker:
         self.interrupts = Interrupts(progress)
         self.started = False
         self.exit_code = 0
-        #: Whether the session outlives the container: then the host is told what is saved.
+        # Whether the session outlives the container. Then tell the host what is saved.
         self.kept = False
         self.checkpoint: Any = None
         self.figures: Any = None
-        # What the host takes for granted; of what another worker has left behind, nothing.
-        is_first = not int.from_bytes(progress[8:16], "big")
+        # The last `saved`. Without one, the host assumes of the first worker that all is saved.
+        is_first = not progress[BEGUN]
         self.reported: dict[str, Any] = {"unsaved": [], "error": None} if is_first else {}
         self.namespace = Namespace()
         self.streams = StandardStreams()
@@ -63,7 +61,7 @@ class Worker:
     # Frames
 
     def serve(self) -> int:
-        """Answer requests until the supervisor closes its end; the exit status."""
+        """Answer requests until the supervisor closes its end. Return the exit status."""
         decoder = wire.FrameDecoder()
         while True:
             data = self.control.recv(1 << 20)
@@ -77,18 +75,18 @@ class Worker:
         self.control.sendall(wire.encode(wire.MESSAGE, json.dumps(message).encode("ascii")))
 
     def handle(self, request: dict[str, Any]) -> None:
-        """Do what a request says. The host is trusted, so a malformed one may end the worker."""
+        """Handle a request. The host is trusted, so a malformed one may end the worker."""
         operation = request["op"]
         if operation == "start":
             self.start(request)
         elif not self.started:
-            pass  # meant for a predecessor that died in the meantime; the host sends it again
+            pass  # meant for a worker that died; the host sends it again
         else:
             number = request["id"]
             self.interrupts.begin(2 * number)
-            self.progress[8:16] = number.to_bytes(8, "big")
+            self.progress[BEGUN] = number
             if self.interrupts.reaches(2 * number):
-                # It came while the checkpoint before this request was written.
+                # The interrupt came while the checkpoint before this request was written.
                 self.send({"op": "result", "id": number, "status": "interrupted", "skipped": True})
                 return
             if request.get("announce"):
@@ -96,7 +94,7 @@ class Worker:
             self.answer(request)
 
     def answer(self, request: dict[str, Any]) -> None:
-        """Do what a request says, which is not the first."""
+        """Handle a request after ``start``."""
         operation = request["op"]
         if operation == "cell":
             display = request.get("display", False)
@@ -104,9 +102,9 @@ class Worker:
         elif operation == "load":
             self.finish(request["id"], self.load(request))
         elif operation == "sync":
-            # Requests are answered in turn, so the checkpoint before this one is written.
+            # Requests are handled in turn, so the checkpoint before this one is written.
             if self.reported.get("error") is None:
-                self.progress[:8] = request["id"].to_bytes(8, "big")
+                self.progress[SAVED] = request["id"]
             self.send({"op": "result", "id": request["id"], "status": "ok"})
         elif operation == "reset_answer":
             self.namespace.reset_answer()
@@ -123,7 +121,7 @@ class Worker:
     # Start
 
     def start(self, request: dict[str, Any]) -> None:
-        """Connect to the host's language model and go on from the checkpoint, if there is one."""
+        """Connect to the language model, restore the checkpoint if there is one, and say so."""
         self.started = True
         self.kept = request.get("kept_session", False)
         route = lm.connect(request["proxy"], self.calls, has_model=request["lm"])
@@ -132,7 +130,7 @@ class Worker:
         if request.get("file_limit"):
             import resource
 
-            # Hard, so that no cell can raise it. Python ignores the signal that comes with it.
+            # The hard limit too, so that no cell can raise it. Python ignores SIGXFSZ.
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
         self.namespace.begin(request.get("scaffold", True))
         if request.get("tools"):
@@ -150,28 +148,28 @@ class Worker:
         forms = self.namespace.short_forms(self.interrupts)
         report["names"] = [name for name, _ in self.namespace.variables()]
         self.send({"op": "ready", "locals": forms, **route, **_bounded(report)})
-        # With nothing to do until the first cell: what the first checkpoint and the first
-        # query need, which takes a while where the image has no compiled byte code.
+        # There is nothing to do until the first cell. So import what the first checkpoint and the
+        # first query need, which takes a while if the image has no compiled byte code.
         self.open_checkpoint()
         self.watch_figures()
         if route["route"] == "http":
             import http.client  # noqa: F401
 
-    def bind_tools(self, told: list[dict[str, str]]) -> None:
+    def bind_tools(self, tools: list[dict[str, str]]) -> None:
         """Let cells call these functions of the host."""
         from .tools import bind_tools
 
-        self.namespace.bind_tools(bind_tools(told, self.calls))
+        self.namespace.bind_tools(bind_tools(tools, self.calls))
 
     def open_checkpoint(self) -> Any:
         if self.checkpoint is None:
-            from .checkpoint import Checkpoint  # imports dill, which remembers __main__
+            from .state.checkpoint import Checkpoint  # late: dill is slow, and remembers __main__
 
             self.checkpoint = Checkpoint(WORKSPACE)
         return self.checkpoint
 
     def watch_figures(self) -> None:
-        """Take note of the figures that matplotlib saves, from before it is imported."""
+        """Watch for figures that matplotlib saves. Call this before matplotlib is imported."""
         if self.figures is None:
             from .figures import Figures
 
@@ -179,35 +177,35 @@ class Worker:
             self.figures.watch()
 
     def restore(self) -> dict[str, Any]:
-        """Load the checkpoint; which variables are lost or older, and why."""
+        """Restore the checkpoint. Return ``lost``, ``damage`` and ``older`` of ``ready``."""
         if self.mode == "fresh":
             lost = [["*", "", "restoring the checkpoint killed the interpreter"]]
             return {"lost": lost, "damage": "", "older": []}
         checkpoint = self.open_checkpoint()
-        self.watch_figures()  # a variable may be matplotlib
+        self.watch_figures()  # restoring a variable may import matplotlib
         with self.streams.silenced(), workspace_modules():
             report: dict[str, Any] = checkpoint.load(
                 self.namespace.values, self.interrupts, last=self.mode == "restore"
             )
-        self.reported = {}  # what the next checkpoint has to say is news in any case
+        self.reported = {}  # the host assumes nothing: report the next checkpoint in any case
         return report
 
     # Cells
 
     def run_cell(self, name: str, code: str, display: bool = False) -> str:
-        """Run a cell; ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``.
+        """Run a cell. Return its status: ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``.
 
-        With ``display`` the value of an expression at its end is printed.
+        With ``display``, print the value of an expression at its end.
         """
         filename = "<{}>".format(name)
-        # Without a modification time linecache takes the entry as it is, and tracebacks as well
-        # as inspect.getsource() find the cell's source lines.
-        if type(linecache.cache) is not dict:  # a cell can reach this module, too
+        # Tracebacks and inspect.getsource() find the cell's source here. An entry without a
+        # modification time is never checked against a file.
+        if type(linecache.cache) is not dict:  # a cell has replaced it
             linecache.cache = {}
         linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
         run = run_code
         if display:
-            from .display import run_displaying as run  # not below: a cell may have an ast.py
+            from .display import run_displaying as run  # not later: a cell may have an ast.py
         try:
             with workspace_modules(), self.interrupts:
                 self.interrupts.check()
@@ -227,7 +225,7 @@ class Worker:
             return "error"
 
     def mend_streams(self) -> None:
-        """Make sure that what is to be said of a cell's end is read, whatever the cell did."""
+        """Restore the standard streams, so that a traceback is seen whatever the cell did."""
         if os.getpid() == self.pid:
             self.streams.restore()
 
@@ -241,7 +239,7 @@ class Worker:
         if request.get("keep"):
             self.namespace.history_is_kept = True
             self.namespace.history = value
-        # Not only what the host takes it to be: a damaged checkpoint may have brought an older one.
+        # After a damaged checkpoint this may be another file than the host knows of.
         before = loaded.file_of(self.namespace.values.get(name))
         self.namespace.values[name] = value
         for superseded in {before, request["superseded"]} - {None, request["file"]}:
@@ -252,7 +250,7 @@ class Worker:
     def finish(self, number: int, status: str) -> None:
         """Answer, then save."""
         if os.getpid() != self.pid:
-            # A child that the cell forked has come back from it. There is one worker only.
+            # This is a child that the cell forked, and that returned from the cell.
             self.streams.restore()
             os._exit(0)
         self.interrupts.install()
@@ -267,42 +265,43 @@ class Worker:
         }
         if status == "exit":
             result["exit_code"] = self.exit_code
-        artifacts = self.figures.take()
+        artifacts = self.figures.saved_files()
         if artifacts:
             result["artifacts"] = artifacts
-        self.streams.restore()  # a repr may have printed
+        self.streams.restore()  # a __repr__ may have printed
         self.interrupts.begin(2 * number + 1)
-        self.progress[32] = self.kept
+        self.progress[SAVING] = self.kept
         self.send(result)
         self.save(number)
 
     def save(self, number: int) -> None:
-        """Write the checkpoint; tell the host only what it does not know already."""
+        """Write the checkpoint. Tell the host only if that ended otherwise than the last time."""
         with self.streams.silenced():
             try:
                 checkpoint = self.open_checkpoint()
                 report = checkpoint.save(self.namespace.variables(), self.interrupts)
             except Exception as error:
-                # A cell can break any module that saving needs. Its session goes on without.
+                # A cell can break any module that saving needs. Go on without a checkpoint.
                 report = {"unsaved": [], "error": error_text(error)}
         if report["error"] is None:
-            self.progress[:8] = number.to_bytes(8, "big")
+            self.progress[SAVED] = number
             if self.kept:
                 report["variables"] = checkpoint.saved
                 report["state"] = state_stamp()
-        self.progress[32] = 0
+        self.progress[SAVING] = 0
         if report != self.reported:
             self.reported = report
             self.send({"op": "saved", **_bounded(report)})
 
 
-#: Variables that a report names, and characters of a name. The host refuses to read much more.
+#: The most variables that a message names, and the most characters of a name. The host reads
+#: little more.
 _REPORTED = 10_000
 _NAME = 200
 
 
 def _bounded(report: dict[str, Any]) -> dict[str, Any]:
-    """What is said of variables, whatever names a cell has given to how many of them."""
+    """Bound a message about variables. Cells may make any number of them, with any names."""
     bounded = dict(report)
     for key in ("unsaved", "lost", "variables"):
         if key in report:
@@ -320,9 +319,9 @@ def run_code(code: str, filename: str, namespace: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def workspace_modules() -> Iterator[None]:
-    """Let modules be imported that cells have written next to their data.
+    """Let imports find the modules that cells have written to the workspace.
 
-    At no other time: a cell's json.py must not be what dill or this package imports.
+    At no other time: dill and this package must not import a cell's ``json.py``.
     """
     sys.path.insert(0, "")
     try:
@@ -333,20 +332,20 @@ def workspace_modules() -> Iterator[None]:
 
 
 def has_state() -> bool:
-    """Whether an earlier sandbox has left anything to go on from."""
-    names = ("state.dill", "state.dill.previous")
+    """Return whether an earlier sandbox has left a state file."""
+    names = (wire.STATE, wire.PREVIOUS_STATE)
     return any(os.path.lexists(os.path.join(WORKSPACE, name)) for name in names)
 
 
 def state_stamp() -> list[int]:
-    """The length of the state file and its time, by which the host knows what a report is about."""
+    """Return size and ``mtime_ns`` of the state file, by which the host recognizes it."""
     try:
-        found = os.stat(os.path.join(WORKSPACE, "state.dill"))
+        found = os.stat(os.path.join(WORKSPACE, wire.STATE))
     except OSError:
         return [0, 0]  # a cell has removed it
     return [found.st_size, found.st_mtime_ns]
 
 
-def main(control: socket.socket, calls: socket.socket, mode: str, progress: mmap.mmap) -> int:
-    """Serve until the supervisor hangs up; the process's exit status."""
+def main(control: socket.socket, calls: socket.socket, mode: str, progress: memoryview) -> int:
+    """Serve until the supervisor closes its end. Return the process's exit status."""
     return Worker(control, calls, mode, progress).serve()

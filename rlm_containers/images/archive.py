@@ -1,10 +1,11 @@
-"""An image as one file that every engine reads: an OCI layout, with what older dockers look for.
+"""Image archives: an image as one file that every engine and every OCI tool can read.
 
-``docker save`` before 25 and ``podman save`` write Docker's own form, which no OCI tool reads; an
-OCI archive of podman's is unknown to ``docker load`` before 25. What is written here is both, as
-Docker has it from 25 on: the blobs of an OCI layout, found by ``index.json`` or by
-``manifest.json``. The same image gives the same bytes, and every blob is named by its digest, so
-that a damaged file is found before an engine takes it.
+``docker save`` before version 25 and ``podman save`` write Docker's own format, which OCI tools do
+not read. ``docker load`` before 25 does not read OCI archives. The archives here are both, like
+those of Docker 25 and later: the blobs of an OCI image layout
+(https://github.com/opencontainers/image-spec) with an ``index.json``, and a ``manifest.json`` for
+older Dockers. The same image gives the same bytes. Every blob is named by its digest, so damage is
+found before an engine loads the file.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import secrets
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from rlm_containers.errors import ImageArchiveError
+from rlm_containers.state import replace_file
 
-#: What a JSON document in an archive may measure: they are a few kilobytes.
+#: The largest JSON document in an archive, in bytes. They usually have a few kilobytes.
 _LARGEST_DOCUMENT = 8 * 1024**2
 
 _CHUNK = 1024**2
@@ -39,10 +39,10 @@ class ImageArchive:
 
     Attributes:
         path: the file.
-        names: the image's names; an engine that loads it takes them over.
+        names: the image's names, which an engine that loads the file gives to it.
         labels: the image's labels.
-        architecture: for instance ``"amd64"``.
-        size: the file's bytes.
+        architecture: the processor it is for, such as ``"amd64"``.
+        size: the file's size in bytes.
     """
 
     path: Path
@@ -53,40 +53,33 @@ class ImageArchive:
 
 
 def pack_archive(saved: Path, target: Path) -> None:
-    """Make an archive of what an engine has saved.
+    """Make an archive from a file that an engine saved.
 
     Args:
-        saved: what ``docker save`` or ``podman save --format=docker-archive`` wrote, of one image.
-        target: the file to make or replace, at once and as a whole.
+        saved: a file of ``docker save`` or ``podman save --format=docker-archive``, of one image.
+        target: the archive to make or to replace as a whole.
 
     Raises:
-        ImageArchiveError: ``saved`` is not what it should be.
+        ImageArchiveError: ``saved`` is no such file.
         OSError: ``target`` cannot be written.
     """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    try:
-        with (
-            _opened(saved) as source,
-            tarfile.open(temporary, "x", format=tarfile.GNU_FORMAT) as new,
-        ):
-            entry = _entry(source, saved)
-            _pack(source, entry, new)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.rename(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        _opened(saved) as source,
+        replace_file(target, durable=True) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as new,
+    ):
+        _pack(source, _entry(source, saved), new)
 
 
 def read_archive(path: Path, *, verify: bool = False) -> ImageArchive:
-    """What is in an archive: one of ours, or what ``docker save`` or ``podman save`` wrote.
+    """Read an archive, or another file of ``docker save`` or ``podman save``.
 
     Args:
         path: the file.
-        verify: read all of it, and compare the blobs that are named by their digest.
+        verify: whether to read all of it and compare blobs with the digests in their names.
 
     Raises:
-        ImageArchiveError: it is not an archive, or damaged.
+        ImageArchiveError: the file is not an archive, or is damaged.
     """
     with _opened(path) as source:
         entry = _entry(source, path)
@@ -115,7 +108,7 @@ def _opened(path: Path) -> tarfile.TarFile:
 
 
 def _entry(source: tarfile.TarFile, path: Path) -> dict[str, Any]:
-    """What ``manifest.json`` says of the one image."""
+    """Read what ``manifest.json`` says about the only image."""
     images = _document(source, "manifest.json", path)
     if not isinstance(images, list) or len(images) != 1 or not isinstance(images[0], dict):
         _damaged(path, "it does not hold exactly one image")
@@ -141,7 +134,7 @@ def _document(source: tarfile.TarFile, name: str, path: Path) -> Any:
 
 def _member(source: tarfile.TarFile, name: str, path: Path) -> IO[bytes]:
     try:
-        # Follows a link to another member: docker saves a layer that it has already that way.
+        # Follows links to other members: docker saves a repeated layer as a link.
         file = source.extractfile(name)
     except (KeyError, tarfile.TarError, OSError, EOFError, RecursionError) as error:
         _damaged(path, f"{name} is missing ({error})")
@@ -155,7 +148,7 @@ def _pack(source: tarfile.TarFile, entry: dict[str, Any], new: tarfile.TarFile) 
     written: set[str] = set()
 
     def blob(stream: IO[bytes], media_type: str) -> dict[str, Any]:
-        """Write a blob, and describe it. It is read twice: its name is its digest."""
+        """Write a blob and describe it. The stream is read twice, as the name is the digest."""
         digest, size = hashlib.sha256(), 0
         compressed = b""
         for chunk in _chunks(stream, saved):
@@ -183,7 +176,7 @@ def _pack(source: tarfile.TarFile, entry: dict[str, Any], new: tarfile.TarFile) 
     manifest = {"schemaVersion": 2, "mediaType": _MANIFEST, "config": config, "layers": layers}
     described = document(manifest, _MANIFEST)
     names = sorted(str(name) for name in entry.get("RepoTags") or ())
-    # containerd and Docker read the first annotation, podman the second.
+    # containerd and Docker read the first annotation; podman reads the second.
     named = [
         {
             **described,
@@ -244,5 +237,5 @@ def _chunks(stream: IO[bytes], path: Path) -> Iterator[bytes]:
 def _damaged(path: Path, why: str) -> NoReturn:
     raise ImageArchiveError(
         f"{path} is not an image archive, or damaged: {why}.",
-        remedy="Export the image again. What `docker save` and `podman save` write will do, too.",
+        remedy="Export the image again. Files of `docker save` and `podman save` work too.",
     )

@@ -1,4 +1,4 @@
-"""The images of this user's sandboxes: where they come from, and the files that they travel in."""
+"""The image cache: how images get into an engine's store, and into files and out of them."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from pathlib import Path
 
 from rlm_containers.errors import ContainersError, ImageArchiveError, ImageNotFoundError
 from rlm_containers.images.archive import ImageArchive, pack_archive, read_archive
-from rlm_containers.images.index import ImageEntry, Index, images_directory, locked, store_of
+from rlm_containers.images.index import ImageEntry, Index, images_directory, store_of
+from rlm_containers.state import locked
 from runtimes import ImageRecord, Runtime
 
 logger = logging.getLogger("rlm_containers")
 
-#: The label of every image that was built here. Its value is the hash of what went in.
+#: The label of every derived image. Its value is the hash of what went into the image.
 LABEL = "io.github.rlm-containers.image"
 
-#: The label that says, for people, what an image was made from.
+#: The label that tells people what an image was made from.
 ORIGIN_LABEL = "io.github.rlm-containers.origin"
 
-#: The name of every image that was built here, up to its tag, which is the hash.
+#: The name of every derived image without its tag, which is the hash.
 DERIVED = "localhost/rlm-containers/derived"
 
-#: The store of exported files, in the index.
+#: The index's name for the store of exported files.
 ARCHIVES = "archive"
 
 
 class ImageCache:
-    """The image cache below a directory.
+    """The image cache in a directory.
 
     Args:
-        directory: where it is; by default below the user's cache directory.
+        directory: the directory; by default it is in the user's cache directory.
 
     Attributes:
-        index: what is known of the images.
-        archives: the directory of exported images, which every engine takes images from.
+        index: the list of known images.
+        archives: the directory of exported images, which all engines load images from.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -53,15 +54,15 @@ class ImageCache:
     def require(
         self, runtime: Runtime, image: str, on_line: Callable[[str], None] | None = None
     ) -> ImageRecord:
-        """An image that is in the engine's store afterwards, wherever it has to come from.
+        """Find an image in the engine's store, and fetch it if it is not there.
 
         Args:
             runtime: the engine.
             image: the image's name.
-            on_line: called with each line that the engine says if it pulls the image.
+            on_line: called with each line of the log of a pull.
 
         Raises:
-            ImageNotFoundError: it is nowhere to be had.
+            ImageNotFoundError: the image is nowhere to be had.
         """
         try:
             return runtime.inspect_image(image)
@@ -72,10 +73,10 @@ class ImageCache:
     def fetch(
         self, runtime: Runtime, image: str, on_line: Callable[[str], None] | None = None
     ) -> None:
-        """Get an image into the engine's store: from an archive here, else from its registry.
+        """Load an image into the engine's store from an archive, or else pull it.
 
         Raises:
-            ImageNotFoundError: neither has it.
+            ImageNotFoundError: there is neither an archive nor an image in the registry.
         """
         if self.load(runtime, image):
             return
@@ -90,7 +91,7 @@ class ImageCache:
             logger.warning("%s is not in the index of images: %s", image, error)
 
     def load(self, runtime: Runtime, image: str) -> bool:
-        """Take an image from the archive that was exported under its name, if there is one."""
+        """Load an image from the archive in the cache, and tell whether there is one."""
         path = self.archive_of(image)
         if not path.exists():
             return False
@@ -110,9 +111,9 @@ class ImageCache:
         Args:
             runtime: the engine.
             image: the image's name.
-            kind: see :class:`ImageEntry`.
-            origin: see :class:`ImageEntry`.
-            below: bytes of it that belong to the image that it stands on.
+            kind: see :class:`~rlm_containers.images.index.ImageEntry`.
+            origin: likewise.
+            below: the size in bytes of the image below, which is not counted.
         """
         record = runtime.inspect_image(image)
         now = time.time()
@@ -121,7 +122,7 @@ class ImageCache:
             name=image,
             kind=kind,
             origin=origin,
-            # podman with the storage driver vfs counts some layers of what is below twice.
+            # podman with the storage driver vfs counts some layers of the image below twice.
             size=record.size - below if record.size >= below else record.size,
             made=now,
             used=now,
@@ -135,7 +136,7 @@ class ImageCache:
     # Archives
 
     def archive_of(self, image: str) -> Path:
-        """The file in the cache that an image is exported to."""
+        """Return the file in the cache for an exported image."""
         readable = re.sub(r"[^A-Za-z0-9.-]+", "_", image)[-80:]
         digest = hashlib.sha256(image.encode()).hexdigest()[:8]
         return self.archives / f"{readable}-{digest}.tar"
@@ -144,10 +145,10 @@ class ImageCache:
         """Write an image to a file that docker, podman and every OCI tool can read.
 
         Args:
-            runtime: the engine that has it; what it has not is fetched.
+            runtime: the engine to export from. An image that it lacks is fetched.
             image: the image's name.
             path: the file to make or replace. By default it is in the cache, where the sandboxes
-                of all engines look for images before they ask a registry or build.
+                of all engines look for images before they pull or build.
 
         Returns:
             The file.
@@ -188,10 +189,10 @@ class ImageCache:
         return target
 
     def import_archive(self, runtime: Runtime, path: Path) -> list[ImageRecord]:
-        """Read an image from a file into the engine's store.
+        """Load an image from a file into the engine's store.
 
-        Every blob is compared with its digest first. Its names, and what is in it, are the
-        exporter's: import what you would run.
+        Every blob is compared with its digest first. The image's names and content are up to
+        whoever made the file: import only what you would run.
 
         Args:
             runtime: the engine.
@@ -201,8 +202,8 @@ class ImageCache:
             The image, once for each of its names.
 
         Raises:
-            ImageArchiveError: the file is not an image archive, or damaged.
-            EngineCommandError: the engine does not take it.
+            ImageArchiveError: the file is not an image archive, or is damaged.
+            EngineCommandError: the engine refuses it.
         """
         archive = read_archive(path, verify=True)
         _check_name(archive)
@@ -213,12 +214,12 @@ class ImageCache:
     # Building
 
     def building(self, digest: str, note: str) -> contextlib.AbstractContextManager[None]:
-        """The lock of one build: the second process waits, and finds what the first has built."""
+        """Lock one build: a second process waits, and then finds what the first one built."""
         return locked(self.directory / "locks" / f"{digest}.lock", note)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A private directory for a build."""
+        """Make a private directory for a build, and remove it afterwards."""
         path = self.directory / "builds" / secrets.token_hex(6)
         path.mkdir(parents=True, mode=0o700)
         try:
@@ -228,7 +229,7 @@ class ImageCache:
 
 
 def _check_name(archive: ImageArchive) -> None:
-    """Refuse what would be taken for an image that was built here, and is another."""
+    """Refuse an archive that has the name of a derived image and is another image."""
     for name in archive.names:
         repository, _, tag = name.rpartition(":")
         if repository == DERIVED and archive.labels.get(LABEL) != tag:

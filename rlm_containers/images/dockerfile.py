@@ -1,4 +1,4 @@
-"""A Dockerfile of the user's: what it stands on, and which files go into it."""
+"""Reads a user's Dockerfile: the images below it, and the files that it copies."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Dockerfile:
     """A Dockerfile.
 
     Attributes:
-        text: what to build; it begins with the image, if the user's has no ``FROM``.
-        context: the directory whose files it sees; ``None`` for none.
-        bases: the images that it names in ``FROM``, besides its own stages and ``BASE_IMAGE``.
-        on_image: whether it stands on the sandbox's image, ``BASE_IMAGE``.
-        sources: what it copies from the context, as it names it; ``None`` if that cannot be told.
+        text: the text to build, which declares ``BASE_IMAGE`` and has a ``FROM``.
+        context: the directory whose files the build sees; ``None`` for none.
+        bases: the images named in ``FROM``, except for its own stages and ``BASE_IMAGE``.
+        on_image: whether it builds on the sandbox's image, ``BASE_IMAGE``.
+        sources: what it copies from the context, as written; ``None`` if that is unknown.
     """
 
     text: str
@@ -38,7 +38,7 @@ class Dockerfile:
     sources: tuple[str, ...] | None
 
     def parts(self) -> list[str]:
-        """What a hash must cover: the text, and the files that go into the image."""
+        """List what a hash must cover: the text, and the files that go into the image."""
         parts = [self.text]
         if self.context is None:
             return parts
@@ -46,7 +46,7 @@ class Dockerfile:
         found: set[Path] = set()
         for pattern in patterns:
             relative = pattern.strip("/").removeprefix("./")
-            # What is not there, or outside, is for the builder to complain of.
+            # The builder complains about files that are missing or outside the context.
             if relative in ("", "."):
                 found.add(self.context)
             elif ".." not in Path(relative).parts:
@@ -60,11 +60,11 @@ def read_dockerfile(given: str) -> Dockerfile:
     """Read a Dockerfile.
 
     Args:
-        given: its path, or its text if it has more than one line. Without a ``FROM`` it stands on
-            the sandbox's image, as it does with ``FROM ${BASE_IMAGE}``.
+        given: its path, or its text if it has several lines. Without a ``FROM`` it builds on the
+            sandbox's image, as with ``FROM ${BASE_IMAGE}``.
 
     Raises:
-        OptionError: there is no such file, or it is not text.
+        OptionError: the file cannot be read, or is not UTF-8.
     """
     if "\n" in given:
         text, context = given, None
@@ -76,7 +76,7 @@ def read_dockerfile(given: str) -> Dockerfile:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise OptionError(
                 f"dockerfile: {path} cannot be read: {why}.",
-                remedy="Name a file, or give the text itself, in more than one line.",
+                remedy="Name a file, or give the text itself, with more than one line.",
             ) from error
     instructions = list(_instructions(text))
     bases, sources = _read(instructions)
@@ -85,7 +85,7 @@ def read_dockerfile(given: str) -> Dockerfile:
     if not stands_on:
         text = "ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\n" + text
     elif not re.search(r"^\s*ARG\s+BASE_IMAGE\b", text, re.MULTILINE | re.IGNORECASE):
-        # After directives such as `# syntax=`, which must come first.
+        # Directives such as `# syntax=` must stay first.
         head = re.match(r"(?:#[^\n]*\n)*", text)
         end = head.end() if head else 0
         text = f"{text[:end]}ARG BASE_IMAGE\n{text[end:]}"
@@ -93,7 +93,7 @@ def read_dockerfile(given: str) -> Dockerfile:
 
 
 def _instructions(text: str) -> Iterator[tuple[str, str]]:
-    """The names of the instructions, in capitals, and what follows them."""
+    """Yield each instruction's name, in capitals, and its arguments."""
     directive = re.match(r"\s*#\s*escape\s*=\s*`", text, re.IGNORECASE)
     escape = "`" if directive else "\\"
     begun, ends = "", list[str]()
@@ -117,7 +117,7 @@ def _instructions(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _read(instructions: list[tuple[str, str]]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """The images that are named, and the files of the context."""
+    """Find the images that are named, and the files of the context, if all are known."""
     stages: set[str] = set()
     bases: dict[str, None] = {}
     sources: dict[str, None] = {}
@@ -163,7 +163,7 @@ def _words(rest: str) -> list[str]:
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """A file, or everything below a directory; no symlink is followed."""
+    """Yield a file, or all files below a directory. No symlink is followed."""
     if path.is_symlink() or not path.is_dir():
         yield path
         return
@@ -175,7 +175,7 @@ def _below(path: Path) -> Iterator[Path]:
 
 
 def _state(path: Path) -> str:
-    """What a builder takes over of a file: its mode, and what is in it."""
+    """Describe what a builder copies of a file: its mode and its content."""
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         return f"link {os.readlink(path)}"

@@ -1,36 +1,34 @@
-"""What this user's sandboxes have built, pulled, imported or exported, in one file.
+"""The index: one file that lists what this user's sandboxes built, pulled, imported or exported.
 
-The engines know which images there are; the index knows what for and since when they have not been
-used. So it may be lost: what it lacks is taken from the engines' labels and from the archives.
+The engines know which images there are. The index adds where they came from and when they were last
+used. Losing it does little harm: the entries are made again from the images' labels and the
+archives.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
-import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from rlm_containers.errors import ContainersError
+from rlm_containers.state import cache_directory, locked, replace_file
 from runtimes import Runtime
 
 logger = logging.getLogger("rlm_containers")
 
 _VERSION = 1
 
-#: Seconds between two notes that something was used: not every start must write a file.
-_TOUCH = 3600.0
+#: Seconds during which a use is noted only once, so that not every start writes the file.
+_TOUCH_INTERVAL = 3600.0
 
-#: What the file may measure; more is not an index.
+#: The index's largest size in bytes; a larger file is no index.
 _LARGEST = 64 * 1024**2
 
 _Entries = dict[tuple[str, str], "ImageEntry"]
@@ -41,14 +39,14 @@ class ImageEntry:
     """One image in one store, or one archive.
 
     Attributes:
-        store: the engine and its store, for instance ``"podman /var/lib/containers/storage"``;
+        store: the engine and its store, such as ``"podman /var/lib/containers/storage"``;
             ``"archive"`` for an exported file.
         name: the image's name, or the file's.
         kind: ``"built"``, ``"pulled"``, ``"imported"`` or ``"exported"``.
         origin: what it was made from, for people to read.
-        size: bytes that its removal may free: without the image that it stands on.
-        made: when, in seconds since 1970.
-        used: when it was used last, to within an hour.
+        size: bytes that its removal may free, those of the image below it not counted.
+        made: when it was made, in seconds since 1970.
+        used: when it was last used, in seconds since 1970, to within an hour.
     """
 
     store: str
@@ -61,25 +59,25 @@ class ImageEntry:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it from every other entry."""
+        """The store and the name, which no two entries share."""
         return self.store, self.name
 
 
 class Index:
     """The index in a directory.
 
-    Any number of processes may use it at once: a change is made under a lock, and replaces the file
-    as a whole. One that cannot be read counts as empty, and is kept beside the next.
+    Any number of processes may use it at once: a change is made under a lock and replaces the whole
+    file. A damaged index counts as empty; the next change keeps it under another name.
 
     Args:
-        directory: where it is; made with the first entry.
+        directory: the directory, which is made with the first entry.
     """
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "index.json"
 
     def entries(self) -> list[ImageEntry]:
-        """All entries, as they are at this moment."""
+        """Read all entries."""
         return list(self._read()[0].values())
 
     def put(self, *entries: ImageEntry) -> None:
@@ -92,7 +90,7 @@ class Index:
             self._change(lambda known: known.update((entry.key, entry) for entry in entries))
 
     def remove(self, *keys: tuple[str, str]) -> None:
-        """Remove entries; those that are not there are gone already."""
+        """Remove entries. One that is not there is no error."""
 
         def change(known: _Entries) -> None:
             for key in keys:
@@ -102,10 +100,10 @@ class Index:
             self._change(change)
 
     def touch(self, store: str, name: str) -> None:
-        """Note that something is used now. Does nothing if the index does not have it."""
+        """Note that something is used now. Does nothing if there is no entry for it."""
         now = time.time()
         entry = self._read()[0].get((store, name))
-        if entry is None or abs(now - entry.used) < _TOUCH:
+        if entry is None or abs(now - entry.used) < _TOUCH_INTERVAL:
             return
 
         def change(known: _Entries) -> None:
@@ -122,18 +120,12 @@ class Index:
             if damaged:
                 os.replace(self.path, self.path.with_suffix(".damaged"))
             rows = [dataclasses.asdict(entry) for entry in known.values()]
-            temporary = self.path.with_suffix(f".{secrets.token_hex(4)}.new")
-            try:
-                with open(temporary, "x", encoding="utf-8") as file:
-                    json.dump({"version": _VERSION, "entries": rows}, file, indent=1)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            text = json.dumps({"version": _VERSION, "entries": rows}, indent=1)
+            with replace_file(self.path, durable=True) as file:
+                file.write(text.encode())
 
     def _read(self) -> tuple[_Entries, bool]:
-        """The entries, and whether the file is not what it should be."""
+        """Read the entries, and tell whether the file is damaged."""
         try:
             with open(self.path, "rb") as file:
                 content = file.read(_LARGEST + 1)
@@ -148,28 +140,28 @@ class Index:
                 raise ValueError(f"version {raw['version']}")
             entries = [_entry(row) for row in raw["entries"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            logger.warning("the index %s is damaged (%r) and is made anew", self.path, error)
+            logger.warning("the index %s is damaged (%r) and will be made again", self.path, error)
             return {}, True
         return {entry.key: entry for entry in entries}, False
 
 
 def images_directory() -> Path:
-    """Where the user's index, archives and builds are."""
-    return platformdirs.user_cache_path("rlm-containers") / "images"
+    """Return the directory of the user's index, archives and builds."""
+    return cache_directory() / "images"
 
 
 def store_of(runtime: Runtime) -> str:
-    """An engine's store of images, as the index calls it."""
+    """Name an engine's store of images, as the index does."""
     info = runtime.info()
     return f"{info.engine} {info.store}".rstrip()
 
 
 def note_use(runtime: Runtime, image: str, index: Index | None = None) -> None:
-    """Note that an image is used. Never an error: nothing depends on it."""
+    """Note that an image is used. Never raises an error: nothing depends on the note."""
     try:
         (index or Index(images_directory())).touch(store_of(runtime), image)
     except (ContainersError, OSError) as error:
-        logger.debug("the use of %s could not be noted: %s", image, error)
+        logger.debug("%s could not be marked as used: %s", image, error)
 
 
 def _entry(row: dict[str, Any]) -> ImageEntry:
@@ -179,27 +171,3 @@ def _entry(row: dict[str, Any]) -> ImageEntry:
         if not isinstance(getattr(entry, field.name), kind):
             raise TypeError(field.name)
     return entry
-
-
-@contextlib.contextmanager
-def locked(path: Path, note: str = "") -> Iterator[None]:
-    """Hold a lock that other processes, and other threads, wait for.
-
-    Args:
-        path: the lock's file, which stays.
-        note: logged if there is a wait.
-    """
-    import filelock  # noqa: PLC0415  # not on the way of a start that needs no lock
-
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        if note:
-            logger.info("%s", note)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

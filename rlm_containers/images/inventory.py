@@ -1,4 +1,4 @@
-"""What images and archives there are, what they cost, and which of them go when it is too much."""
+"""Lists images and archives with their sizes, and removes old ones or too many."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlm_containers.images.cache import ARCHIVES, DERIVED, LABEL, ORIGIN_LABEL, 
 from rlm_containers.images.index import ImageEntry, store_of
 from runtimes import Runtime
 
-# What a crash has left of a build or an export is nobody's any more after this many seconds.
+#: Seconds until leftovers of a crashed build or export may be deleted.
 _ABANDONED = 86_400.0
 
 _Entries = dict[tuple[str, str], ImageEntry]
@@ -21,11 +21,11 @@ _Entries = dict[tuple[str, str], ImageEntry]
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedImage:
-    """What became of an entry that was to be removed.
+    """An entry that was to be removed.
 
     Attributes:
         entry: the entry.
-        reason: why it is still there; empty if it is gone.
+        reason: why it is still there; empty if it was removed.
     """
 
     entry: ImageEntry
@@ -33,10 +33,10 @@ class PrunedImage:
 
 
 def list_images(runtimes: Iterable[Runtime], cache: ImageCache | None = None) -> list[ImageEntry]:
-    """The images of these engines, and the archives; what was used last is the last.
+    """List the images of these engines and the archives, the most recently used last.
 
-    The index is put right on the way: what is gone goes, and what it has lost is taken from the
-    engines' labels and from the archives.
+    This also corrects the index: entries for what is gone are removed, and missing ones are made
+    again from the images' labels and the archives.
 
     Args:
         runtimes: the engines.
@@ -65,21 +65,21 @@ def prune_images(
     dry_run: bool = False,
     cache: ImageCache | None = None,
 ) -> list[PrunedImage]:
-    """Remove images and archives, those first that were not used for longest.
+    """Remove images and archives, the least recently used first.
 
-    Only what was built, pulled, imported or exported by this project goes, and nothing that a
+    Only what this project built, pulled, imported or exported is removed, and nothing that a
     container or another image needs.
 
     Args:
         runtimes: the engines to remove images from.
-        keep: bytes that may stay in all; ``None`` for any number.
-        unused: seconds; what was used since then stays, unless ``keep`` is exceeded. ``None``:
-            nothing goes for its age.
-        dry_run: only say what would go.
+        keep: the bytes that may stay in all; ``None`` for no limit.
+        unused: seconds. What was not used for longer than this is removed, whatever ``keep`` is.
+            ``None``: nothing is removed for its age.
+        dry_run: only say what would be removed.
         cache: the image cache; by default the user's.
 
     Returns:
-        What went, and what should have gone, in the order in which it was tried.
+        What was removed and what could not be, in the order of the attempts.
 
     Raises:
         EngineCommandError: an engine does not answer.
@@ -127,7 +127,7 @@ def _images(runtime: Runtime, known: _Entries) -> _Entries:
     found: _Entries = {}
     for record in runtime.find_images({LABEL: ""}):
         for name in record.tags:
-            # Not what somebody has built on top of ours: it has the labels, too.
+            # An image that somebody built on top of one of these has the same labels.
             if _is_derived(name):
                 entry = ImageEntry(
                     store=store,
@@ -150,10 +150,10 @@ def _is_derived(name: str) -> bool:
 
 
 def _remove(cache: ImageCache, runtime: Runtime | None, entry: ImageEntry) -> str:
-    """Remove what an entry stands for; why not, if it cannot be."""
+    """Remove an image or archive. Return why it could not be removed, or an empty string."""
     try:
         if runtime is None:
-            # No more than a name: the index is a file that anybody may have written to.
+            # Only the last part of the name counts: the index is a file and may be tampered with.
             (cache.archives / Path(entry.name).name).unlink(missing_ok=True)
         else:
             runtime.remove_image(entry.name)

@@ -1,8 +1,9 @@
-"""The host's settings for pip, as the files that a build may read and an image must not hold.
+"""The host's settings for pip, as secrets: files that a build can read and an image does not keep.
 
-Read as pip reads them: the files of the system, of the user and of the environment, then
-``PIP_CONFIG_FILE``, then ``PIP_…`` variables. Only what says where packages come from goes on: a
-user's ``target`` or ``require-virtualenv`` is none of an image's business.
+They are read in pip's order (https://pip.pypa.io/en/stable/topics/configuration/): the files of the
+system, of the user and of the environment, then ``PIP_CONFIG_FILE``, then ``PIP_…`` variables. Only
+settings that say where packages come from are passed on. An image has no use for a user's
+``target`` or ``require-virtualenv``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from rlm_containers.errors import OptionError
-from runtimes.builder import PROXIES
+from runtimes import PROXY_VARIABLES
 
 logger = logging.getLogger("rlm_containers")
 
@@ -29,7 +30,7 @@ CLIENT_CERTIFICATE = "client.pem"
 
 _SYSTEM_FILE = Path("/etc/pip.conf")
 
-#: Where builders put secrets unless told otherwise.
+#: The directory in which builders mount secrets by default.
 _TARGET = "/run/secrets"
 
 _PASSED = (
@@ -43,15 +44,15 @@ _PASSED = (
 )
 _URLS = ("index-url", "extra-index-url", "find-links")
 
-# Other programs' variables for the same file, in the order in which pip's HTTP library has them.
+# Variables for the same file that pip's HTTP library reads, in its order.
 _CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def pip_secrets() -> dict[str, bytes]:
-    """The secrets for a build: ``pip.conf``, and the certificates that it names, where there are.
+    """Make a build's secrets: ``pip.conf`` and the certificates that it names, by their names.
 
     Raises:
-        OptionError: pip's index is a directory of this host, which no build can see.
+        OptionError: pip's index is a directory of this host, which a build cannot see.
     """
     settings = _settings()
     found: dict[str, bytes] = {}
@@ -74,22 +75,22 @@ def pip_secrets() -> dict[str, bytes]:
 
 
 def warn_of_proxies() -> None:
-    """Say which of the host's proxies no build can reach."""
-    for name in PROXIES:
+    """Warn of proxies in the environment that no build can reach."""
+    for name in PROXY_VARIABLES:
         host = urlsplit(os.environ.get(name, "")).hostname or ""
         if host == "localhost" or host.startswith("127.") or host == "::1":
             logger.warning(
-                "%s leads to this host's own loopback, where a build finds nothing: name an "
-                "address of this host that containers reach",
+                "%s names this host's loopback address, which a build cannot reach: use an "
+                "address of this host that containers can reach",
                 name,
             )
 
 
 def _settings() -> dict[str, str]:
-    """What pip would find, by the long names of its options."""
+    """Read the settings that pip would use, by the long names of its options."""
     named = os.environ.get("PIP_CONFIG_FILE")
     sections: dict[str, dict[str, str]] = {"global": {}, "install": {}}
-    # pip, too, reads no file at all when it is told to read that one.
+    # With /dev/null pip reads no file at all.
     for path in () if named == os.devnull else (*_files(), *([Path(named)] if named else ())):
         parser = configparser.RawConfigParser()
         try:
@@ -128,13 +129,14 @@ def _files() -> Iterator[Path]:
 
 
 def _reachable(key: str, value: str) -> list[str]:
-    """The URLs of a setting that lead somewhere from a build."""
+    """List the URLs of a setting that a build can reach."""
     found = []
     for url in value.split():
         if urlsplit(url).scheme not in ("", "file"):
             found.append(url)
         elif key == "index-url":
-            # Never silently somewhere else: a public index may have other packages of that name.
+            # Falling back to a public index would be unsafe: it may have other packages of that
+            # name.
             raise OptionError(
                 f"pip's index-url is a directory of this host, which a build cannot see: {url}.",
                 remedy="Serve it over HTTP, or build the image elsewhere and import it.",
@@ -145,7 +147,7 @@ def _reachable(key: str, value: str) -> list[str]:
 
 
 def _with_credentials(url: str) -> str:
-    """The URL with the user's name and password from ~/.netrc, where it has none of its own."""
+    """Add the user's name and password from ~/.netrc to a URL that has none."""
     parts = urlsplit(url)
     if not parts.hostname or "@" in parts.netloc:
         return url
@@ -162,7 +164,7 @@ def _with_credentials(url: str) -> str:
 
 
 def _ca_bundle(settings: Mapping[str, str]) -> str | None:
-    """The certificates that this host's pip trusts; a build's pip would trust its own only."""
+    """Find the certificates that this host's pip trusts. A build's pip has only its own."""
     if "cert" in settings:
         return settings["cert"]
     for name in _CA_VARIABLES:

@@ -1,4 +1,4 @@
-"""What a sandbox's image is made of, on top of another image."""
+"""Recipes: what a derived image adds to another image."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from rlm_containers.images.dockerfile import Dockerfile, read_dockerfile
 from rlm_containers.images.requirements import Requirements, read_requirements
 from rlm_containers.options import SandboxOptions
 
-# Part of every hash: raise it when a build makes something else of the same recipe.
+# A part of every hash. Raise it when builds make something else from the same recipe.
 _VERSION = 1
 
 _SYSTEM_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._:=~-]*")
 
-# Lines that begin with "rlm-containers:" are for failure.py.
+# build.py reads lines of the log that begin with "rlm-containers:".
 
-# With the names of the packages in "$@". Proxies are known in small letters here. apt-get reads the
-# certificates, for mirrors behind HTTPS, as a user of its own, who may not read a secret.
+# "$@" has the names of the packages. Package managers read proxies from variables in small letters.
+# apt-get reads certificates, for mirrors behind HTTPS, as another user, who may not read a secret.
 _SYSTEM_SCRIPT = """\
 [ -z "${HTTP_PROXY:-}" ] || export http_proxy="${http_proxy:-$HTTP_PROXY}"
 [ -z "${HTTPS_PROXY:-}" ] || export https_proxy="${https_proxy:-$HTTPS_PROXY}"
@@ -55,8 +55,9 @@ else
 fi
 """
 
-# The image's Python is the container's to break. Neither the cache nor the byte code of pip itself,
-# larger than many a package, is wanted in the image; that of the packages pip writes all the same.
+# PIP_BREAK_SYSTEM_PACKAGES: in a container nothing else depends on the system's Python. The image
+# needs neither pip's cache nor byte code for pip itself, which is larger than many packages. pip
+# writes the byte code of the installed packages all the same.
 _PIP_SCRIPT = """\
 no_python="rlm-containers: this image has no Python"
 no_pip="rlm-containers: this image has neither pip nor ensurepip"
@@ -74,35 +75,34 @@ cd "$FILES"
 """
 
 
-class Layer:
-    """A build of its own, on top of another image."""
+class _Layer:
+    """One build on top of another image."""
 
     def parts(self) -> list[object]:
-        """What a hash must cover, besides the images that it stands on."""
+        """List what the hash must cover besides the images below."""
         raise NotImplementedError
 
     def bases(self, image: str) -> list[str]:
-        """The images that it stands on, if ``image`` is the one below."""
+        """List the images that this layer needs, where ``image`` is the one below."""
         return [image]
 
     def digest(self, bases: Sequence[str]) -> str:
-        """The hash that the built image is found by, on every engine.
+        """Hash the layer. The built image is found by the hash, on every engine.
 
         Args:
-            bases: the contents of the images that it stands on, see ``ImageRecord.content``; the
-                platform is a part of them.
+            bases: ``ImageRecord.content`` of each image in :meth:`bases`. It includes the platform.
         """
         covered = json.dumps([_VERSION, type(self).__name__, *bases, *self.parts()])
         return hashlib.sha256(covered.encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackageLayer(Layer):
+class PackageLayer(_Layer):
     """Packages of the image's distribution and of Python.
 
     Attributes:
-        system: for apt-get, apk, dnf, microdnf or zypper.
-        requirements: for pip.
+        system: the packages for apt-get, apk, dnf, microdnf or zypper.
+        requirements: the requirements for pip.
     """
 
     system: tuple[str, ...]
@@ -116,16 +116,16 @@ class PackageLayer(Layer):
         return [self.system, self.requirements.parts() if self.requirements else []]
 
     def script(self) -> str:
-        """What the build runs: the file that :meth:`write` made.
+        """Make the command that the build runs: the file that :meth:`write` makes.
 
-        What is installed must not be said here, since this becomes a part of the image's history,
-        and an address among the requirements may have a password in it. A hash of it must: a step
-        that says the same as an earlier one is not run again.
+        The command becomes a part of the image's history. So it does not name what is installed:
+        a URL among the requirements may contain a password. It has a hash instead, because
+        builders do not run a command again that they have run before.
         """
         return f'. "$FILES/install.sh"  # {self.digest(())}'
 
     def write(self, directory: Path) -> None:
-        """Write the files of the build to a directory, for ``$FILES``."""
+        """Write the build's files to the directory that it sees as ``$FILES``."""
         script = ""
         if self.system:
             script += f"set -- {' '.join(self.system)}\n{_SYSTEM_SCRIPT}"
@@ -136,8 +136,8 @@ class PackageLayer(Layer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DockerfileLayer(Layer):
-    """What the user's Dockerfile makes."""
+class DockerfileLayer(_Layer):
+    """A user's Dockerfile."""
 
     dockerfile: Dockerfile
 
@@ -152,9 +152,12 @@ class DockerfileLayer(Layer):
         return [*([image] if self.dockerfile.on_image else []), *self.dockerfile.bases]
 
 
+Layer = PackageLayer | DockerfileLayer
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The layers of a derived image, the lowest first. There is at least one."""
+    """The layers of a derived image: one or two, the lowest first."""
 
     layers: tuple[Layer, ...]
 
@@ -163,7 +166,7 @@ class Recipe:
 
     @cached_property
     def key(self) -> str:
-        """Changes with anything that goes in, but the image below."""
+        """A hash of everything that goes into the image, except for the image below."""
         return " ".join(layer.digest(()) for layer in self.layers)
 
 
@@ -174,16 +177,19 @@ def read_recipe(
     system_packages: Sequence[str] = (),
     dockerfile: str | None = None,
 ) -> Recipe | None:
-    """The recipe that a sandbox's options make.
+    """Make a recipe: the Dockerfile first, then the system's packages, then Python's.
 
-    The Dockerfile comes first, then the system's packages, then Python's. See
-    :class:`~rlm_containers.SandboxOptions` for the arguments.
+    Args:
+        packages: see :class:`~rlm_containers.SandboxOptions`; likewise the others.
+        requirements: the path of a file.
+        system_packages: names of packages.
+        dockerfile: a path or a text.
 
     Returns:
-        The recipe, or ``None`` if the image is to be used as it is.
+        The recipe, or ``None`` if nothing is to be added to the image.
 
     Raises:
-        OptionError: something in them is wrong, or a file cannot be read.
+        OptionError: an argument is wrong, or a file cannot be read.
     """
     layers: list[Layer] = []
     if dockerfile is not None:
@@ -192,7 +198,7 @@ def read_recipe(
         if not _SYSTEM_PACKAGE.fullmatch(name):
             raise OptionError(
                 f"system_packages: {name!r} is not the name of a package.",
-                remedy='Write one a string, such as "git" or "libgomp1".',
+                remedy='Write each name as a string of its own, such as "git" or "libgomp1".',
             )
     wanted = read_requirements(packages, Path(requirements) if requirements else None)
     if system_packages or wanted:
@@ -202,7 +208,7 @@ def read_recipe(
 
 
 def recipe_of(options: SandboxOptions) -> Recipe | None:
-    """The recipe that a sandbox's options make; see :func:`read_recipe`."""
+    """Make the recipe of a sandbox's options; see :func:`read_recipe`."""
     return read_recipe(
         packages=options.packages,
         requirements=options.requirements,

@@ -1,4 +1,4 @@
-"""What pip is to install in an image, as one file of requirements without a way out of it."""
+"""Requirements for pip, as one self-contained file and the local files that it names."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from rlm_containers.errors import OptionError
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 
-# Strict enough to catch "numpy pandas" and "-r file" at once; what exactly a version may look like
-# is for pip to say.
+# Strict enough to refuse "numpy pandas" and "-r file" here. Versions are for pip to check.
 _REQUIREMENT = re.compile(
     rf"{_NAME}\s*(?:\[[A-Za-z0-9._,\s-]*\])?\s*(?:$|;|@\s*\S|\(?\s*(?:===?|[<>!~]=|[<>])\s*\S)"
 )
@@ -23,7 +22,7 @@ _URL = re.compile(r"(?:[a-z]+\+)?[a-z][a-z0-9.]*://", re.IGNORECASE)
 _ARCHIVE = re.compile(r"\.(?:whl|zip|tar\.(?:gz|bz2|xz)|tgz)$", re.IGNORECASE)
 _COMMENT = re.compile(r"(?:^|\s)#.*$")
 _OPTION = re.compile(r"(-[a-z]|--[a-z-]+)(?:\s*=\s*|\s+|(?<=^-[a-z]))(\S.*)$", re.IGNORECASE)
-# As pip has it: capitals, digits and underscores only, and only in braces.
+# The only form that pip replaces: capitals, digits and underscores, in braces.
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 
 
@@ -32,7 +31,7 @@ class Requirements:
     """Everything that pip is given.
 
     Attributes:
-        text: the requirements, one a line, with their includes; variables as they were written.
+        text: the requirements, one a line, included files among them. Variables are not replaced.
         files: wheels, source archives and constraints on this host, by their names in the build.
     """
 
@@ -40,7 +39,7 @@ class Requirements:
     files: dict[str, Path] = field(default_factory=dict)
 
     def parts(self) -> list[str]:
-        """What a hash must cover."""
+        """List what a hash must cover: the text and the content of the files."""
         digests = []
         for name, path in sorted(self.files.items()):
             with open(path, "rb") as file:
@@ -48,7 +47,7 @@ class Requirements:
         return [self.text, *digests]
 
     def write(self, directory: Path) -> None:
-        """Write everything to a directory, with ``${VARIABLES}`` in their place, for pip there."""
+        """Write everything to a directory for pip, with ``${VARIABLES}`` replaced."""
         text = _VARIABLE.sub(lambda found: os.environ.get(found[1], found[0]), self.text)
         (directory / "requirements.txt").write_text(text, encoding="utf-8")
         for name, path in self.files.items():
@@ -56,19 +55,19 @@ class Requirements:
 
 
 def read_requirements(packages: Iterable[str], file: Path | None) -> Requirements | None:
-    """Check and read what is to be installed.
+    """Read and check requirements.
 
     Args:
         packages: requirements as ``pip install`` takes them, or paths of wheels and archives. Their
             order does not matter.
-        file: a file of requirements, as ``pip install -r`` takes it.
+        file: a file for ``pip install -r``.
 
     Returns:
-        All of it, or ``None`` if there is nothing.
+        The requirements, or ``None`` if there are none.
 
     Raises:
-        OptionError: a requirement is none, a file is missing, or something of this host is named
-            that a build cannot see.
+        OptionError: a requirement is malformed, a file is missing, or a directory of this host is
+            named, which a build cannot see.
     """
     reader = _Reader()
     lines = sorted({reader.package(package) for package in packages})
@@ -80,10 +79,10 @@ def read_requirements(packages: Iterable[str], file: Path | None) -> Requirement
 class _Reader:
     def __init__(self) -> None:
         self.files: dict[str, Path] = {}
-        self._open: list[Path] = []  # files that include the one that is being read
+        self._open: list[Path] = []  # the file being read, and those that include it
 
     def package(self, text: str) -> str:
-        """One of ``packages``."""
+        """Check one of ``packages``."""
         text = text.strip()
         if _ARCHIVE.search(text) and "://" not in text:
             return self._local(Path(text), text, "packages")
@@ -92,12 +91,12 @@ class _Reader:
             return text
         raise OptionError(
             f"packages: {_short(text)} is not a requirement.",
-            remedy='Write one package a string, such as "numpy" or "pandas==2.*"; '
-            "what else pip takes goes into a file, requirements=….",
+            remedy='Write each package as a string of its own, such as "numpy" or "pandas==2.*". '
+            "Other arguments of pip go into a file: requirements=….",
         )
 
     def file(self, path: Path, option: str) -> list[str]:
-        """The lines of a file, with those of the files that it includes."""
+        """Read the lines of a file and of the files that it includes."""
         path = path.expanduser()
         if path.resolve() in self._open:
             raise OptionError(f"{option}: {path} includes itself.")
@@ -144,11 +143,11 @@ class _Reader:
         return "./" + self._add(path, "", origin, keep=True)
 
     def _add(self, path: Path, prefix: str, option: str, *, keep: bool = False) -> str:
-        """Take a file of this host along; its name in the build."""
+        """Add a file of this host, and return its name in the build."""
         path = path.expanduser().absolute()
         if not path.is_file():
             raise OptionError(f"{option}: there is no file {path}.")
-        # pip reads a wheel's name, so it must stay.
+        # pip reads tags from a wheel's name, so the name must stay.
         name = path.name if keep else f"{prefix}-{len(self.files)}.txt"
         if self.files.setdefault(name, path) != path or name == "requirements.txt":
             raise OptionError(f"{option}: two files have the name {name}.")
@@ -156,7 +155,7 @@ class _Reader:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The logical lines: continued ones in one, without comments, which do not continue."""
+    """Yield logical lines: continued lines joined, comments removed. Comments do not continue."""
     begun = ""
     for line in text.splitlines():
         comment = line.lstrip().startswith("#")

@@ -1,1 +1,1 @@
-"""Adapters to other libraries, each an optional extra."""
+"""Adapters to other libraries. Each needs an extra: ``rlm-containers[rlms]``, ``[dspy]``."""

@@ -1,4 +1,4 @@
-"""The ways on from the broker: the LM Handler of rlms, or any Python callable."""
+"""What answers prompts: the LM Handler of rlms, or any Python callable."""
 
 from __future__ import annotations
 
@@ -16,31 +16,33 @@ from concurrent.futures import Future
 from typing import Any
 
 from rlm_containers.interpreter import LMCall, Prompt
+from rlm_containers.lm.broker import failed_call
 
 #: Answers a prompt. May also take the model's name, as ``model``; may be a coroutine function.
 LMCallable = Callable[..., Any]
 
-#: Prompts of one batch that are asked at the same time; as rlms's LM Handler does it.
+#: Prompts of one batch that are asked at the same time, as in rlms's LM Handler.
 _BATCH_CONCURRENCY = 16
 
-#: Threads of one callable. As many as all ways to it can ask for at once; more only if it hangs.
+#: Threads of one callable: as many as requests can ask for at once. More are needed only if it
+#: hangs.
 _MAX_THREADS = 64 * _BATCH_CONCURRENCY
 
-#: Seconds that such a thread waits for another call. To start one takes 0.1 ms.
-_IDLE = 2.0
+#: Seconds that a thread waits for another batch before it ends. To start one takes 0.1 ms.
+_IDLE_TIME = 2.0
 
 
 class HandlerBackend:
     """Asks the LM Handler of rlms over its socket.
 
     The protocol is that of ``rlm.core.comms_utils`` in rlms 0.1.3: one connection for each
-    request; 4 bytes of length, big-endian, and that many bytes of JSON, both ways. Written anew
-    here so that the container side works without rlms.
+    request; 4 bytes of length, big-endian, and that many bytes of JSON, both ways. It is written
+    anew here, so that sandboxes work without rlms.
 
     Args:
         address: the handler's host and port.
         depth: the depth of the environment, by which the handler chooses the model.
-        timeout: seconds to wait for any one answer, to a prompt or to a batch.
+        timeout: seconds to wait for an answer, to a prompt or to a batch.
     """
 
     def __init__(self, address: tuple[str, int], depth: int, timeout: float) -> None:
@@ -49,26 +51,26 @@ class HandlerBackend:
         self.timeout = timeout
 
     def query(self, prompt: Prompt, model: str | None) -> LMCall:
-        answer = self._exchange({"prompt": prompt, "model": model})
+        answer = self._request({"prompt": prompt, "model": model})
         completion = answer.get("chat_completion")
         if answer.get("error") or not isinstance(completion, dict):
-            return _failed(prompt, model, answer.get("error") or "no completion was returned")
+            return failed_call(prompt, model, answer.get("error") or "no completion was returned")
         return _call(prompt, completion)
 
     def query_batch(self, prompts: Sequence[Prompt], model: str | None) -> list[LMCall]:
         if not prompts:
             return []
-        answer = self._exchange({"prompts": list(prompts), "model": model})
+        answer = self._request({"prompts": list(prompts), "model": model})
         completions = answer.get("chat_completions")
         if answer.get("error") or not isinstance(completions, list):
             error = answer.get("error") or "no completions were returned"
-            return [_failed(prompt, model, error) for prompt in prompts]
+            return [failed_call(prompt, model, error) for prompt in prompts]
         if len(completions) != len(prompts):
             error = f"{len(completions)} completions were returned for {len(prompts)} prompts"
-            return [_failed(prompt, model, error) for prompt in prompts]
+            return [failed_call(prompt, model, error) for prompt in prompts]
         return [_call(prompt, done) for prompt, done in zip(prompts, completions, strict=True)]
 
-    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _request(self, request: dict[str, Any]) -> dict[str, Any]:
         request = {key: value for key, value in request.items() if value is not None}
         payload = json.dumps({**request, "depth": self.depth}).encode()
         where = f"the LM Handler at {self.address[0]}:{self.address[1]}"
@@ -114,19 +116,15 @@ def _call(prompt: Prompt, completion: dict[str, Any]) -> LMCall:
     )
 
 
-def _failed(prompt: Prompt, model: str | None, error: object) -> LMCall:
-    return LMCall(prompt=prompt, response="", model=model, execution_time=0.0, error=str(error))
-
-
 class CallableBackend:
-    """Asks a Python callable, in this process.
+    """Asks a Python callable in this process.
 
     Args:
         function: called as ``function(prompt)``, or ``function(prompt, model=model)`` if it
             takes a model. Returns the answer as a string, or an awaitable of one. Called in
             threads of its own, many at once.
-        timeout: seconds to wait for any one answer, to a prompt or to a batch; ``None`` to wait for
-            ever. What the function still returns after that is dropped; a coroutine is cancelled.
+        timeout: seconds to wait for an answer, to a prompt or to a batch; ``None`` to wait for
+            ever. A later answer is dropped, and a late coroutine is cancelled.
         async_functions: waits for coroutines.
     """
 
@@ -140,11 +138,11 @@ class CallableBackend:
         self.timeout = timeout
         self._async_functions = async_functions or AsyncFunctions()
         self._takes_model = _takes_model(function)
-        # Threads of our own: those of a pool are waited for when this process ends, and one that
-        # hangs would hang that, too.
+        # Not the threads of a pool: this process would wait for them at its end, even for one
+        # that hangs.
         self._threads = 0
         self._idle = 0
-        self._work: queue.SimpleQueue[Iterator[_Question]] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[Iterator[_Question]] = queue.SimpleQueue()
         self._lock = threading.Lock()
 
     def query(self, prompt: Prompt, model: str | None) -> LMCall:
@@ -153,49 +151,50 @@ class CallableBackend:
     def query_batch(self, prompts: Sequence[Prompt], model: str | None) -> list[LMCall]:
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         questions = [_Question(prompt, model, deadline) for prompt in prompts]
-        untaken = iter(questions)  # all threads take from this one
+        remaining = iter(questions)  # shared by all threads that work on this batch
         for _ in range(min(_BATCH_CONCURRENCY, len(questions))):
-            self._start(untaken)
+            self._start(remaining)
         return [self._answer(question) for question in questions]
 
-    def _start(self, untaken: Iterator[_Question]) -> None:
+    def _start(self, remaining: Iterator[_Question]) -> None:
+        """Let one more thread work on a batch."""
         with self._lock:
             if self._idle:
                 self._idle -= 1
             elif self._threads >= _MAX_THREADS:
-                raise ConnectionError(f"{_MAX_THREADS} earlier calls of lm have not come back")
+                raise ConnectionError(f"{_MAX_THREADS} earlier calls of lm have not returned")
             else:
                 threading.Thread(target=self._serve, name="rlm-lm", daemon=True).start()
                 self._threads += 1
-            self._work.put(untaken)
+            self._batches.put(remaining)
 
     def _answer(self, question: _Question) -> LMCall:
-        """Wait for an answer, but no longer than until the deadline."""
+        """Wait for an answer until the question's deadline."""
         left = None if question.deadline is None else question.deadline - time.monotonic()
         try:
             return question.answer.result(None if left is None else max(0.0, left))
         except TimeoutError:
-            question.answer.cancel()  # if nobody has taken it yet
+            question.answer.cancel()  # unless a thread works on it
             return self._late(question)
 
     def _late(self, question: _Question) -> LMCall:
         error = f"Request failed: lm did not answer in {self.timeout:g} s (lm_timeout)"
-        return _failed(question.prompt, question.model, error)
+        return failed_call(question.prompt, question.model, error)
 
-    # In threads that nobody waits for longer than until the deadline
+    # In the threads
 
     def _serve(self) -> None:
         while True:
             try:
-                untaken = self._work.get(timeout=_IDLE)
+                remaining = self._batches.get(timeout=_IDLE_TIME)
             except queue.Empty:
                 with self._lock:
-                    if self._idle:  # else there is work for this one now
+                    if self._idle:  # otherwise a batch was just put for this thread
                         self._idle -= 1
                         self._threads -= 1
                         return
                 continue
-            for question in untaken:
+            for question in remaining:
                 if question.answer.set_running_or_notify_cancel():
                     question.answer.set_result(self._ask(question))
             with self._lock:
@@ -213,8 +212,8 @@ class CallableBackend:
         except _LateError:
             return self._late(question)
         except BaseException as error:
-            # SystemExit too: it must not end this thread without a word.
-            return _failed(question.prompt, question.model, f"{type(error).__name__}: {error}")
+            # SystemExit too: it must not end this thread silently.
+            return failed_call(question.prompt, question.model, f"{type(error).__name__}: {error}")
         return LMCall(
             prompt=question.prompt,
             response=response,
@@ -224,7 +223,11 @@ class CallableBackend:
 
 
 class _Question:
-    """A prompt, and its answer once it is there."""
+    """A prompt and its future answer.
+
+    Attributes:
+        deadline: when nobody waits for the answer any more, in the time of ``time.monotonic()``.
+    """
 
     def __init__(self, prompt: Prompt, model: str | None, deadline: float | None) -> None:
         self.prompt = prompt
@@ -257,10 +260,10 @@ def _takes_model(function: LMCallable) -> bool:
 
 
 class AsyncFunctions:
-    """Waits, in a thread, for what async functions of the user's return.
+    """Runs async functions of the user from threads that are not async.
 
-    While a cell is awaited they run on the loop that awaits it, which is where a client that they
-    share with the rest of the program belongs; else on a loop of their own.
+    While a cell is awaited, they run on the loop that awaits it: a client that they share with the
+    rest of the program belongs to that loop. At any other time each has a loop of its own.
     """
 
     def __init__(self) -> None:
@@ -268,7 +271,7 @@ class AsyncFunctions:
 
     @contextlib.contextmanager
     def on(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Run them on a loop, which must run in another thread meanwhile."""
+        """Run them on this loop, which runs in another thread, for the length of the block."""
         before, self._loop = self._loop, loop
         try:
             yield
@@ -276,7 +279,7 @@ class AsyncFunctions:
             self._loop = before
 
     def result(self, value: Any) -> Any:
-        """The value, or what it turns out to be if it is awaitable."""
+        """Return the value, or its result if it is awaitable."""
         if not inspect.isawaitable(value):
             return value
         loop = self._loop

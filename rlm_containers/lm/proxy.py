@@ -1,29 +1,35 @@
 """The HTTP proxy on the host, by which the code in a container reaches the broker.
 
-One proxy for one sandbox, with a token of its own, on a random port of the narrowest address that
-the container can reach. It serves nothing but the broker's paths, and those only to callers with
-the token: whoever else reaches the port cannot spend the user's money, nor keep the sandbox from
-being served.
+One proxy serves one sandbox, with a token of its own, on a random port of the narrowest address
+that the container can reach. It serves nothing but the broker's paths, and those only to callers
+with the token, so that nobody else who reaches the port can spend the user's money.
+
+Whoever can reach the port can connect: another container, any local process. Until they have shown
+the token they are strangers. Strangers have little time and few places. When the places are taken,
+the oldest stranger makes room, so that they cannot keep the sandbox out.
 """
 
 from __future__ import annotations
 
 import hmac
+import io
 import json
 import logging
 import secrets
 import socket
+import sys
+import threading
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler
-from typing import Any, BinaryIO
+from socketserver import ThreadingTCPServer
+from typing import Any
 
 from rlm_containers.guest.wire import MAX_FRAME
-from rlm_containers.interpreter import UntrustedJSON
-from rlm_containers.lm.connections import Connections
-from rlm_containers.lm.gate import Gate
+from rlm_containers.lm.gate import Gate, GateClosedError, GateFullError
 
 logger = logging.getLogger("rlm_containers.lm")
 
@@ -33,23 +39,155 @@ MAX_BODY = MAX_FRAME
 #: Bytes of a request's first line and headers.
 _MAX_HEAD = 16 * 1024
 
-#: Bytes of requests that are being read or answered, parsed ones as they are in memory. The largest
-#: that is taken has room.
-_GATE = 512 * 1024 * 1024
-
 #: Seconds without a byte in the middle of a request or an answer.
 _TIMEOUT = 60.0
 
-Answer = Callable[[str, object], dict[str, Any]]
-Waiting = Callable[[], AbstractContextManager[None]]
+#: Strangers that are listened to at once.
+_STRANGERS = 64
+
+#: Seconds that a stranger has, from connecting until it has shown the token.
+_STRANGER_TIME = 10.0
+
+#: Seconds that a stranger has when others want its place. The sandbox shows its token at once.
+_CONTESTED_TIME = 0.1
+
+#: Connections of the sandbox. Each costs a thread.
+_MEMBERS = 512
+
+#: Connections of the sandbox that are kept open from one request to the next.
+_KEPT_OPEN = 32
+
+#: Seconds between two looks whether to stop accepting. close() wakes the thread, on Linux.
+_LOOK = 3600.0 if sys.platform == "linux" else 0.5
+
+
+class LMProxy(ThreadingTCPServer):
+    """The proxy of one sandbox. Accepts connections from the moment it is made.
+
+    Args:
+        address: the local IPv4 address to listen on.
+        answer: answers a request, given its path and its parsed JSON.
+        gate: bounds how many requests are answered at once, and their memory.
+
+    Attributes:
+        port: the port it listens on, chosen by the system.
+        token: what a caller must show, as ``Authorization: Bearer TOKEN``.
+
+    Raises:
+        OSError: the address is not one of this machine's.
+    """
+
+    daemon_threads = True  # a slow answer must not keep this process from ending
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        address: str,
+        answer: Callable[[str, object], dict[str, Any]],
+        gate: Gate | None = None,
+    ) -> None:
+        super().__init__((address, 0), _Handler)
+        self.socket.setblocking(False)
+        self.address = address
+        self.port: int = self.server_address[1]
+        self.token = secrets.token_urlsafe(32)
+        self.authorization = f"Bearer {self.token}".encode()
+        self.answer = answer
+        self.gate = gate or Gate()
+        self._changed = threading.Condition()
+        # When each stranger connected, oldest first.
+        self._strangers: dict[socket.socket, float] = {}
+        self._leaving: socket.socket | None = None  # the stranger that was sent away last
+        self._members: set[socket.socket] = set()
+        self._closing = False
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(_LOOK,), name=f"rlm-proxy-{self.port}", daemon=True
+        )
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        return f"<LMProxy {self.address}:{self.port}>"
+
+    def close(self) -> None:
+        """Stop listening and end every connection, and with them their threads."""
+        with self._changed:
+            self._closing = True
+            for connection in (*self._strangers, *self._members):
+                _hang_up(connection)
+            self._changed.notify_all()
+        _hang_up(self.socket)  # wakes serve_forever()
+        self.shutdown()
+        self.server_close()
+        self._thread.join()
+
+    # For the handlers
+
+    def admit(self, connection: socket.socket) -> bool:
+        """Make a stranger who has shown the token a member; ``False`` if there is no place."""
+        with self._changed:
+            if connection in self._members:
+                return True
+            if self._closing or connection is self._leaving or len(self._members) >= _MEMBERS:
+                return False
+            del self._strangers[connection]
+            self._members.add(connection)
+            self._changed.notify_all()
+        return True
+
+    def has_many_members(self) -> bool:
+        """Whether a connection should be closed after its answer, to leave room for others."""
+        with self._changed:
+            return len(self._members) > _KEPT_OPEN
+
+    # What socketserver calls: the first two in the thread that accepts
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            # Mostly no descriptor is free. The connection waits in the queue meanwhile, so the
+            # loop would turn without a pause.
+            if not self._closing:
+                time.sleep(0.05)
+            raise
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Wait for a place among the strangers. The oldest makes room, once it had some time."""
+        with self._changed:
+            while len(self._strangers) >= _STRANGERS and not self._closing:
+                oldest, since = next(iter(self._strangers.items()))
+                left = since + _CONTESTED_TIME - time.monotonic()
+                if left > 0:
+                    self._changed.wait(left)
+                    continue
+                self._leaving = oldest
+                _hang_up(oldest)
+                # Its thread counts until it has ended.
+                self._changed.wait_for(lambda: oldest not in self._strangers)  # noqa: B023
+            if self._closing:
+                return False
+            self._strangers[request] = time.monotonic()
+        return True
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._changed:
+            self._strangers.pop(request, None)
+            self._members.discard(request)
+            self._changed.notify_all()
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # Nearly always a caller that hung up.
+        logger.debug("proxy: connection from %s failed", client_address[0], exc_info=True)
 
 
 class _Handler(BaseHTTPRequestHandler):
     """One connection."""
 
-    server: _Server  # type: ignore[assignment]
+    server: LMProxy
     protocol_version = "HTTP/1.1"  # connections stay open from one query to the next
     disable_nagle_algorithm = True
+    rbufsize = 0
     wbufsize = 65536  # headers and body in one packet
     timeout = _TIMEOUT
     server_version = "rlm-containers"
@@ -57,10 +195,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.head = self.rfile = _Head(self.rfile)  # type: ignore[assignment, arg-type]
+        self._stream = _Stream(self.connection, time.monotonic() + _STRANGER_TIME)
+        self._requests = _Requests(self._stream)
+        self.rfile = self._requests
 
     def handle_one_request(self) -> None:
-        self.head.renew()
+        self._requests.begin()
         try:
             super().handle_one_request()
         except HTTPException as error:
@@ -74,51 +214,45 @@ class _Handler(BaseHTTPRequestHandler):
             return
         # The caller is the sandbox. It may keep the connection without saying anything for as
         # long as it likes; a body that it begins, it must finish.
-        if not self.server.connections.welcome(self.connection):
+        if not self.server.admit(self.connection):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
             return
+        self._stream.deadline = None
         self.connection.settimeout(_TIMEOUT)
         digits = self.headers.get("Content-Length", "")
         if not (digits.isascii() and digits.isdigit()):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
-            return
-        if len(digits) > 15 or int(digits) > MAX_BODY:
-            self._refuse(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"a request of more than {MAX_BODY} bytes is not taken",
-            )
-            return
-        held = int(digits)
-        if not self.server.gate.wait_and_take(held):
-            self.close_connection = True
-            return
+        elif len(digits) > 15 or int(digits) > MAX_BODY:
+            error = f"a request of more than {MAX_BODY} bytes is not taken"
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, error)
+        else:
+            try:
+                self._answer(int(digits))
+            except GateClosedError:
+                self.close_connection = True
+        self.connection.settimeout(None)
+
+    def _answer(self, length: int) -> None:
+        """Read a body of so many bytes and answer it."""
+        gate = self.server.gate
+        gate.wait_and_reserve(length)
         try:
-            body = self.rfile.read(held)
-            if len(body) < held:
+            body = self.rfile.read(length)
+            if len(body) < length:
                 self.close_connection = True
                 return
-            try:
-                said = UntrustedJSON(body)
-                if not self.server.gate.take(said.size):
-                    self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too much is asked at once")
-                    return
-                held += said.size
-                request = said.load()
-            except ValueError:
-                self._refuse(HTTPStatus.BAD_REQUEST, "the body is not JSON, or too much of it")
-                return
-            with self.server.connections.place() as served:
-                if not served:
-                    self.close_connection = True
-                    return
-                with self.server.waiting():
-                    answer = self.server.answer(self.path, request)
+            with gate.parsed(body) as request:
+                answer = self.server.answer(self.path, request)
+        except GateFullError:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too much is asked at once")
+            return
+        except ValueError:
+            self._refuse(HTTPStatus.BAD_REQUEST, "the body is not JSON, or too much of it")
+            return
         finally:
-            self.server.gate.give_back(held)
-        # Connections that are kept must leave room for callers who have none yet.
-        self.close_connection |= self.server.connections.are_many()
+            gate.release(length)
+        self.close_connection |= self.server.has_many_members()
         self._respond(HTTPStatus.OK, answer)
-        self.connection.settimeout(None)
 
     def handle_expect_100(self) -> bool:
         self.send_response_only(HTTPStatus.CONTINUE)
@@ -149,73 +283,45 @@ class _Handler(BaseHTTPRequestHandler):
         logger.debug("proxy %s: %s", self.client_address[0], format % args)
 
 
-class _Head:
-    """What a request is read from: at most so much of it as lines. The base class takes 6 MB."""
+class _Stream(io.RawIOBase):
+    """The bytes of a connection.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    Attributes:
+        deadline: when reading ends, in the time of ``time.monotonic()``; a timeout of the socket
+            alone would never end for a caller that sends a byte now and then.
+    """
+
+    def __init__(self, connection: socket.socket, deadline: float) -> None:
+        self.deadline: float | None = deadline
+        self._connection = connection
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self.deadline is not None:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
+class _Requests(io.BufferedReader):
+    """Requests, with a bound on the length of each head. The base class would take 6 MB."""
+
+    def begin(self) -> None:
+        """Begin another request."""
         self._left = _MAX_HEAD
-        self.read = file.read
-        self.close = file.close
 
-    def renew(self) -> None:
-        """Another request begins."""
-        self._left = _MAX_HEAD
-
-    def readline(self, limit: int) -> bytes:
-        line = self._file.readline(min(limit, self._left + 1))
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(self._left + 1)
         self._left -= len(line)
         if self._left < 0:
             raise HTTPException("the head of the request is too long")
         return line
 
 
-class _Server:
-    """What the handlers of one proxy share."""
-
-    def __init__(
-        self, listener: socket.socket, authorization: bytes, answer: Answer, waiting: Waiting
-    ) -> None:
-        self.authorization = authorization
-        self.answer = answer
-        self.waiting = waiting
-        self.gate = Gate(_GATE)
-        self.connections = Connections(listener, self._serve)
-
-    def _serve(self, connection: socket.socket, address: str) -> None:
-        _Handler(connection, (address, 0), self)  # type: ignore[arg-type]
-
-    def close(self) -> None:
-        self.gate.close()
-        self.connections.close()
-
-
-class LMProxy:
-    """The proxy of one sandbox.
-
-    Args:
-        address: the local address to listen on.
-        answer: what answers a request: the broker's ``handle``.
-        waiting: entered while a request is being answered.
-
-    Attributes:
-        port: the port it listens on, chosen by the system.
-        token: what a caller must show, as ``Authorization: Bearer TOKEN``.
-
-    Raises:
-        OSError: the address is not one of this machine's.
-    """
-
-    def __init__(self, address: str, answer: Answer, waiting: Waiting = nullcontext) -> None:
-        self.address = address
-        self.token = secrets.token_urlsafe(32)
-        listener = socket.create_server((address, 0), backlog=128)
-        self.port: int = listener.getsockname()[1]
-        self._server = _Server(listener, f"Bearer {self.token}".encode(), answer, waiting)
-
-    def __repr__(self) -> str:
-        return f"<LMProxy {self.address}:{self.port}>"
-
-    def close(self) -> None:
-        """Stop listening and end every connection."""
-        self._server.close()
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):  # it has ended already
+        connection.shutdown(socket.SHUT_RDWR)

@@ -2,26 +2,31 @@
 
 from rlm_containers.options.conflicts import set_by_arguments
 from rlm_containers.options.file import config_path
-from rlm_containers.options.options import DEFAULT_IMAGE, OptionArguments, SandboxOptions
-from rlm_containers.options.sizes import AUTO
+from rlm_containers.options.options import (
+    DEFAULT_IMAGE,
+    OptionArguments,
+    SandboxOptions,
+    read_option,
+)
 from rlm_containers.options.sources import (
     check_config,
     configured_options,
     explain_options,
     unknown_variables,
 )
-from rlm_containers.options.texts import accepted
+from rlm_containers.options.values import AUTO, parse_size
 
 __all__ = [
     "AUTO",
     "DEFAULT_IMAGE",
     "OptionArguments",
     "SandboxOptions",
-    "accepted",
     "check_config",
     "config_path",
     "configured_options",
     "explain_options",
+    "parse_size",
+    "read_option",
     "set_by_arguments",
     "unknown_variables",
 ]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rlm_containers.errors import OptionError
-from rlm_containers.options.sizes import AUTO
+from rlm_containers.options.values import AUTO
 
-#: The engine's options that set the same as an option of ours.
+if TYPE_CHECKING:
+    from rlm_containers.options.options import SandboxOptions
+
+#: Maps an argument of the engine's ``run`` to the option that sets the same.
 _FLAGS = {
     "--memory": "memory",
     "-m": "memory",
@@ -26,7 +30,7 @@ _FLAGS = {
     "--gpus": "gpus",
 }
 
-#: The engine's options that undo ``isolation="strict"``, with the values that do.
+#: Maps the arguments that undo ``isolation="strict"`` to patterns of the values that do.
 _UNDOING = {
     "--privileged": r"(?!false$).*",
     "--cap-add": r".*",
@@ -43,40 +47,36 @@ _UNDOING = {
 
 
 def set_by_arguments(run_args: Sequence[str]) -> dict[str, str]:
-    """The options of a sandbox that ``run_args`` sets, each with the argument that does."""
+    """Map each option of a sandbox that ``run_args`` sets to the argument that sets it."""
     return {_FLAGS[name]: name for name, _ in _flags(run_args) if name in _FLAGS}
 
 
-def check_conflicts(options: Mapping[str, Any]) -> None:
-    """Do nothing if the options can all be had at once.
-
-    Args:
-        options: the values of :class:`~rlm_containers.SandboxOptions`, checked each.
+def check_conflicts(options: SandboxOptions) -> None:
+    """Check that the options, each checked already, can all hold at once.
 
     Raises:
-        OptionError: they contradict each other. The message names both.
+        OptionError: two contradict each other. The message names both.
     """
-    for name, flag in set_by_arguments(options["run_args"]).items():
-        value = options[name]
+    for name, flag in set_by_arguments(options.run_args).items():
+        value = getattr(options, name)
         if value is not None and value != AUTO:
             raise _conflict(f"{name}={value!r}", f"{flag} in run_args", "Say it once.")
-    if options["isolation"] == "strict":
+    if options.isolation == "strict":
         _check_strict(options)
 
 
-def _check_strict(options: Mapping[str, Any]) -> None:
-    network, user = options["network"], options["user"]
-    if network not in (None, "none"):
+def _check_strict(options: SandboxOptions) -> None:
+    if options.network not in (None, "none"):
         raise _conflict(
             _STRICT,
-            f'network="{network}"',
+            f'network="{options.network}"',
             "It has no network. llm_query() works all the same, over the container's pipe.",
         )
-    if user is not None and user.partition(":")[0] == "0":
-        raise _conflict(_STRICT, f'user="{user}"', "It never runs as root.")
-    if any(mount.target == "/tmp" for mount in options["mounts"]):  # noqa: S108
+    if options.user is not None and options.user.partition(":")[0] == "0":
+        raise _conflict(_STRICT, f'user="{options.user}"', "It never runs as root.")
+    if any(mount.target == "/tmp" for mount in options.mounts):  # noqa: S108
         raise _conflict(_STRICT, "a mount at /tmp", "It makes a /tmp of its own.")
-    for name, value in _flags(options["run_args"]):
+    for name, value in _flags(options.run_args):
         if name in _UNDOING and re.fullmatch(_UNDOING[name], value, re.DOTALL):
             remedy = 'Use isolation="default" if it must be.'
             raise _conflict(_STRICT, f"{name} in run_args", remedy)
@@ -89,11 +89,9 @@ def _conflict(one: str, other: str, remedy: str) -> OptionError:
     return OptionError(f"{one} and {other} contradict each other.", remedy=remedy)
 
 
-def _flags(run_args: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Each option with its value, which may be joined to it or be the next argument."""
-    arguments = list(run_args)
-    for index, argument in enumerate(arguments):
-        following = arguments[index + 1] if index + 1 < len(arguments) else ""
+def _flags(run_args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each argument with its value, which may be joined to it or be the next argument."""
+    for argument, following in itertools.pairwise((*run_args, "")):
         if argument.startswith("--"):
             name, joined, value = argument.partition("=")
             yield name, value if joined or following.startswith("-") else following

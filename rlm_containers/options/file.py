@@ -1,4 +1,4 @@
-"""The configuration file: TOML, and the lines that its keys are on."""
+"""The configuration file: its place, its content (TOML), and the line of each key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONFIG_VARIABLE = "RLM_CONTAINERS_CONFIG"
 
 
 def config_path() -> Path:
-    """Where the configuration file is, if there is one."""
+    """Find the path of the configuration file, which need not exist."""
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
         return Path(named).expanduser().absolute()
@@ -24,22 +24,22 @@ def config_path() -> Path:
 
 
 class ConfigFile:
-    """A configuration file that has been read.
+    """A parsed configuration file.
 
     Args:
         path: the file.
-        text: what is in it.
+        text: its text.
 
     Attributes:
         path: the file.
-        content: what TOML makes of it.
+        content: the table that it holds.
 
     Raises:
         ConfigError: it is not TOML.
     """
 
     def __init__(self, path: Path, text: str) -> None:
-        import tomllib  # noqa: PLC0415  # there is seldom a file
+        import tomllib  # noqa: PLC0415  # most users have no file
 
         self.path = path
         self._text = text
@@ -52,18 +52,18 @@ class ConfigFile:
             ) from None
 
     def where(self, *keys: str) -> str:
-        """The file and the line of a key, for instance ``"/home/me/.config/…/config.toml:3"``."""
+        """Name the file and the line of a key: ``"/home/me/.config/…/config.toml:3"``."""
         for found, line in self._keys():
             if found == keys:
                 return f"{self.path}:{line}"
         return str(self.path)
 
     def _keys(self) -> Iterator[tuple[tuple[str, ...], int]]:
-        """Every key, by its whole path, and the line that it begins on.
+        """Yield the path of every key and the line on which it begins.
 
-        tomllib does not tell. But a statement of TOML never depends on the lines before it, but for
-        the table that it is in; so the shortest run of lines that is TOML by itself is a statement,
-        however it is quoted, continued or commented.
+        tomllib does not tell the lines. But a TOML statement depends on nothing before it except
+        the table it is in. So the shortest run of lines that is valid TOML by itself is a
+        statement, however it is quoted, continued or commented.
         """
         import tomllib  # noqa: PLC0415
 
@@ -87,10 +87,10 @@ class ConfigFile:
 
 
 def read_config() -> ConfigFile | None:
-    """The configuration file, or ``None`` if there is none.
+    """Read the configuration file, or return ``None`` if there is none.
 
     Raises:
-        ConfigError: it cannot be read, or is not TOML; or a file was named that is not there.
+        ConfigError: it cannot be read, or is not TOML; or the variable names a missing file.
     """
     path = config_path()
     try:
@@ -112,7 +112,7 @@ def read_config() -> ConfigFile | None:
 
 
 def _paths(value: object, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The paths of all keys in a table and in those below it, outer ones first."""
+    """Yield the paths of all keys in a table and in the tables in it, outer ones first."""
     if isinstance(value, list) and len(value) == 1 and above:
         value = value[0]  # of [[a.b]]
     if isinstance(value, Mapping):

@@ -1,19 +1,22 @@
-"""Every option of a sandbox, with its default and its check."""
+"""Every option of a sandbox: its type, its default, its check and its documentation."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, Literal, Self, TypedDict
+from typing import Any, Literal, TypedDict
 
 from rlm_containers.errors import OptionError
 from rlm_containers.options.conflicts import check_conflicts
-from rlm_containers.options.mounts import user_mounts
-from rlm_containers.options.sizes import AUTO, parse_size
 from rlm_containers.options.values import (
+    AUTO,
+    as_bytes,
+    as_dict,
+    as_mounts,
+    as_tuple,
     gpu_request,
     is_count,
     is_cpus,
@@ -21,12 +24,13 @@ from rlm_containers.options.values import (
     is_environment,
     is_memory,
     is_pids,
-    is_positive,
+    is_seconds,
     is_text,
     is_text_or_none,
+    is_texts,
     is_user,
     path_text,
-    sequence,
+    readings,
     with_group,
     wrong_value,
 )
@@ -35,22 +39,20 @@ from runtimes import GpuRequest, Mount, Runtime
 
 
 class _Default(str):
-    """A default that can be told from what a caller gave, should that be the same."""
+    """A default that differs by identity from the same text given by a caller."""
 
     __slots__ = ()
 
 
-#: The image of sandboxes for which none is named, here or in the configuration.
+#: The image of sandboxes that name none, with arguments or in the configuration.
 DEFAULT_IMAGE: str = _Default("python:3.11-slim")
 
 #: What a container can reach.
 Network = Literal["bridge", "none", "internal"]
 
-_LISTS = ("packages", "system_packages", "run_args")
-
 
 class OptionArguments(TypedDict, total=False):
-    """The keyword arguments that a sandbox takes besides its image, for type checkers."""
+    """The keyword arguments of a sandbox besides its image, for type checkers."""
 
     profile: str | None
     packages: Iterable[str]
@@ -78,210 +80,278 @@ class OptionArguments(TypedDict, total=False):
     max_output: int
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """What an option takes.
+
+    Attributes:
+        expected: the values in words, after "must be".
+        accepts: whether a converted value is right.
+        convert: turns what a caller gives into what is kept.
+    """
+
+    expected: str
+    accepts: Callable[[Any], bool]
+    convert: Callable[[Any], object]
+
+
+def _takes(
+    expected: str,
+    accepts: Callable[[Any], bool],
+    convert: Callable[[Any], object] = lambda value: value,
+) -> dict[str, _Rule]:
+    """Make the metadata of an option's field; see :class:`_Rule`."""
+    return {"rule": _Rule(expected, accepts, convert)}
+
+
+def _is_image(value: object) -> bool:
+    # With a dash it would be read as an option of `run`.
+    return is_text(value) and not str(value).startswith("-")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SandboxOptions:
-    """What a sandbox is to be.
+    """The options of a sandbox.
 
     Attributes:
         profile: a table ``[profiles.NAME]`` of the configuration file to take options from, see
             :mod:`rlm_containers.options.sources`.
         image: the image reference. Needs Python 3.9 or later in it, nothing else.
-        packages: what ``pip install`` is to add to the image, such as ``"pandas==2.*"``, or wheels
-            on this host. An image with these four is built once, and found again.
+        packages: what ``pip install`` adds to the image, such as ``"pandas==2.*"``, or wheels on
+            this host. An image with these four is built once and used again.
         requirements: the path of a file for ``pip install -r``.
-        system_packages: what apt-get, apk or dnf is to add.
-        dockerfile: the path of a Dockerfile, or its text if it has several lines. It stands on the
-            image, unless it has a ``FROM`` of its own; the packages go on top.
+        system_packages: what apt-get, apk or dnf adds.
+        dockerfile: the path of a Dockerfile, or its text if it has several lines. It builds on the
+            image, unless it has a ``FROM`` of its own. The packages are installed on top.
         setup_code: a cell to run first. If it fails, so does the start.
         runtime: the engine, as for :func:`runtimes.get_runtime`; ``None`` finds one.
         isolation: ``"default"``: no capabilities, no new privileges, an unprivileged user, and
-            nothing of the host's to write to but the workspace. ``"strict"``: besides, no network,
-            a root file system that can only be read, a ``/tmp`` in memory, and limits that hold:
-            an engine that cannot enforce one is refused.
+            no write access to the host except for the workspace. ``"strict"``: besides, no network,
+            a read-only root file system, a ``/tmp`` in memory, and limits that hold: an engine that
+            cannot enforce one is refused.
         network: ``"bridge"``: the engine's default network. ``"none"``: no network;
-            ``llm_query`` works all the same, over the container's pipe. ``"internal"``: this host
-            can be reached, with the proxy on it, and nothing beyond it. ``None``: what the
-            isolation says, which is ``"bridge"`` or, where it is strict, ``"none"``.
-        env: environment variables for the cells. They travel over the pipe and may be secret;
-            what the interpreter reads as it starts (``PYTHONHASHSEED``) comes too late that way
-            and belongs into the image.
+            ``llm_query`` works all the same, over the container's pipe. ``"internal"``: the
+            container reaches this host, with the proxy on it, and nothing else. ``None``: the
+            isolation decides, for ``"bridge"`` or, where it is strict, ``"none"``.
+        env: environment variables for the cells. They travel over the pipe and may be secret.
+            Variables that Python reads as it starts, such as ``PYTHONHASHSEED``, come too late that
+            way and belong in the image.
         mounts: directories and files of this host for the container to see: each a
-            :class:`~runtimes.spec.Mount`, ``"source:target"`` or ``"source:target:rw"``. Kept as
-            mounts with their symlinks resolved.
+            :class:`~runtimes.spec.Mount`, ``"source:target"`` or ``"source:target:rw"``. They are
+            kept as mounts with their symlinks resolved.
         user: ``"UID:GID"`` or ``"UID"`` to run as in the container, where it can write to the
             workspace; the GID is the same number if it is left out. ``None`` for an unprivileged
             user that can.
         memory: the most memory the container may use, without any swap: bytes, at least 32 MiB,
-            or a string such as ``"512m"`` or ``"2g"``. ``"auto"``: half of what the engine's
-            machine has, if the engine enforces it. ``None`` for no limit.
-        cpus: the processors' time that it may use: ``0.5`` is half a processor's; ``None`` for
-            no limit.
+            or a string such as ``"512m"``, ``"2g"`` or ``"2GB"`` (``k``, ``m``, ``g``, ``t`` and
+            ``KiB`` to ``TiB`` count in 1024s; ``KB`` to ``TB`` in 1000s). ``"auto"``: half of what
+            the engine's machine has, if the engine enforces it. ``None`` for no limit.
+        cpus: the processor time that it may use: ``0.5`` is half a processor; ``None`` for no
+            limit.
         pids: the most processes and threads it may have, at least 16. ``"auto"``: 1024, if the
             engine enforces it. ``None`` for no limit.
-        disk: the most it may write outside the workspace, in bytes or as a string, at least 1 MiB,
-            which few engines can enforce; and with strict isolation all can, for that is
-            ``/tmp``, kept in memory. Also the largest that any single file may be, in the workspace
-            too. All files of the workspace together are not limited. ``None`` for no limit.
+        disk: the most it may write outside the workspace, in bytes or as a string, at least 1 MiB.
+            Few engines can enforce it. With strict isolation all can: then it limits ``/tmp``,
+            which is kept in memory. It is also the largest size of any single file, in the
+            workspace too. All files of the workspace together are not limited. ``None`` for no
+            limit.
         gpus: the GPUs that it may use: ``"all"``, how many, or a list of their indices or UUIDs.
-        run_args: further arguments for the engine's ``run``. Nothing is checked in them but that
-            they do not contradict what is said here.
+        run_args: further arguments for the engine's ``run``. They are checked only for
+            contradictions with the other options.
         session: the name of a session that outlives the sandbox: its variables and files are
-            there again when a sandbox of that name is started, by whatever process, on whatever
-            engine. One sandbox at a time has it. ``None`` for one that ends with the sandbox.
-        start_timeout: seconds until a container and its interpreter must be ready, pulling its
-            image not counted; and the next interpreter, when one has died.
+            there again when a sandbox of that name starts, in any process, on any engine. One
+            sandbox at a time can have it. ``None`` for one that ends with the sandbox.
+        start_timeout: seconds until a container and its interpreter must be ready, and until an
+            interpreter that replaces a dead one must be. Getting the image is not counted.
         cell_timeout: seconds that a cell may run; ``None`` for no limit. Time in which it waits for
-            the host, for the answer of a language model above all, is not counted. At the limit the
+            the host, above all for the answer of a language model, is not counted. At the limit the
             cell is interrupted, and killed if it goes on for five seconds. The checkpoint after a
             cell may take as long when another cell waits for it.
         lm_timeout: seconds to wait for one answer of a language model, to one prompt or one batch.
-            What comes later is an error string in the cell. No request of a cell stops its clock
-            for longer, be it a recursive call or one of a tool.
-        max_lm_calls: the most prompts that one cell may ask, those of batches and recursive ones
-            counted one by one; ``None`` for no limit. Past it the cell gets error strings.
+            After that the cell gets an error string. No request of a cell stops its clock for
+            longer, be it a recursive call or one of a tool.
+        max_lm_calls: the most prompts that one cell may send. Each prompt of a batch and each
+            recursive one counts; ``None`` for no limit. After that the cell gets error strings.
         max_session_lm_calls: the same for all cells of the sandbox together.
-        max_output: characters that are kept of each of a cell's two output streams.
+        max_output: the characters that are kept of each of a cell's two output streams.
     """
 
-    profile: str | None = None
-    image: str = DEFAULT_IMAGE
-    packages: tuple[str, ...] = ()
-    requirements: str | None = None
-    system_packages: tuple[str, ...] = ()
-    dockerfile: str | None = None
-    setup_code: str | None = None
-    runtime: str | Runtime | None = None
-    isolation: Literal["default", "strict"] = "default"
-    network: Network | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    mounts: tuple[Mount, ...] = ()
-    user: str | None = None
-    memory: int | str | None = AUTO
-    cpus: float | None = None
-    pids: int | str | None = AUTO
-    disk: int | str | None = None
-    gpus: GpuRequest | Literal["all"] | int | Iterable[str | int] | None = None
-    run_args: tuple[str, ...] = ()
-    session: str | None = None
-    start_timeout: float = 60.0
-    cell_timeout: float | None = None
-    lm_timeout: float = 600.0
-    max_lm_calls: int | None = None
-    max_session_lm_calls: int | None = None
-    max_output: int = 1_000_000
+    profile: str | None = field(
+        default=None, metadata=_takes("the name of a profile or None", is_text_or_none)
+    )
+    image: str = field(default=DEFAULT_IMAGE, metadata=_takes("the name of an image", _is_image))
+    packages: tuple[str, ...] = field(
+        default=(), metadata=_takes("a list of requirements", is_texts, as_tuple)
+    )
+    requirements: str | None = field(
+        default=None, metadata=_takes("a path or None", is_text_or_none, path_text)
+    )
+    system_packages: tuple[str, ...] = field(
+        default=(), metadata=_takes("a list of names", is_texts, as_tuple)
+    )
+    dockerfile: str | None = field(
+        default=None, metadata=_takes("a path, a text or None", is_text_or_none, path_text)
+    )
+    setup_code: str | None = field(
+        default=None, metadata=_takes("a string or None", lambda v: isinstance(v, str | None))
+    )
+    runtime: str | Runtime | None = field(
+        default=None,
+        metadata=_takes(
+            'a name such as "podman", a path or a Runtime',
+            lambda v: isinstance(v, (str, Runtime, type(None))),
+        ),
+    )
+    isolation: Literal["default", "strict"] = field(
+        default="default",
+        metadata=_takes('"default" or "strict"', lambda v: v in ("default", "strict")),
+    )
+    network: Network | None = field(
+        default=None,
+        metadata=_takes(
+            '"bridge", "none", "internal" or None',
+            lambda v: v in ("bridge", "none", "internal", None),
+        ),
+    )
+    env: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata=_takes("a mapping of strings to strings", is_environment, as_dict),
+    )
+    mounts: tuple[Mount, ...] = field(
+        default=(),
+        metadata=_takes("a list of mounts", lambda v: isinstance(v, tuple), as_mounts),
+    )
+    user: str | None = field(
+        default=None,
+        metadata=_takes('"UID" or "UID:GID", in numbers, or None', is_user, with_group),
+    )
+    memory: int | str | None = field(
+        default=AUTO,
+        metadata=_takes(
+            'a number of bytes, at least 32 MiB, a string such as "2g", "auto" or None',
+            is_memory,
+            as_bytes,
+        ),
+    )
+    cpus: float | None = field(
+        default=None,
+        metadata=_takes("a number of processors, at least 0.01, or None", is_cpus),
+    )
+    pids: int | str | None = field(
+        default=AUTO,
+        metadata=_takes('a number of processes, at least 16, "auto" or None', is_pids),
+    )
+    disk: int | str | None = field(
+        default=None,
+        metadata=_takes(
+            'a number of bytes, at least 1 MiB, a string such as "2g" or None', is_disk, as_bytes
+        ),
+    )
+    gpus: GpuRequest | Literal["all"] | int | Iterable[str | int] | None = field(
+        default=None,
+        metadata=_takes(
+            '"all", a number, a list of indices or UUIDs, or None',
+            lambda v: isinstance(v, GpuRequest | None),
+            gpu_request,
+        ),
+    )
+    run_args: tuple[str, ...] = field(
+        default=(), metadata=_takes("a list of strings", is_texts, as_tuple)
+    )
+    session: str | None = field(
+        default=None,
+        metadata=_takes(
+            "up to 64 letters, digits, '.', '_' and '-', or None",
+            lambda v: v is None or is_session_name(v),
+        ),
+    )
+    start_timeout: float = field(default=60.0, metadata=_takes("a number of seconds", is_seconds))
+    cell_timeout: float | None = field(
+        default=None,
+        metadata=_takes("a number of seconds or None", lambda v: v is None or is_seconds(v)),
+    )
+    lm_timeout: float = field(default=600.0, metadata=_takes("a number of seconds", is_seconds))
+    max_lm_calls: int | None = field(default=None, metadata=_takes("a number or None", is_count))
+    max_session_lm_calls: int | None = field(
+        default=None, metadata=_takes("a number or None", is_count)
+    )
+    max_output: int = field(
+        default=1_000_000,
+        metadata=_takes(
+            "a number of characters, at least 100", lambda v: v is not None and is_count(v, 100)
+        ),
+    )
 
     def __post_init__(self) -> None:
-        for name, value in (
-            *((name, sequence(name, "a list of strings", getattr(self, name))) for name in _LISTS),
-            *((name, path_text(getattr(self, name))) for name in ("requirements", "dockerfile")),
-            ("mounts", user_mounts(sequence("mounts", "a list of mounts", self.mounts))),
-            ("memory", parse_size(self.memory)),
-            ("disk", parse_size(self.disk)),
-            ("user", with_group(self.user)),
-            ("gpus", gpu_request(self.gpus)),
-        ):
-            object.__setattr__(self, name, value)
-        if isinstance(self.env, Mapping):
-            object.__setattr__(self, "env", dict(self.env))  # the caller's may change
-        for name, expected, good in (
-            ("profile", "the name of a profile or None", is_text_or_none(self.profile)),
-            ("image", "the name of an image", is_text(self.image)),
-            ("packages", "a list of requirements", all(map(is_text, self.packages))),
-            ("requirements", "a path or None", is_text_or_none(self.requirements)),
-            ("system_packages", "a list of names", all(map(is_text, self.system_packages))),
-            ("dockerfile", "a path, a text or None", is_text_or_none(self.dockerfile)),
-            ("setup_code", "a string or None", isinstance(self.setup_code, str | None)),
-            (
-                "runtime",
-                'a name such as "podman", a path or a Runtime',
-                self.runtime is None or isinstance(self.runtime, (str, Runtime)),
-            ),
-            ("isolation", '"default" or "strict"', self.isolation in ("default", "strict")),
-            (
-                "network",
-                '"bridge", "none", "internal" or None',
-                self.network in ("bridge", "none", "internal", None),
-            ),
-            ("env", "a mapping of strings to strings", is_environment(self.env)),
-            ("user", '"UID" or "UID:GID", in numbers, or None', is_user(self.user)),
-            (
-                "memory",
-                'a number of bytes, at least 32 MiB, a string such as "2g", "auto" or None',
-                is_memory(self.memory),
-            ),
-            ("cpus", "a number of processors, at least 0.01, or None", is_cpus(self.cpus)),
-            ("pids", 'a number of processes, at least 16, "auto" or None', is_pids(self.pids)),
-            (
-                "disk",
-                'a number of bytes, at least 1 MiB, a string such as "2g" or None',
-                is_disk(self.disk),
-            ),
-            (
-                "gpus",
-                '"all", a number, a list of indices or UUIDs, or None',
-                self.gpus is None or isinstance(self.gpus, GpuRequest),
-            ),
-            ("run_args", "a list of strings", all(map(is_text, self.run_args))),
-            (
-                "session",
-                "up to 64 letters, digits, '.', '_' and '-', or None",
-                self.session is None or is_session_name(self.session),
-            ),
-            ("start_timeout", "a number of seconds", is_positive(self.start_timeout)),
-            (
-                "cell_timeout",
-                "a number of seconds or None",
-                self.cell_timeout is None or is_positive(self.cell_timeout),
-            ),
-            ("lm_timeout", "a number of seconds", is_positive(self.lm_timeout)),
-            ("max_lm_calls", "a number or None", is_count(self.max_lm_calls)),
-            ("max_session_lm_calls", "a number or None", is_count(self.max_session_lm_calls)),
-            (
-                "max_output",
-                "a number of characters, at least 100",
-                is_count(self.max_output) and (self.max_output or 0) >= 100,
-            ),
-        ):
-            if not good:
-                raise wrong_value(name, expected, getattr(self, name))
-        if self.image.startswith("-"):
-            # It would be read as an option of `run`.
-            raise wrong_value("image", "the name of an image", self.image)
-        check_conflicts(vars(self))
+        for option in dataclasses.fields(self):
+            kept = _checked(option.name, getattr(self, option.name))
+            object.__setattr__(self, option.name, kept)
+        check_conflicts(self)
 
     @property
     def effective_network(self) -> Network:
-        """The network, also where ``network`` leaves it to the isolation."""
+        """The network, which the isolation decides where ``network`` is ``None``."""
         return self.network or ("none" if self.isolation == "strict" else "bridge")
 
     @property
     def plain_network(self) -> Literal["bridge", "none"]:
-        """The same where it is one that the engine has already."""
+        """The effective network as one that every engine has; internal ones count as bridges."""
         return "none" if self.effective_network == "none" else "bridge"
 
-    @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any], also: Iterable[str] = ()) -> Self:
-        """Options from keyword arguments.
 
-        Args:
-            arguments: as a user wrote them.
-            also: names that the caller itself accepts, to be suggested for a misspelt one.
+_OPTIONS = {option.name: option for option in dataclasses.fields(SandboxOptions)}
 
-        Raises:
-            OptionError: an argument is unknown (the message names the nearest that is not), or
-                has a wrong type or value.
-        """
-        known = {option.name for option in dataclasses.fields(cls)}
-        for name in arguments:
-            if name not in known:
-                raise unknown_option(name, {*known, *also})
-        return cls(**arguments)
+
+def read_option(name: str, value: object, *, typed: bool = False) -> object:
+    """Read an option's value from the command line, a variable or the configuration file.
+
+    Args:
+        name: the option.
+        value: a text, or a value of another type, which means itself.
+        typed: whether the source has numbers and lists of its own, as TOML does: a text means
+            itself or, if it is ``"none"``, ``None``. Otherwise it may mean anything that
+            :func:`~rlm_containers.options.values.readings` knows.
+
+    Returns:
+        The first reading that the option accepts, as a caller would give it.
+
+    Raises:
+        OptionError: the option accepts none. The message is that for the text itself.
+    """
+    if not isinstance(value, str):
+        meanings: Iterable[object] = (value,)
+    elif typed:
+        meanings = (value, None) if value == "none" else (value,)
+    else:
+        meanings = readings(value)
+    refusals = []
+    for meaning in meanings:
+        try:
+            _checked(name, meaning)
+        except OptionError as error:
+            refusals.append(error)
+        else:
+            return meaning
+    raise refusals[0]
+
+
+def _checked(name: str, value: object) -> object:
+    """Convert and check an option's value.
+
+    Raises:
+        OptionError: the option does not take it.
+    """
+    rule: _Rule = _OPTIONS[name].metadata["rule"]
+    kept = rule.convert(value)
+    if not rule.accepts(kept):
+        raise wrong_value(name, rule.expected, value)
+    return kept
 
 
 def unknown_option(name: str, known: Iterable[str]) -> OptionError:
-    """The error for an argument that nothing takes."""
+    """Make the error for an argument that nothing takes; it names the nearest of ``known``."""
     names = sorted(known)
-    # "environment" is no misspelt "requirements", though it has more letters of it than of "env".
+    # Prefixes come second: "environment" means "env", though "requirements" is more like it.
     near = (
         difflib.get_close_matches(name, names, n=1, cutoff=0.7)
         or [other for other in names if other.startswith(name) or name.startswith(other)]

@@ -15,26 +15,34 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlm_containers.errors import ConfigError, OptionError
 from rlm_containers.options.file import CONFIG_VARIABLE, ConfigFile, read_config
-from rlm_containers.options.options import DEFAULT_IMAGE, SandboxOptions, unknown_option
-from rlm_containers.options.texts import readings, resolved, taken
+from rlm_containers.options.options import (
+    DEFAULT_IMAGE,
+    SandboxOptions,
+    read_option,
+    unknown_option,
+)
 
-#: What every variable's name begins with.
-PREFIX = "RLM_CONTAINERS_"
+#: The variable of an option is this and its name in capitals.
+_PREFIX = "RLM_CONTAINERS_"
 
-#: Variables of that prefix that are no options: this one's, and those of the repository's scripts.
+#: Variables with this prefix that set no option; those of the repository's scripts among them.
 _OTHER_VARIABLES = re.compile(
-    rf"{CONFIG_VARIABLE}|{PREFIX}(?:TEST_.*|BASE_IMAGE_CACHE|PYTHON|VENV)"
+    rf"{CONFIG_VARIABLE}|{_PREFIX}(?:TEST_.*|BASE_IMAGE_CACHE|PYTHON|VENV)"
 )
 
 _PROFILES = "profiles"
 
+# Options that name a file. In the configuration file they are relative to it.
+_PATHS = ("requirements", "dockerfile")
+
 _NAMES = tuple(field.name for field in dataclasses.fields(SandboxOptions))
 
-# These say the same as to leave them out.
+# An argument with this value counts as left out.
 _UNSET: dict[str, object] = {
     "image": DEFAULT_IMAGE,
     "profile": None,
@@ -59,7 +67,7 @@ class Setting:
 
     @property
     def shown(self) -> str:
-        """The value for people to see: what may be secret is left out."""
+        """The value for people to see, without what may be secret."""
         if self.name == "env" and isinstance(self.value, Mapping):
             return "{" + ", ".join(f"{name!r}: …" for name in self.value) + "}"
         return repr(self.value)
@@ -67,7 +75,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class _Found:
-    """An option that is set somewhere. ``origin`` is text, or says so when it is asked."""
+    """An option that is set somewhere. ``str(origin)`` says where."""
 
     value: Any
     origin: object
@@ -75,7 +83,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Place:
-    """A key of the configuration file. Its line takes as long to find as the file to read."""
+    """A key of the configuration file. Its line is found only when it is shown: that is slow."""
 
     file: ConfigFile
     keys: tuple[str, ...]
@@ -85,17 +93,17 @@ class _Place:
 
 
 def configured_options(arguments: Mapping[str, Any], also: Iterable[str] = ()) -> SandboxOptions:
-    """The options of a sandbox.
+    """Read the options of a sandbox from all sources.
 
     Args:
-        arguments: keyword arguments as a user wrote them; they decide where they are given.
+        arguments: keyword arguments as a user wrote them; they win over every other source.
         also: names that the caller itself accepts, to be suggested for a misspelt one.
 
     Raises:
         OptionError: an argument is unknown (the message names the nearest that is not), or has a
             wrong type or value.
-        ConfigError: the same of a variable or of the file; the message says which one, with the
-            line. Or the file cannot be read, or the profile is not in it.
+        ConfigError: a variable or the file is wrong; the message names it, with the line. Or the
+            file cannot be read, or the profile is not in it.
     """
     for name in arguments:
         if name not in _NAMES:
@@ -104,13 +112,13 @@ def configured_options(arguments: Mapping[str, Any], also: Iterable[str] = ()) -
 
 
 def explain_options(arguments: Mapping[str, Any] | None = None) -> list[Setting]:
-    """Every option, its value, and where that comes from.
+    """List every option with its value and where that comes from.
 
     Args:
         arguments: as for :func:`configured_options`.
 
     Raises:
-        OptionError, ConfigError: as there.
+        OptionError, ConfigError: as for :func:`configured_options`.
     """
     settings = _settings(arguments or {})
     options = _options(settings)
@@ -125,10 +133,10 @@ def explain_options(arguments: Mapping[str, Any] | None = None) -> list[Setting]
 
 
 def check_config() -> list[str]:
-    """Check the whole file, profiles that nobody has chosen too, and the variables.
+    """Check the variables and the whole file, every profile included.
 
     Returns:
-        The names of its profiles.
+        The names of the file's profiles.
 
     Raises:
         ConfigError: something is wrong.
@@ -142,17 +150,17 @@ def check_config() -> list[str]:
 
 
 def unknown_variables() -> list[str]:
-    """Environment variables that look like options and are none, such as misspelt ones."""
-    known = {PREFIX + name.upper() for name in _NAMES}
+    """List the environment variables that look like options and are none: misspelt ones."""
+    known = {_PREFIX + name.upper() for name in _NAMES}
     return sorted(
         name
         for name in os.environ
-        if name.startswith(PREFIX) and name not in known and not _OTHER_VARIABLES.fullmatch(name)
+        if name.startswith(_PREFIX) and name not in known and not _OTHER_VARIABLES.fullmatch(name)
     )
 
 
 def _settings(arguments: Mapping[str, Any]) -> dict[str, _Found]:
-    """What was set anywhere; the options that were not are not in it."""
+    """Find the options that are set anywhere, each where it is decided."""
     file = read_config()
     given, variables = dict(_from_arguments(arguments)), dict(_from_variables())
     in_file = dict(_from_file(file)) if file else {}
@@ -165,7 +173,8 @@ def _options(settings: Mapping[str, _Found]) -> SandboxOptions:
     try:
         return SandboxOptions(**{name: found.value for name, found in settings.items()})
     except OptionError as error:
-        # Each is right by itself, or was given as an argument; together they are not.
+        # Values from variables and the file are checked one by one before: an argument is wrong,
+        # or two options contradict each other.
         concerned = [
             f"{name} is set in {found.origin}"
             for name, found in settings.items()
@@ -186,9 +195,9 @@ def _from_arguments(arguments: Mapping[str, Any]) -> Iterator[tuple[str, _Found]
 
 def _from_variables() -> Iterator[tuple[str, _Found]]:
     for name in _NAMES:
-        variable = PREFIX + name.upper()
+        variable = _PREFIX + name.upper()
         if text := os.environ.get(variable):
-            yield name, _Found(taken(name, readings(text), variable), variable)
+            yield name, _Found(_read(name, text, variable, typed=False), variable)
 
 
 def _from_file(file: ConfigFile) -> Iterator[tuple[str, _Found]]:
@@ -198,7 +207,7 @@ def _from_file(file: ConfigFile) -> Iterator[tuple[str, _Found]]:
             f"{file.where(_PROFILES)}: {_PROFILES} must be tables.",
             remedy=f"Write [{_PROFILES}.NAME], and the options below it.",
         )
-    # All names at once: a misspelt one in a profile shows before the profile is wanted.
+    # Check the names in all profiles, so that a misspelt one shows before its profile is chosen.
     for name, profile in profiles.items():
         for key in profile:
             if key not in _NAMES or key == "profile":
@@ -215,14 +224,13 @@ def _from_profile(file: ConfigFile | None, chosen: _Found) -> Iterator[tuple[str
     name = chosen.value
     if not isinstance(name, str):
         return  # the check of the options says so
-    if name not in profiles:
-        there = f"There are: {', '.join(sorted(profiles))}." if profiles else "There are none."
+    if file is None or name not in profiles:
+        known = f"There are: {', '.join(sorted(profiles))}." if profiles else "There are none."
         where = file.path if file else "the configuration file, which does not exist"
         raise ConfigError(
             f"There is no profile {name!r} in {where}.",
-            remedy=f"{there} It was chosen by: {chosen.origin}.",
+            remedy=f"{known} It was chosen by: {chosen.origin}.",
         )
-    assert file is not None
     yield from _from_table(file, profiles[name], _PROFILES, name)
 
 
@@ -231,9 +239,32 @@ def _from_table(
 ) -> Iterator[tuple[str, _Found]]:
     for name, value in table.items():
         place = _Place(file, (*above, name))
-        meanings = [value, None] if value == "none" else [value]
-        found = taken(name, meanings, place)
-        yield name, _Found(resolved(name, found, file), place)
+        found = _read(name, value, place, typed=True)
+        yield name, _Found(_resolve(name, found, file.path.parent), place)
+
+
+def _read(name: str, value: object, origin: object, *, typed: bool) -> object:
+    """Read an option's value; see :func:`read_option`.
+
+    Raises:
+        ConfigError: the option does not take it; the message names the origin.
+    """
+    try:
+        return read_option(name, value, typed=typed)
+    except OptionError as error:
+        raise ConfigError(f"{origin}: {error.what}", remedy=error.remedy) from None
+
+
+def _resolve(name: str, value: object, folder: Path) -> object:
+    """Make the paths in a value of the file relative to its folder."""
+    if name in _PATHS and isinstance(value, str) and "\n" not in value:
+        return str(folder / Path(value).expanduser())
+    if name == "packages" and isinstance(value, (list, tuple)):
+        return [
+            str(folder / Path(word).expanduser()) if word.startswith(("./", "../", "~/")) else word
+            for word in value
+        ]
+    return value
 
 
 def _unknown(file: ConfigFile, key: str, *above: str) -> ConfigError:

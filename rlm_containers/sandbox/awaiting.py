@@ -1,142 +1,41 @@
-"""The sandbox for programs with an event loop."""
+"""Blocking calls for programs with an event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import contextvars
+import functools
 import threading
-from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from rlm_containers.interpreter import CellResult, OutputCallback, StreamName
+from rlm_containers.interpreter import OutputCallback, StreamName
 from rlm_containers.lm import AsyncFunctions
 
-if TYPE_CHECKING:
-    from rlm_containers.sandbox.context import Context
-
-
-class AsyncMethods:
-    """What :class:`~rlm_containers.sandbox.sandbox.Sandbox` has for ``await``.
-
-    Each call blocks a thread of its own and not the loop, so that any number of sandboxes can be
-    used from one loop at once. A call that is cancelled interrupts its cell and waits for its end.
-    """
-
-    if TYPE_CHECKING:
-        _lock: threading.RLock
-        _async_functions: AsyncFunctions
-
-        def start(self) -> Self: ...
-        def close(self) -> None: ...
-        def interrupt(self) -> None: ...
-        def load(self, name: str, value: Context, *, keep: bool = False) -> None: ...
-        def execute(self, code: str, *, on_output: OutputCallback | None = None) -> CellResult: ...
-
-    async def __aenter__(self) -> Self:
-        return await self.astart()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
-    async def astart(self) -> Self:
-        """As :meth:`start`. If it is cancelled, nothing is left running."""
-        return await call_in_thread(self.start, self.close)
-
-    async def aclose(self) -> None:
-        """As :meth:`close`."""
-        await call_in_thread(self.close, lambda: None)
-
-    async def aload(self, name: str, value: Context) -> None:
-        """As :meth:`load`."""
-        await call_in_thread(lambda: self.load(name, value), lambda: None)
-
-    async def aexecute(self, code: str, *, on_output: OutputCallback | None = None) -> CellResult:
-        """As :meth:`execute`; several calls take turns.
-
-        Args:
-            code: Python source.
-            on_output: called in the loop's thread.
-
-        An async ``lm`` and async tools run on this loop meanwhile.
-        """
-        loop = asyncio.get_running_loop()
-        cell = _AwaitedCell(self, on_output, loop)
-        result = await call_in_thread(lambda: cell.run(code), cell.stop)
-        if cell.failure is not None:
-            raise cell.failure
-        return result
-
-
-class _AwaitedCell:
-    """One cell that somebody awaits."""
-
-    def __init__(
-        self,
-        sandbox: AsyncMethods,
-        on_output: OutputCallback | None,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self.failure: BaseException | None = None
-        self._sandbox = sandbox
-        self._on_output = on_output
-        self._loop = loop
-        self._stopped = self._running = False
-        self._lock = threading.Lock()
-
-    def run(self, code: str) -> CellResult:
-        sandbox = self._sandbox
-        with sandbox._lock, sandbox._async_functions.on(self._loop):
-            with self._lock:
-                if self._stopped:  # while it waited for its turn
-                    raise asyncio.CancelledError
-                self._running = True
-            try:
-                callback = None if self._on_output is None else self._pass_on
-                return sandbox.execute(code, on_output=callback)
-            finally:
-                with self._lock:
-                    self._running = False
-
-    def stop(self) -> None:
-        """Interrupt the cell, if it is this one that runs."""
-        with self._lock:
-            self._stopped = True
-            if self._running:
-                self._sandbox.interrupt()
-
-    def _pass_on(self, stream: StreamName, text: str) -> None:
-        self._loop.call_soon_threadsafe(self._call_back, stream, text)
-
-    def _call_back(self, stream: StreamName, text: str) -> None:
-        if self.failure is not None:
-            return
-        assert self._on_output is not None
-        try:
-            self._on_output(stream, text)
-        except BaseException as error:
-            self.failure = error
-            self.stop()
-
-
+_P = ParamSpec("_P")
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
-async def call_in_thread(call: Callable[[], _T], stop: Callable[[], None]) -> _T:
+def _nothing() -> None:
+    pass
+
+
+async def call_in_thread(
+    call: Callable[[], _T],
+    stop: Callable[[], None] = _nothing,
+    discard: Callable[[_T], None] | None = None,
+) -> _T:
     """Make a blocking call in a thread of its own.
 
-    Not in the loop's executor: that has a handful of threads, and each sandbox may need one.
+    The loop's executor would not do: it has a handful of threads, and each sandbox may need one.
 
     Args:
-        call: made with a copy of the caller's context variables.
-        stop: called if the caller is cancelled; must make the call return soon. That is waited
-            for, so that nothing goes on behind the back of whoever has cancelled.
+        call: what to call, with a copy of the caller's context variables.
+        stop: called if the caller is cancelled. Must make ``call`` return soon: it is waited for,
+            so that nothing goes on in the background.
+        discard: called with the result that came too late for a cancelled caller.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_T] = loop.create_future()
@@ -160,7 +59,7 @@ async def call_in_thread(call: Callable[[], _T], stop: Callable[[], None]) -> _T
             loop.call_soon_threadsafe(settle, result, error)
 
     context = contextvars.copy_context()
-    # A daemon: the interpreter must not wait for a cell that nobody awaits any more.
+    # A daemon: this process must not wait at its end for a cell that nobody awaits any more.
     threading.Thread(target=context.run, args=(work,), name="rlm-await", daemon=True).start()
     try:
         return await asyncio.shield(future)
@@ -169,5 +68,99 @@ async def call_in_thread(call: Callable[[], _T], stop: Callable[[], None]) -> _T
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait((future,))
-        future.exception()  # it has been seen
+        # Asking for the exception also keeps asyncio from logging it.
+        if future.exception() is None and discard is not None:
+            await call_in_thread(functools.partial(discard, future.result()))
         raise
+
+
+def in_thread(
+    method: Callable[Concatenate[_S, _P], _T],
+) -> Callable[Concatenate[_S, _P], Coroutine[Any, Any, _T]]:
+    """Return the async twin of a blocking method, which calls it in a thread of its own."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    async def twin(self: _S, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        # Look the method up, since a subclass may have overridden it.
+        return await call_in_thread(lambda: getattr(self, name)(*args, **kwargs))
+
+    twin.__name__ = f"a{name}"
+    twin.__qualname__ = method.__qualname__.removesuffix(name) + twin.__name__
+    return twin
+
+
+class AwaitedCell:
+    """One cell that somebody awaits.
+
+    Args:
+        turn: the lock that is held while a cell runs.
+        async_functions: runs the async functions that the cell calls, on the caller's loop.
+        interrupt: interrupts the cell that runs.
+        on_output: called in the loop's thread with each piece of output; may be ``None``. If it
+            fails, the cell is interrupted and the caller gets the exception.
+    """
+
+    def __init__(
+        self,
+        turn: threading.RLock,
+        async_functions: AsyncFunctions,
+        interrupt: Callable[[], None],
+        on_output: OutputCallback | None = None,
+    ) -> None:
+        self._turn = turn
+        self._async_functions = async_functions
+        self._interrupt = interrupt
+        self._on_output = on_output
+        self._failure: BaseException | None = None
+        self._stopped = self._running = False
+        self._lock = threading.Lock()
+
+    async def run(self, execute: Callable[[OutputCallback | None], _T]) -> _T:
+        """Await the cell. If the caller is cancelled, interrupt it and wait for its end.
+
+        Args:
+            execute: runs the cell in the thread that calls it, and passes on its output.
+        """
+        loop = asyncio.get_running_loop()
+        result = await call_in_thread(lambda: self._execute(execute, loop), self._stop)
+        if self._failure is not None:
+            raise self._failure
+        return result
+
+    def _execute(
+        self, execute: Callable[[OutputCallback | None], _T], loop: asyncio.AbstractEventLoop
+    ) -> _T:
+        on_output = None
+        if self._on_output is not None:
+            call_back = functools.partial(self._call_back, self._on_output)
+
+            def on_output(stream: StreamName, text: str) -> None:
+                loop.call_soon_threadsafe(call_back, stream, text)
+
+        with self._turn, self._async_functions.on(loop):
+            with self._lock:
+                if self._stopped:  # while it waited for its turn
+                    raise asyncio.CancelledError
+                self._running = True
+            try:
+                return execute(on_output)
+            finally:
+                with self._lock:
+                    self._running = False
+
+    def _stop(self) -> None:
+        """Interrupt the cell, but not one that runs before it."""
+        with self._lock:
+            self._stopped = True
+            if self._running:
+                self._interrupt()
+
+    def _call_back(self, on_output: OutputCallback, stream: StreamName, text: str) -> None:
+        if self._failure is not None:
+            return
+        try:
+            on_output(stream, text)
+        except BaseException as error:
+            self._failure = error
+            self._stop()

@@ -1,15 +1,13 @@
-"""How a sandbox begins and ends: what is made in which order, and removed in which."""
+"""How a sandbox starts and ends: what is made in which order, and undone in reverse."""
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
 import functools
 import logging
-import threading
-from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rlm_containers.container import (
     HOST_ALIAS,
@@ -20,225 +18,278 @@ from rlm_containers.container import (
     SandboxImage,
     prune_once,
 )
-from rlm_containers.errors import SandboxError
-from rlm_containers.images import note_use
+from rlm_containers.errors import SandboxClosedError
 from rlm_containers.interpreter import (
     CellClock,
     Deadlines,
     Interpreter,
     Pipe,
-    ProxyAddress,
     WorkerSetup,
 )
-from rlm_containers.lm import LMBroker, LMProxy, PipeCalls
+from rlm_containers.lm import CallBudget, Gateway, LMBroker
 from rlm_containers.options import SandboxOptions
 from rlm_containers.state import Home, KeptHome, Owner, Workspace
 from runtimes import HostRoute, InternalNetwork, Runtime, get_runtime
 
 logger = logging.getLogger("rlm_containers")
 
+_Network = Literal["bridge", "none"] | InternalNetwork
+
 #: Seconds for a container to end by itself once its pipe is closed.
 _CLOSE_TIMEOUT = 10.0
 
+#: Seconds for a checkpoint to be written before its workspace is copied or closed.
+SETTLE_TIMEOUT = 120.0
 
-class LifeMethods:
-    """What :class:`~rlm_containers.sandbox.sandbox.Sandbox` has for its begin and its end."""
 
-    if TYPE_CHECKING:
-        name: str
-        options: SandboxOptions
-        setup_code: str | None
-        broker: LMBroker
-        python_version: str | None
-        _image: SandboxImage
-        _clock: CellClock
-        _runtime: Runtime | None
-        _home: Home | None
-        _seed: Callable[[Workspace], None] | None
-        _workspace: Workspace | None
-        _reaper: Reaper | None
-        _lease: NetworkLease | None
-        _pipe: Pipe | None
-        _proxy: LMProxy | None
-        _interpreter: Interpreter | None
-        _calls: PipeCalls
-        _setup: WorkerSetup
-        _closed: bool
-        _lock: threading.RLock
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What exists only while a sandbox runs.
 
-        def run_setup(self, code: str, what: str = "setup code") -> None: ...
+    Attributes:
+        runtime: the engine.
+        home: keeps the workspace, the snapshots and the manifest.
+        workspace: the directory behind the container's ``/workspace``.
+        reaper: cleans up if this process dies.
+        gateway: answers the cells' calls of models and tools.
+        interpreter: the conversation with the container's interpreter.
+        python_version: the version of its Python, such as ``"3.11.4"``.
+    """
 
-        def _go_on(self, version: str) -> None: ...
+    runtime: Runtime
+    home: Home
+    workspace: Workspace
+    reaper: Reaper
+    gateway: Gateway
+    interpreter: Interpreter
+    python_version: str
 
-        def _settle_for_good(self) -> None: ...
+    def settle(self) -> bool:
+        """Wait until the last checkpoint is on disk, see :meth:`Interpreter.settle`."""
+        return self.interpreter.settle(SETTLE_TIMEOUT)
 
-        def _not_open(self, how: str) -> SandboxError: ...
 
-    def __enter__(self) -> Self:
-        return self.start()
+class Lifecycle:
+    """Starts one sandbox's container, and removes everything that was made for it.
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
+    Args:
+        name: the sandbox's name, which is the container's.
+        options: the sandbox's options.
 
-    def start(self) -> Self:
-        """Start the container and its interpreter. Does nothing if it is running.
+    Attributes:
+        closed: whether :meth:`close` was called.
 
-        Returns:
-            This sandbox.
+    Raises:
+        OptionError: an option that says what to add to the image is wrong.
+    """
+
+    def __init__(self, name: str, options: SandboxOptions) -> None:
+        self.name = name
+        self.closed = False
+        self._options = options
+        self._image = SandboxImage(options)
+        self._running: Running | None = None
+        self._pipe: Pipe | None = None
+        self._undo = ExitStack()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the sandbox was started and not closed."""
+        return self._running is not None
+
+    @property
+    def running(self) -> Running:
+        """What exists while the sandbox runs.
 
         Raises:
-            ContainersError: one of its subclasses, see :mod:`rlm_containers.errors`; nothing is
-                left running.
+            SandboxClosedError: it does not run.
         """
-        with self._lock:
-            if self._closed:
-                raise self._not_open("was closed")
-            if self._interpreter is not None:
-                return self
-            atexit.register(self.close)
-            try:
-                self._start()
-            except BaseException:
-                self.close()
-                raise
-        return self
+        running = self._running
+        if running is None:
+            raise self.not_running()
+        return running
 
-    def _start(self) -> None:
-        self._runtime = runtime = get_runtime(self.options.runtime)
-        image = self._image.ready(runtime)
-        limits = Limits.on(runtime.info(), self.options, self.name)
-        owner = Owner.current(self.options.session or "")
-        labels = owner.labels()
+    def not_running(self) -> SandboxClosedError:
+        """Return the error for a sandbox that does not run."""
+        how = "was closed" if self.closed else "has not been started"
+        return SandboxClosedError(
+            f"The sandbox {how}.",
+            remedy="Use it inside of `with Sandbox(…) as box:`, or call start() first.",
+            container=self.name,
+        )
+
+    def start(
+        self,
+        broker: LMBroker,
+        setup: WorkerSetup,
+        call_tool: Callable[[object], dict[str, Any]],
+        fill: Callable[[Workspace], None] | None,
+    ) -> Running:
+        """Start the container and its interpreter.
+
+        If it fails, :meth:`close` undoes what was made.
+
+        Args:
+            broker: answers the cells' calls of language models.
+            setup: what each worker is given. What depends on the engine is filled in here.
+            call_tool: answers the cells' calls of host functions.
+            fill: fills the workspace of a fork; ``None`` for any other sandbox.
+
+        Raises:
+            ContainersError: one of its subclasses.
+        """
+        options, undo = self._options, self._undo
+        runtime = get_runtime(options.runtime)
+        limits = Limits.on(runtime.info(), options, self.name)
+        owner = Owner.current(options.session or "")
         remove = runtime.remove_command(self.name)
-        if self.options.effective_network == "internal":
-            self._lease = NetworkLease(runtime)
-            remove = self._lease.remove_command(remove)
-        session = self.options.session
-        new = self._seed is not None
-        self._home = home = KeptHome(self.name, session, new=new) if session else Home(self.name)
-        # In this order, so that nothing exists at any time that nobody would remove.
-        self._reaper = Reaper(
-            self.name, home.passing_workspace, remove, also=home.passing_snapshots, lock=home.lock
+        lease = NetworkLease(runtime) if options.effective_network == "internal" else None
+        if lease is not None:
+            remove = lease.remove_command(remove)
+        home, reaper = self._open_home(remove, new=fill is not None)
+        workspace = home.open_workspace(
+            runtime.workspace_user(_ids(options.user)), owner.json(runtime=repr(runtime))
         )
-        self._workspace = home.open_workspace(
-            runtime.workspace_user(self._user()), owner.json(runtime=repr(runtime))
-        )
-        if self._seed is not None:
-            self._seed(self._workspace)
+        if fill is not None:
+            fill(workspace)
+        network: _Network = options.plain_network
+        if lease is not None:
+            undo.callback(lease.release)
+            network = lease.acquire(owner.labels())
+
+        clock = CellClock(options.lm_timeout)
+        broker.join(CallBudget(options.max_lm_calls, options.max_session_lm_calls), clock.waiting)
+        gateway = Gateway(broker, clock, self.name)
+        gateway.call_tool = call_tool
+        undo.callback(gateway.close)
         launch = Launch(
             runtime=runtime,
-            options=dataclasses.replace(self.options, image=image),
-            fetch=functools.partial(self._image.fetch, runtime),
+            image=self._image,
+            options=options,
             limits=limits,
-            network=self._lease.take(labels) if self._lease else self.options.plain_network,
-            workspace=self._workspace,
+            network=network,
+            workspace=workspace,
             name=self.name,
-            labels=labels,
-            on_call=self._calls.take,
-            watch=self._reaper.watch,
+            labels=owner.labels(),
+            on_call=gateway.on_call,
+            watch=reaper.watch,
         )
-        self._pipe, self.python_version = launch.run()
-        self._connect_lm(runtime, launch.network)
-        self._setup.file_limit = limits.file
-        self._interpreter = Interpreter(
-            self._pipe,
-            self._setup,
-            self.options.max_output,
-            deadlines=Deadlines(self._clock, self.options.cell_timeout, self.options.start_timeout),
-            abandon=self._remove_container,
+        pipe, python_version = launch.run()
+        self._pipe = pipe
+        undo.callback(self._end_container, runtime, pipe)
+        gateway.attach(pipe.send)
+        setup.has_model = broker.connected
+        setup.file_limit = limits.file
+        if setup.has_model and (route := _host_route(runtime, network)) is not None:
+            setup.proxy = gateway.open_proxy(route, HOST_ALIAS)
+        interpreter = Interpreter(
+            pipe,
+            setup,
+            options.max_output,
+            deadlines=Deadlines(clock, options.cell_timeout, options.start_timeout),
+            abandon=functools.partial(self._remove_container, runtime),
             memory_loss=launch.memory_loss,
         )
-        self._interpreter.reports.on_saved = home.note
-        self._interpreter.start()
+        interpreter.reports.on_saved = home.note
+        interpreter.start()
         prune_once(runtime)
-        note_use(runtime, image)
-        self._go_on(self.python_version)
-        if self.setup_code and home.is_new and self._seed is None:
-            self.run_setup(self.setup_code)
-        home.begin(self.python_version, self.options.image, runtime.name)
+        self._running = Running(
+            runtime=runtime,
+            home=home,
+            workspace=workspace,
+            reaper=reaper,
+            gateway=gateway,
+            interpreter=interpreter,
+            python_version=python_version,
+        )
+        return self._running
 
-    def _user(self) -> tuple[int, int] | None:
-        if self.options.user is None:
-            return None
-        uid, _, gid = self.options.user.partition(":")
-        return int(uid), int(gid)
+    def begin(self) -> None:
+        """Record that the sandbox is ready. From here on closing keeps its session."""
+        running = self.running
+        running.home.begin(running.python_version, self._options.image, running.runtime.name)
+        if self._options.session:
+            self._undo.callback(self._settle, running)
 
-    def _connect_lm(self, runtime: Runtime, network: str | InternalNetwork) -> None:
-        """Open the proxy, where a container can reach it."""
-        self._setup.has_model = self.broker.connected
-        if not self.broker.connected or network == "none":
-            return
-        route: HostRoute | None
-        route = network.route if isinstance(network, InternalNetwork) else runtime.host_route()
-        if route is None:
-            return
-        try:
-            self._proxy = LMProxy(route.bind, self.broker.handle, self._clock.waiting)
-        except OSError as error:
-            logger.warning(
-                "%s: the proxy cannot listen on %s (%s)", self.name, route.bind, error.strerror
-            )
-            return
-        self._setup.proxy = ProxyAddress(HOST_ALIAS, self._proxy.port, self._proxy.token)
+    def hang_up(self) -> None:
+        """Make whoever waits for the container return at once, with an error."""
+        if self._pipe is not None:
+            self._pipe.hang_up()
 
     def close(self) -> None:
-        """End the container and remove what it used. May be called at any time, and again.
+        """Undo what :meth:`start` has made, in reverse order. May be called again.
 
-        A cell that runs in another thread ends with :class:`SandboxLostError`.
+        Goes on past an error in one step.
 
         Raises:
             WorkspaceError: the workspace could not be removed.
         """
-        if not self._lock.acquire(blocking=False):
-            if self._pipe is not None:
-                self._pipe.hang_up()
-            self._lock.acquire()
-        try:
-            self._close()
-        finally:
-            self._lock.release()
+        self.closed = True
+        self._running = None
+        self._undo.close()
 
-    def _close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        atexit.unregister(self.close)
-        try:
-            if self.options.session:
-                self._settle_for_good()
-        finally:
-            self._end()
+    def _open_home(self, remove: Sequence[str], *, new: bool) -> tuple[Home, Reaper]:
+        """Open the home, and start the reaper before there is anything that a crash could leave.
 
-    def _end(self) -> None:
-        if self._pipe is not None:
-            self._pipe.close(_CLOSE_TIMEOUT)
-            ended = self._pipe.closed
-            if (ended is None or ended.exit_code != 0) and self._runtime is not None:
-                # Not by itself, so --rm may not have had its chance.
-                self._remove_container()
-        if self._proxy is not None:
-            self._proxy.close()
-        self._calls.close()
-        if self._lease is not None:
-            self._lease.give_back()
+        Args:
+            remove: the command line that removes the container and its network.
+            new: whether the session must not exist yet.
+        """
+        session = self._options.session
+        home = KeptHome(self.name, session, new=new) if session else Home(self.name)
+        self._undo.callback(home.release)
         try:
-            if self._home is not None:
-                self._home.close()
-        finally:
-            if self._reaper is not None:
-                self._reaper.dismiss()
-            if self._home is not None:
-                self._home.release()
+            reaper = Reaper(
+                self.name,
+                home.passing_workspace,
+                remove,
+                also=home.passing_snapshots,
+                lock=home.lock,
+            )
+        except BaseException:
+            home.close()
+            raise
+        self._undo.callback(reaper.dismiss)
+        self._undo.callback(home.close)
+        return home, reaper
 
-    def _remove_container(self) -> None:
-        assert self._runtime is not None
+    def _settle(self, running: Running) -> None:
+        """Wait for the last checkpoint of a session, before its container ends."""
         try:
-            self._runtime.remove(self.name)
+            saved = running.settle()
+        except Exception as error:
+            logger.info("%s: %s", self.name, error)  # the container was lost before
+        else:
+            if not saved:
+                logger.warning("%s: what the last cell changed may not be saved", self.name)
+
+    def _end_container(self, runtime: Runtime, pipe: Pipe) -> None:
+        try:
+            pipe.close(_CLOSE_TIMEOUT)
+        finally:
+            ended = pipe.closed
+            if ended is None or ended.exit_code != 0:
+                # It did not end by itself, so --rm may not have removed it.
+                self._remove_container(runtime)
+
+    def _remove_container(self, runtime: Runtime) -> None:
+        try:
+            runtime.remove(self.name)
         except Exception as error:
             # An engine that is gone has nothing to remove; closing must go on in any case.
             logger.warning("%s: %s", self.name, error)
+
+
+def _ids(user: str | None) -> tuple[int, int] | None:
+    """Return the UID and GID of ``"UID:GID"``."""
+    if user is None:
+        return None
+    uid, _, gid = user.partition(":")
+    return int(uid), int(gid)
+
+
+def _host_route(runtime: Runtime, network: _Network) -> HostRoute | None:
+    """Return how a container on that network reaches this host, if it can."""
+    if isinstance(network, InternalNetwork):
+        return network.route
+    return None if network == "none" else runtime.host_route()

@@ -2,77 +2,74 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
+import os
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Unpack
+from pathlib import Path, PurePosixPath
+from typing import Any, Self, Unpack, overload
 
-from rlm_containers.container import NetworkLease, Reaper, SandboxImage
-from rlm_containers.errors import (
-    OptionError,
-    SandboxClosedError,
-    SandboxError,
-    SetupCodeError,
-)
+from rlm_containers.errors import OptionError, SandboxClosedError, SetupCodeError
 from rlm_containers.interpreter import (
-    CellClock,
     CellResult,
-    Interpreter,
     OutputCallback,
-    Pipe,
     UnsavedVariable,
-    WorkerSetup,
+    WorkspaceFile,
 )
-from rlm_containers.lm import (
-    AsyncFunctions,
-    CallableBackend,
-    CallBudget,
-    LMBroker,
-    LMCallable,
-    LMProxy,
-    PipeCalls,
+from rlm_containers.lm import AsyncFunctions, CallableBackend, LMBroker, LMCallable
+from rlm_containers.options import (
+    DEFAULT_IMAGE,
+    OptionArguments,
+    SandboxOptions,
+    configured_options,
 )
-from rlm_containers.options import DEFAULT_IMAGE, OptionArguments, configured_options
-from rlm_containers.sandbox.artifacts import found_artifacts
-from rlm_containers.sandbox.awaiting import AsyncMethods
-from rlm_containers.sandbox.files import FileMethods
-from rlm_containers.sandbox.lifecycle import LifeMethods
-from rlm_containers.sandbox.snapshots import SnapshotMethods
-from rlm_containers.sandbox.tool_methods import ToolMethods
-from rlm_containers.sandbox.tools import ToolFunction
-from rlm_containers.sandbox.variables import ContextMethods
-from rlm_containers.state import Home, Workspace
-from runtimes import Runtime
+from rlm_containers.sandbox.awaiting import AwaitedCell, call_in_thread, in_thread
+from rlm_containers.sandbox.files import MAX_SIZE, Files, find_artifacts
+from rlm_containers.sandbox.lifecycle import Lifecycle
+from rlm_containers.sandbox.snapshots import Snapshots
+from rlm_containers.sandbox.tools import HostTools, ToolFunction
+from rlm_containers.sandbox.variables import Context, Variables
+from rlm_containers.state import Snapshot, Workspace
 
 
-class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMethods, ToolMethods):
+class Sandbox:
     """Runs Python in a container, cell after cell, with variables that live on.
 
-    Args:
-        image: the image; any with Python 3.9 or later.
-        lm: answers ``llm_query()`` in the cells: a callable that takes a prompt (and, if it
-            has such a parameter, a ``model``) and returns a string; or a broker.
-        setup_code: a cell to run first. If it fails, so does :meth:`start`. A session that is
-            gone on with has had its own already, so that it is not run again.
-        tools: functions of this process that cells may call, by the names that cells call them by;
-            see :meth:`set_tools`.
-        scaffold: whether cells find what an RLM's are promised (``llm_query``, ``answer``,
-            ``SHOW_VARS`` and so on), or a plain interpreter.
-        options: see :class:`~rlm_containers.SandboxOptions`.
-
-    Raises:
-        OptionError: an argument is unknown or wrong.
-
-    Use it as a context manager, or call :meth:`start` and :meth:`close`; with ``async with`` and
-    ``await`` :meth:`aexecute` where there is an event loop. One cell runs at a time; calls from
-    several threads take turns.
+    Use it as a context manager, or call :meth:`start` and :meth:`close`. In a program with an event
+    loop use ``async with``, and the methods whose names begin with ``a``: each has the parameters
+    of the blocking method, and raises the same errors. One cell runs at a time; calls from several
+    threads take turns.
 
     >>> with Sandbox() as box:  # doctest: +SKIP
     ...     box.execute("x = 6 * 7")
     ...     print(box.execute("print(x)").stdout)
     42
+
+    Args:
+        image: the image; any with Python 3.9 or later.
+        lm: answers ``llm_query()`` in the cells: a callable that takes a prompt (and, if it
+            has such a parameter, a ``model``) and returns a string; or a broker.
+        setup_code: a cell to run first. If it fails, so does :meth:`start`. It is not run again
+            when a session is continued.
+        tools: functions of this process that cells may call, by their names; see
+            :meth:`set_tools`.
+        scaffold: whether cells find what an RLM's are promised (``llm_query``, ``answer``,
+            ``SHOW_VARS`` and so on), or a plain interpreter.
+        options: see :class:`~rlm_containers.SandboxOptions`.
+
+    Attributes:
+        name: the container's name.
+        options: the options, those from the configuration included.
+        scaffold: as it was given.
+        broker: answers the cells' calls of language models.
+        python_version: the version of the container's Python; ``None`` before the start.
+
+    Raises:
+        OptionError: an argument is unknown or wrong.
     """
 
     def __init__(
@@ -85,50 +82,57 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         scaffold: bool = True,
         **options: Unpack[OptionArguments],
     ) -> None:
-        if setup_code is not None and not isinstance(setup_code, str):
-            raise OptionError(f"setup_code must be a string, not {type(setup_code).__name__}.")
-        self.options = configured_options(
+        configured = configured_options(
             {"image": image, "setup_code": setup_code, **options}, also=("lm", "tools", "scaffold")
         )
-        self._image = SandboxImage(self.options)
+        self._compose(configured, lm, tools or {}, scaffold, configured.setup_code)
+
+    @classmethod
+    def _with(
+        cls,
+        options: SandboxOptions,
+        *,
+        lm: LMCallable | LMBroker | None,
+        tools: Mapping[str, ToolFunction],
+        scaffold: bool = True,
+    ) -> Self:
+        """Make a sandbox without reading the configuration again.
+
+        Args:
+            options: options that are complete. Their setup code is left to the caller.
+            lm, tools, scaffold: as for the class.
+        """
+        box = cls.__new__(cls)
+        box._compose(options, lm, tools, scaffold)
+        return box
+
+    def _compose(
+        self,
+        options: SandboxOptions,
+        lm: LMCallable | LMBroker | None,
+        tools: Mapping[str, ToolFunction],
+        scaffold: bool,
+        setup_code: str | None = None,
+    ) -> None:
         if lm is not None and not callable(lm) and not isinstance(lm, LMBroker):
             raise OptionError(f"lm must be callable, not {type(lm).__name__}.")
         self.name = f"rlm-{secrets.token_hex(6)}"
-        self.setup_code = self.options.setup_code
+        self.options = options
         self.scaffold = scaffold
-        self.lost: tuple[UnsavedVariable, ...] = ()
-        self._lm = lm
-        self._async_functions = AsyncFunctions()
-        self._tools = tools or {}
-        self.tools = self._host_tools(self._tools)
-        self.broker = lm if isinstance(lm, LMBroker) else self._new_broker(lm)
-        self._clock = CellClock(self.options.lm_timeout)
-        self.broker.join(
-            CallBudget(self.options.max_lm_calls, self.options.max_session_lm_calls),
-            self._clock.waiting,
-        )
+        self.setup_code = setup_code
         self.python_version: str | None = None
-        self._runtime: Runtime | None = None
-        self._home: Home | None = None
-        # Fills the workspace before the start: that of a fork.
-        self._seed: Callable[[Workspace], None] | None = None
-        self._workspace: Workspace | None = None
-        self._reaper: Reaper | None = None
-        self._lease: NetworkLease | None = None
-        self._pipe: Pipe | None = None
-        self._proxy: LMProxy | None = None
-        self._interpreter: Interpreter | None = None
-        self._calls = PipeCalls(self._answer, self._send, self._clock.waiting)
-        self._setup = WorkerSetup(
-            env=self.options.env,
-            scaffold=bool(scaffold),
-            tools=self.tools.describe(),
-            outlives=self.options.session is not None,
-        )
-        # Of each variable that was loaded: its file, if that may go, and how often it was.
-        self._files: dict[str, tuple[str | None, int]] = {}
-        self._closed = False
+        self._lm = lm
         self._lock = threading.RLock()
+        self._async_functions = AsyncFunctions()
+        self.broker = lm if isinstance(lm, LMBroker) else self._new_broker(lm)
+        self._life = Lifecycle(self.name, options)
+        self._variables = Variables(
+            self._life, options, tools, scaffold=scaffold, async_functions=self._async_functions
+        )
+        self._files = Files(self._life)
+        self._snapshots = Snapshots(self._life, self._variables)
+        #: Fills the workspace of a fork.
+        self._fill: Callable[[Workspace], None] | None = None
 
     def _new_broker(self, lm: LMCallable | None) -> LMBroker:
         if lm is None:
@@ -136,8 +140,79 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         return LMBroker(CallableBackend(lm, self.options.lm_timeout, self._async_functions))
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else "running" if self._interpreter else "not started"
+        life = self._life
+        state = "closed" if life.closed else "running" if life.is_running else "not started"
         return f"<Sandbox {self.name} from {self.options.image}, {state}>"
+
+    # Start and end
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.astart()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    def start(self) -> Self:
+        """Start the container and its interpreter. Do nothing if they run.
+
+        Returns:
+            This sandbox.
+
+        Raises:
+            ContainersError: one of its subclasses, see :mod:`rlm_containers.errors`; nothing is
+                left running.
+        """
+        with self._lock:
+            if self._life.closed:
+                raise self._life.not_running()
+            if self._life.is_running:
+                return self
+            atexit.register(self.close)
+            try:
+                self._start()
+            except BaseException:
+                self.close()
+                raise
+        return self
+
+    def _start(self) -> None:
+        running = self._life.start(
+            self.broker, self._variables.setup, self._variables.tools.call, self._fill
+        )
+        self.python_version = running.python_version
+        self._snapshots.resume(running, self.options.session)
+        if self.setup_code and running.home.is_new:
+            self.run_setup(self.setup_code)
+        self._life.begin()
+
+    async def astart(self) -> Self:
+        """As :meth:`start`. If it is cancelled, nothing is left running."""
+        return await call_in_thread(self.start, self.close)
+
+    def close(self) -> None:
+        """End the container and remove what it used. May be called at any time, and again.
+
+        A cell that runs in another thread ends with :class:`SandboxLostError`.
+
+        Raises:
+            WorkspaceError: the workspace could not be removed.
+        """
+        if not self._lock.acquire(blocking=False):
+            self._life.hang_up()
+            self._lock.acquire()
+        try:
+            atexit.unregister(self.close)
+            self._life.close()
+        finally:
+            self._lock.release()
+
+    aclose = in_thread(close)
 
     # Cells
 
@@ -153,46 +228,64 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
 
         Args:
             code: Python source.
-            on_output: called with ``"stdout"`` or ``"stderr"`` and a piece of text, as it is
-                printed, in this thread.
+            on_output: called in this thread with ``"stdout"`` or ``"stderr"`` and each piece of
+                text, as it is printed.
             name: names the cell in tracebacks; without one it has a number.
             display: also print the value of an expression at the cell's end, as an interactive
                 prompt does.
 
         Returns:
-            What it printed and left. An exception in the cell is no exception here, its
-            traceback is in ``stderr``. Nor is the end of ``cell_timeout``: ``status`` is
-            ``"timeout"`` then. Nor is the death of the interpreter: ``status`` is ``"died"`` then,
-            or ``"killed"`` if the cell would not end, ``stderr`` says how, and the session goes on
-            from its checkpoint.
+            What the cell printed and left. An exception in the cell raises nothing here: its
+            traceback is in ``stderr``. When ``cell_timeout`` ends the cell, ``status`` is
+            ``"timeout"``. When the interpreter dies, ``status`` is ``"died"``, or ``"killed"`` if
+            the cell would not end; ``stderr`` says how, and the session goes on from its
+            checkpoint.
 
         Raises:
             OptionError: ``code`` is not a string, or longer than 64 MiB.
             SandboxClosedError: the sandbox is not running.
             SandboxLostError: the container is gone.
-            KeyboardInterrupt: Ctrl-C, here, has ended the cell as :meth:`interrupt` does. A second
-                one has it killed without a grace time.
+            KeyboardInterrupt: Ctrl-C in this process; it has ended the cell as :meth:`interrupt`
+                does. A second Ctrl-C kills the cell at once.
         """
         if not isinstance(code, str):
             raise OptionError(f"code must be a string, not {type(code).__name__}.")
-        more: dict[str, Any] = {} if name is None else {"name": name}
-        return self._execute(code, on_output, **more, **({"display": True} if display else {}))
-
-    def _execute(
-        self, code: str, on_output: OutputCallback | None = None, **more: Any
-    ) -> CellResult:
+        content: dict[str, Any] = {"code": code}
+        if name is not None:
+            content["name"] = name
+        if display:
+            content["display"] = True
         with self._lock:
-            session = self._open_interpreter()
+            running = self._life.running
             self.broker.begin_cell()
             start = time.perf_counter()
-            outcome = session.request("cell", on_output, code=code, **more)
+            reply = running.interpreter.request("cell", on_output, **content)
             elapsed = time.perf_counter() - start
-            result = outcome.result(elapsed, self.broker.take_calls())
-            if not outcome.artifacts:
+            result = reply.result(elapsed, self.broker.take_calls())
+            if not reply.artifacts:
                 return result
-            assert self._workspace is not None
-            artifacts = found_artifacts(outcome.artifacts, self._workspace)
+            artifacts = find_artifacts(reply.artifacts, running.workspace)
             return dataclasses.replace(result, artifacts=artifacts)
+
+    async def aexecute(
+        self,
+        code: str,
+        *,
+        on_output: OutputCallback | None = None,
+        name: str | None = None,
+        display: bool = False,
+    ) -> CellResult:
+        """As :meth:`execute`. If it is cancelled, the cell is interrupted.
+
+        ``on_output`` is called in the loop's thread. An async ``lm`` and async tools run on the
+        loop.
+        """
+        return await self._awaited(on_output).run(
+            lambda output: self.execute(code, on_output=output, name=name, display=display)
+        )
+
+    def _awaited(self, on_output: OutputCallback | None = None) -> AwaitedCell:
+        return AwaitedCell(self._lock, self._async_functions, self.interrupt, on_output)
 
     def interrupt(self) -> None:
         """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing.
@@ -200,31 +293,108 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         Returns at once. A cell that goes on is killed five seconds later, and the session goes on
         from its checkpoint. A checkpoint that the cell waits for is interrupted, too.
         """
-        if self._interpreter is not None and not self._closed:
-            self._interpreter.interrupt()
-
-    def _send(self, kind: int, payload: bytes) -> None:
-        if self._pipe is not None:
-            self._pipe.send(kind, payload)
+        with contextlib.suppress(SandboxClosedError):
+            self._life.running.interpreter.interrupt()
 
     def run_setup(self, code: str, what: str = "setup code") -> None:
         """Run a cell that must succeed.
 
         Args:
             code: Python source.
-            what: names it, in tracebacks too.
+            what: names the cell, in errors and in tracebacks.
 
         Raises:
-            SetupCodeError: it did not; the error has its traceback.
+            SetupCodeError: the cell failed; the error has its traceback.
         """
-        result = self._execute(code, name=what)
+        result = self.execute(code, name=what)
         if result.status not in ("ok", "exit"):
             raise SetupCodeError(f"The {what} failed.", stderr=result.stderr, container=self.name)
 
+    async def arun_setup(self, code: str, what: str = "setup code") -> None:
+        """As :meth:`run_setup`. If it is cancelled, the cell is interrupted."""
+        await self._awaited().run(lambda _: self.run_setup(code, what))
+
     def reset_answer(self) -> None:
-        """Forget a final answer: a new question begins."""
+        """Forget the final answer, since a new question begins."""
         with self._lock:
-            self._open_interpreter().request("reset_answer", None)
+            self._life.running.interpreter.request("reset_answer", None)
+
+    areset_answer = in_thread(reset_answer)
+
+    @property
+    def lm_route(self) -> str | None:
+        """How ``llm_query()`` travels: ``"http"``, ``"pipe"``, or ``"none"`` without a model.
+
+        ``None`` while the sandbox is not running.
+        """
+        return self._life.running.interpreter.reports.route if self._life.is_running else None
+
+    # Variables and tools
+
+    def load(self, name: str, value: Context, *, keep: bool = False) -> None:
+        """Bind a variable in the container to a value of this process.
+
+        Args:
+            name: the variable's name.
+            value: a string of any length; or a dict or a list that JSON can express.
+            keep: whether the name belongs to the host: it comes back after a cell has bound it
+                to something else. For ``history`` only.
+
+        Raises:
+            ContextError: the value cannot be encoded.
+            OptionError: the name is no identifier.
+            WorkspaceError: there is no room for the value.
+            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+        """
+        with self._lock:
+            self._variables.load(name, value, keep=keep)
+
+    aload = in_thread(load)
+
+    def keep(self, *names: str) -> None:
+        """Make variables come back after a cell has bound their names to something else.
+
+        From here on they are tools with their present values, and not shown among the variables.
+
+        Raises:
+            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+        """
+        with self._lock:
+            self._variables.keep(names)
+
+    akeep = in_thread(keep)
+
+    @property
+    def tools(self) -> HostTools:
+        """The functions of this process that cells may call."""
+        return self._variables.tools
+
+    def set_tools(self, tools: Mapping[str, ToolFunction]) -> None:
+        """Let cells call functions of this process, in place of those before.
+
+        A cell says ``fetch(x, y=2)``, and ``fetch`` runs here, in a thread of its own, while the
+        cell waits. Arguments and result travel as JSON; a value that is not JSON is a
+        ``TypeError`` in the cell. An exception of the function is raised in the cell, with the same
+        type if that is built in, else as a ``RuntimeError``. The names come back after a cell has
+        bound them to something else.
+
+        Args:
+            tools: functions, which may be async, by their names.
+
+        Raises:
+            OptionError: a name cannot be used, or what it names cannot be called.
+            SandboxClosedError: the sandbox was closed.
+            SandboxLostError: the container is gone.
+        """
+        with self._lock:
+            self._variables.set_tools(tools)
+
+    aset_tools = in_thread(set_tools)
+
+    @property
+    def lost(self) -> tuple[UnsavedVariable, ...]:
+        """The variables that the last start or :meth:`restore` has not brought back."""
+        return self._snapshots.lost
 
     @property
     def unsaved(self) -> Sequence[UnsavedVariable]:
@@ -233,23 +403,188 @@ class Sandbox(AsyncMethods, ContextMethods, FileMethods, LifeMethods, SnapshotMe
         They live on in the interpreter, and would be lost with it. Waits for the checkpoint.
         """
         with self._lock:
-            return self._open_interpreter().unsaved()
+            return self._life.running.interpreter.unsaved()
 
-    @property
-    def lm_route(self) -> str | None:
-        """How ``llm_query()`` travels: ``"http"``, ``"pipe"``, or ``"none"`` without a model."""
-        return self._interpreter.reports.route if self._interpreter else None
+    async def aunsaved(self) -> Sequence[UnsavedVariable]:
+        """As :attr:`unsaved`."""
+        return await call_in_thread(lambda: self.unsaved)
 
-    def _open_interpreter(self) -> Interpreter:
-        if self._closed:
-            raise self._not_open("was closed")
-        if self._interpreter is None:
-            raise self._not_open("has not been started")
-        return self._interpreter
+    # Files
 
-    def _not_open(self, how: str) -> SandboxError:
-        return SandboxClosedError(
-            f"The sandbox {how}.",
-            remedy="Use it inside of `with Sandbox(…) as box:`, or call start() first.",
-            container=self.name,
-        )
+    def put_file(
+        self, source: bytes | str | os.PathLike[str], name: str | PurePosixPath | None = None
+    ) -> str:
+        """Put a file into the workspace, where cells find it under its name.
+
+        Does not wait for a cell that runs; nor do :meth:`get_file` and :meth:`list_files`.
+
+        Args:
+            source: the path of a file of this host, or the contents.
+            name: its path in the workspace, such as ``"data/table.csv"``; directories are made.
+                ``None`` for the last part of ``source``. A file of that name is replaced.
+
+        Returns:
+            The path, relative to the workspace.
+
+        Raises:
+            OptionError: there is no such file here, or no name for it.
+            WorkspaceError: the name cannot be used, or there is no room.
+            SandboxClosedError: the sandbox is not running.
+        """
+        return self._files.put(source, name)
+
+    aput_file = in_thread(put_file)
+
+    @overload
+    def get_file(self, name: str | PurePosixPath, *, max_size: int = MAX_SIZE) -> bytes: ...
+
+    @overload
+    def get_file(self, name: str | PurePosixPath, to: str | os.PathLike[str]) -> Path: ...
+
+    def get_file(
+        self,
+        name: str | PurePosixPath,
+        to: str | os.PathLike[str] | None = None,
+        *,
+        max_size: int = MAX_SIZE,
+    ) -> bytes | Path:
+        """Fetch a file from the workspace.
+
+        Args:
+            name: its path in the workspace, relative or below ``/workspace``.
+            to: a path of this host to copy it to, or a directory. A file there is replaced.
+            max_size: the most bytes to return. A copy is limited by the disk alone.
+
+        Returns:
+            The contents, or the path of the copy. Of a file that grows meanwhile, what it held at
+            first.
+
+        Raises:
+            WorkspaceError: there is no such file, it is a link, a FIFO or the like, or it is too
+                large.
+            SandboxClosedError: the sandbox is not running.
+        """
+        return self._files.get(name, to, max_size)
+
+    aget_file = in_thread(get_file)
+
+    def list_files(self) -> tuple[WorkspaceFile, ...]:
+        """List the regular files in the workspace, in all its directories, sorted by name.
+
+        Contexts are among them; the session's saved state is not.
+
+        Raises:
+            WorkspaceError: a directory cannot be read, or there are more than 200,000 files, or
+                directories more than 100 deep.
+            SandboxClosedError: the sandbox is not running.
+        """
+        return self._files.list()
+
+    alist_files = in_thread(list_files)
+
+    # Snapshots
+
+    def snapshot(self, note: str = "") -> str:
+        """Keep the variables and files as they are now, to come back to with :meth:`restore`.
+
+        Variables that cannot be saved are no part of it. The snapshots of a named session are kept
+        with it; those of another sandbox end with it. Contents that an earlier snapshot has are
+        not stored again.
+
+        Args:
+            note: text to remember it by, of which the first 200 characters are kept.
+
+        Returns:
+            The snapshot's id; the same state always has the same.
+
+        Raises:
+            SessionStateError: the state could not be saved.
+            SessionError: there is no room for it.
+            WorkspaceError: a file in the workspace cannot be read.
+            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+        """
+        with self._lock:
+            return self._snapshots.create(note)
+
+    asnapshot = in_thread(snapshot)
+
+    def snapshots(self) -> list[Snapshot]:
+        """List the snapshots, the oldest first."""
+        with self._lock:
+            return self._snapshots.all()
+
+    asnapshots = in_thread(snapshots)
+
+    def restore(self, snapshot: str) -> tuple[UnsavedVariable, ...]:
+        """Go back to a snapshot: its variables and files replace the present ones.
+
+        A new interpreter takes the place of the present one, which takes some hundredths of a
+        second and the time to load the variables. What only the present one holds is gone:
+        connections, generators.
+
+        Args:
+            snapshot: the id, or the beginning of it.
+
+        Returns:
+            The variables that the snapshot does not bring back.
+
+        Raises:
+            SnapshotNotFoundError: there is none of that id.
+            SessionStateError: the snapshot is damaged. If only the new interpreter finds that out,
+                it has no variables, but other snapshots can still be restored.
+            SessionError: there is no room for it.
+            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+        """
+        with self._lock:
+            return self._snapshots.restore(snapshot)
+
+    arestore = in_thread(restore)
+
+    def remove_snapshot(self, snapshot: str) -> None:
+        """Remove a snapshot, and those of its contents that no other snapshot needs.
+
+        Args:
+            snapshot: the id, or the beginning of it.
+
+        Raises:
+            SnapshotNotFoundError: there is none of that id.
+        """
+        with self._lock:
+            self._snapshots.remove(snapshot)
+
+    aremove_snapshot = in_thread(remove_snapshot)
+
+    def fork(self, session: str | None = None) -> Self:
+        """Start a second sandbox that goes on from the same variables and files, by itself.
+
+        It has the options, tools and language model of this one. The setup code is not run again:
+        what it made is there.
+
+        Args:
+            session: the name of a new session for the fork; ``None`` for one that ends with it.
+
+        Returns:
+            The fork, started. The caller closes it, for instance by ``with``.
+
+        Raises:
+            SessionError: there is a session of that name, or no room.
+            ContainersError: as for :meth:`start`.
+        """
+        with self._lock:
+            workspace = self._snapshots.settled().workspace
+            lm = self._lm
+            if isinstance(lm, LMBroker):  # a broker records the calls of one sandbox
+                lm = LMBroker(lm.backend, lm.subcall, lm.max_concurrent_subcalls)
+            other = self._with(
+                dataclasses.replace(self.options, session=session),
+                lm=lm,
+                tools=self.tools.functions,
+                scaffold=self.scaffold,
+            )
+            other._variables.copy_from(self._variables)
+            other._fill = workspace.copy_to
+            return other.start()
+
+    async def afork(self, session: str | None = None) -> Self:
+        """As :meth:`fork`. If it is cancelled, the fork is closed."""
+        return await call_in_thread(lambda: self.fork(session), discard=lambda box: box.close())

@@ -1,8 +1,8 @@
 """Functions of this process that cells may call: a cell says ``fetch(x, y=2)``, and it runs here.
 
 Arguments and results travel as JSON over the container's pipe. Each call runs in a thread of its
-own. What comes from the container is untrusted: it names one of the functions that were given,
-and nothing else.
+own. Requests from the container are untrusted: they reach the functions that were given and
+nothing else.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from typing import Any
 from rlm_containers.errors import OptionError
 from rlm_containers.lm import AsyncFunctions
 
-#: What calls of tools are sent to.
-TOOL_PATH = "/tool"
-
 #: A function of the host. It may be async.
 ToolFunction = Callable[..., Any]
 
-#: The names that an RLM's cells are promised, and that nothing else may have.
+#: The names that an RLM's cells are promised. No tool may have one of them.
 SCAFFOLD = frozenset(
     (
         "SHOW_VARS",
@@ -36,28 +33,32 @@ SCAFFOLD = frozenset(
     )
 )
 
-#: What every module has.
-_OF_MODULES = frozenset(
+#: The names that every module has.
+_MODULE_NAMES = frozenset(
     ("__builtins__", "__doc__", "__loader__", "__name__", "__package__", "__spec__")
 )
 
-#: Characters of a function's documentation that the guest is told.
+#: The most characters of a function's signature or documentation that the guest is given.
 _DOC_LENGTH = 4000
 
 
 def check_names(names: Iterable[object], reserved: frozenset[str] = SCAFFOLD) -> None:
     """Check that tools can have these names.
 
+    Args:
+        names: the names, which may be anything.
+        reserved: names that no tool may have.
+
     Raises:
-        OptionError: one is no identifier, a keyword, or reserved.
+        OptionError: a name is no identifier, a keyword, or reserved.
     """
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
             raise OptionError(f"{name!r} cannot be the name of a tool: it is no identifier.")
-        if name in reserved | _OF_MODULES:
+        if name in reserved | _MODULE_NAMES:
             raise OptionError(
                 f"A tool cannot be named {name!r}: that name is reserved.",
-                remedy=f"Reserved are: {', '.join(sorted(reserved | _OF_MODULES))}.",
+                remedy=f"Reserved are: {', '.join(sorted(reserved | _MODULE_NAMES))}.",
             )
 
 
@@ -65,9 +66,12 @@ class HostTools:
     """The functions that the cells of one sandbox may call.
 
     Args:
-        functions: the functions by their names.
-        reserved: names that none of them may have.
-        async_functions: waits for those that are async.
+        functions: the functions by their names. They may be async.
+        reserved: names that no function may have.
+        async_functions: waits for the results of async functions.
+
+    Attributes:
+        functions: a copy of the functions.
 
     Raises:
         OptionError: a name cannot be used, or what it names cannot be called.
@@ -90,38 +94,37 @@ class HostTools:
                     f"The tool {name!r} must be callable, not {type(function).__name__}.",
                     remedy="Data is given to cells with Sandbox.load().",
                 )
-        self._functions = dict(functions)
+        self.functions = dict(functions)
         self._async_functions = async_functions or AsyncFunctions()
 
     def describe(self) -> list[dict[str, str]]:
-        """What the guest is told of each: its ``name``, ``signature`` and ``doc``."""
+        """Describe each function to the guest by its ``name``, ``signature`` and ``doc``."""
         return [
             {"name": name, "signature": _signature(function), "doc": _doc(function)}
-            for name, function in self._functions.items()
+            for name, function in self.functions.items()
         ]
 
     def call(self, request: object) -> dict[str, Any]:
-        """Answer one request of the guest.
+        """Answer one request of the guest. Never raises.
 
         Args:
-            request: ``{"name": str, "args": list, "kwargs": dict}``, not checked in any way.
+            request: ``{"name": str, "args": list, "kwargs": dict}``, unchecked.
 
         Returns:
             ``{"result": …}`` or ``{"error": {"type": str, "args": list | None, "text": str}}``.
-            Never raises.
         """
         if not isinstance(request, dict):
             return _error(TypeError("bad request: not an object"))
         name, args, kwargs = (request.get(key) for key in ("name", "args", "kwargs"))
         if not (isinstance(name, str) and isinstance(args, list) and isinstance(kwargs, dict)):
             return _error(TypeError("bad request: not the call of a tool"))
-        function = self._functions.get(name)
+        function = self.functions.get(name)
         if function is None:
             return _error(NameError(f"there is no tool {name!r}"))
         try:
             result = self._async_functions.result(function(*args, **kwargs))
         except BaseException as error:
-            # SystemExit too: a function that raises it must not end this thread without a word.
+            # Also SystemExit, which would end this thread and leave the cell without an answer.
             return _error(error)
         try:
             json.dumps(result)
@@ -153,7 +156,7 @@ def _signature(function: ToolFunction) -> str:
         return "(...)"
     plain = [
         parameter.replace(
-            # Only what no secret can be in, and what is short.
+            # Show only defaults that are short and cannot hold a secret.
             default=parameter.default if isinstance(parameter.default, _SHOWN) else _ELIDED,
             annotation=parameter.empty,
         )

@@ -1,75 +1,171 @@
-"""Values of this process that cells find as variables."""
+"""What cells find bound: values and functions of this process, and names that come back."""
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
-from rlm_containers.errors import OptionError, WorkspaceError
-from rlm_containers.interpreter import Interpreter, KeptVariable, WorkerSetup
+from rlm_containers.errors import ContextError, OptionError, WorkspaceError
+from rlm_containers.interpreter import KeptVariable, WorkerSetup
+from rlm_containers.lm import AsyncFunctions
 from rlm_containers.options import SandboxOptions
-from rlm_containers.sandbox.context import Context, encode_context
-from rlm_containers.state import Workspace
+from rlm_containers.sandbox.lifecycle import Lifecycle
+from rlm_containers.sandbox.tools import SCAFFOLD, HostTools, ToolFunction
+
+#: What a variable can be bound to: text, or what JSON can express.
+Context = str | dict[str, Any] | list[Any]
+
+#: Characters of a text that are encoded at once.
+_CHUNK = 4 * 1024 * 1024
 
 
-class ContextMethods:
-    """What :class:`~rlm_containers.sandbox.sandbox.Sandbox` has for contexts."""
+class Variables:
+    """The variables and functions that the host gives to the cells of one sandbox.
 
-    if TYPE_CHECKING:
-        name: str
-        options: SandboxOptions
-        _lock: threading.RLock
-        _workspace: Workspace | None
-        _setup: WorkerSetup
-        # Of each variable that was loaded: its file, if that may go, and how often it was.
-        _files: dict[str, tuple[str | None, int]]
+    Args:
+        life: the sandbox's lifecycle.
+        options: its options.
+        tools: functions of this process, by their names.
+        scaffold: whether cells find what an RLM's are promised.
+        async_functions: waits for the results of async functions.
 
-        def _open_interpreter(self) -> Interpreter: ...
+    Attributes:
+        setup: what each worker is given at its start. Kept up to date.
+        tools: the functions that cells may call.
 
-    def load(self, name: str, value: Context, *, keep: bool = False) -> None:
-        """Bind a variable in the container to a value of this process.
+    Raises:
+        OptionError: a name cannot be used, or what it names cannot be called.
+    """
 
-        Args:
-            name: the variable's name.
-            value: a string of any length, or what JSON can express: a dict or a list.
-            keep: whether the name belongs to the host: it comes back after a cell has bound it
-                to something else. For ``history`` only.
+    def __init__(
+        self,
+        life: Lifecycle,
+        options: SandboxOptions,
+        tools: Mapping[str, ToolFunction],
+        *,
+        scaffold: bool,
+        async_functions: AsyncFunctions,
+    ) -> None:
+        self._life = life
+        self._reserved = SCAFFOLD if scaffold else frozenset()
+        self._async_functions = async_functions
+        self.tools = self._host_tools(tools)
+        self.setup = WorkerSetup(
+            env=options.env,
+            scaffold=bool(scaffold),
+            tools=self.tools.describe(),
+            outlives=options.session is not None,
+        )
+        # Maps each loaded variable to its file (None if it must stay) and its load count.
+        self._loaded: dict[str, tuple[str | None, int]] = {}
 
-        Raises:
-            ContextError: the value cannot be encoded.
-            WorkspaceError: there is no room for it.
-            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
-        """
+    def load(self, name: str, value: Context, *, keep: bool) -> None:
+        """See :meth:`Sandbox.load`."""
         if not _is_identifier(name):
             raise OptionError(f"{name!r} is not the name of a variable.")
-        kind, chunks = encode_context(name, value)
-        with self._lock:
-            session = self._open_interpreter()
-            assert self._workspace is not None
-            # Never a file that the checkpoint may refer to: the old value is needed until the
-            # next one is written.
-            superseded, count = self._files.get(name, (None, 0))
+        kind, chunks = _encode(name, value)
+        running = self._life.running
+        # Never overwrite a file that the checkpoint may refer to: the old value is needed until
+        # the next checkpoint is written.
+        superseded, count = self._loaded.get(name, (None, 0))
+        file = _file_name(name, count, kind)
+        # An earlier sandbox of a named session may have left such files.
+        while self.setup.outlives and running.workspace.has(file):
+            count += 1
             file = _file_name(name, count, kind)
-            while self.options.session and self._workspace.has(file):  # from an earlier sandbox
-                count += 1
-                file = _file_name(name, count, kind)
-            self._workspace.write(file, chunks)
-            self._files[name] = (file, count + 1)
-            kept = self._setup.kept
-            kept[:] = [variable for variable in kept if variable.name != name]
-            if keep:
-                kept.append(KeptVariable(name, file, kind))
-            told = {"name": name, "file": file, "kind": kind, "keep": keep}
-            outcome = session.request("load", None, **told, superseded=superseded)
-            if outcome.status != "ok":
-                raise WorkspaceError(
-                    f"The variable {name} could not be loaded: {outcome.stderr.strip()}",
-                    container=self.name,
-                )
+        running.workspace.write(file, chunks)
+        self._loaded[name] = (file, count + 1)
+        self.setup.kept = [variable for variable in self.setup.kept if variable.name != name]
+        if keep:
+            self.setup.kept.append(KeptVariable(name, file, kind))
+        reply = running.interpreter.request(
+            "load", None, name=name, file=file, kind=kind, keep=keep, superseded=superseded
+        )
+        if reply.status != "ok":
+            raise WorkspaceError(
+                f"The variable {name} could not be loaded: {reply.stderr.strip()}",
+                container=self._life.name,
+            )
+
+    def keep(self, names: Iterable[str]) -> None:
+        """See :meth:`Sandbox.keep`."""
+        running = self._life.running
+        self.setup.kept_names += names
+        running.interpreter.request("keep", None, names=list(names))
+
+    def set_tools(self, tools: Mapping[str, ToolFunction]) -> None:
+        """See :meth:`Sandbox.set_tools`."""
+        made = self._host_tools(tools)
+        if self._life.closed:
+            raise self._life.not_running()
+        self.tools = made
+        self.setup.tools = made.describe()
+        if self._life.is_running:
+            running = self._life.running
+            running.gateway.call_tool = made.call
+            running.interpreter.request("tools", None, tools=self.setup.tools)
+
+    def kept_files(self) -> set[str]:
+        """Return the files of the variables that belong to the host."""
+        return {variable.file for variable in self.setup.kept}
+
+    def keep_files(self) -> None:
+        """Remove no file when its variable is loaded again.
+
+        Needed after a restore and in a fork: other variables may refer to the files now.
+        """
+        self._loaded = {name: (None, count) for name, (_, count) in self._loaded.items()}
+
+    def copy_from(self, other: Variables) -> None:
+        """Take over what belongs to the host in the sandbox that this one is a fork of."""
+        self.setup.kept = list(other.setup.kept)
+        self.setup.kept_names = list(other.setup.kept_names)
+        self._loaded = dict(other._loaded)
+        self.keep_files()
+
+    def _host_tools(self, tools: Mapping[str, ToolFunction]) -> HostTools:
+        return HostTools(tools, self._reserved, self._async_functions)
 
 
 def _is_identifier(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier()
+
+
+def _encode(name: str, value: Context) -> tuple[Literal["text", "json"], Iterable[bytes]]:
+    """Encode a value as a file that the guest reads.
+
+    Args:
+        name: the variable, to be named in errors.
+        value: text, in which lone surrogates are kept; or a dict or list. A dict's keys become
+            strings.
+
+    Returns:
+        The kind of file, and its bytes in pieces.
+
+    Raises:
+        ContextError: the value is neither text nor JSON.
+    """
+    if isinstance(value, str):
+        return "text", _encode_text(value)
+    if not isinstance(value, (dict, list)):
+        raise ContextError(
+            f"{name} must be a string, a dict or a list, not {type(value).__name__}.",
+            remedy="Convert it first, for instance with str().",
+        )
+    try:
+        return "json", (json.dumps(value).encode("ascii"),)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ContextError(
+            f"{name} cannot be expressed as JSON: {error}",
+            remedy="Only dicts, lists, strings, numbers, booleans and None can be sent.",
+        ) from error
+
+
+def _encode_text(text: str) -> Iterable[bytes]:
+    # In pieces, so that a text of hundreds of megabytes is not in memory twice.
+    for start in range(0, len(text), _CHUNK):
+        yield text[start : start + _CHUNK].encode("utf-8", "surrogatepass")
 
 
 def _file_name(variable: str, count: int, kind: str) -> str:

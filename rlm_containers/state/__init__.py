@@ -1,10 +1,21 @@
 """What is kept on the host: workspaces, sessions, snapshots."""
 
+from typing import TYPE_CHECKING, Any
+
 from rlm_containers.state.home import Home, KeptHome
-from rlm_containers.state.hostfiles import is_session_name, passing_snapshots_directory
+from rlm_containers.state.hostfiles import (
+    cache_directory,
+    is_session_name,
+    locked,
+    passing_snapshots_directory,
+    replace_file,
+    sessions_directory,
+    workspaces_directory,
+)
 from rlm_containers.state.manifest import Manifest
 from rlm_containers.state.nofollow import (
     CHUNK,
+    Ids,
     copy_contents,
     create_file,
     free_space,
@@ -15,21 +26,17 @@ from rlm_containers.state.nofollow import (
 from rlm_containers.state.owner import LABEL, Owner
 from rlm_containers.state.sessions import SessionInfo, SessionStore
 from rlm_containers.state.snapshots import Snapshot
-from rlm_containers.state.transfer import export_session, import_session
-from rlm_containers.state.tree_writer import copy_tree
 from rlm_containers.state.trees import walk
-from rlm_containers.state.workspace import (
-    Workspace,
-    record_of,
-    recorded_by,
-    remove_tree,
-    workspaces_directory,
-)
+from rlm_containers.state.workspace import Workspace, owned_workspace, owner_file, remove_tree
+
+if TYPE_CHECKING:
+    from rlm_containers.state.archive import export_session, import_session
 
 __all__ = [
     "CHUNK",
     "LABEL",
     "Home",
+    "Ids",
     "KeptHome",
     "Manifest",
     "Owner",
@@ -37,20 +44,32 @@ __all__ = [
     "SessionStore",
     "Snapshot",
     "Workspace",
+    "cache_directory",
     "copy_contents",
-    "copy_tree",
     "create_file",
     "export_session",
     "free_space",
     "import_session",
     "is_session_name",
+    "locked",
     "open_below",
     "open_regular",
+    "owned_workspace",
+    "owner_file",
     "passing_snapshots_directory",
-    "record_of",
-    "recorded_by",
     "relative_parts",
     "remove_tree",
+    "replace_file",
+    "sessions_directory",
     "walk",
     "workspaces_directory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import tarfile and gzip only for those who need them."""
+    if name in ("export_session", "import_session"):
+        from rlm_containers.state import archive  # noqa: PLC0415
+
+        return getattr(archive, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,14 @@
-"""A session as one file, to be taken to another machine.
+"""A session as one file, to take it to another machine: export and import.
 
-A tar archive: first ``session.json``, which describes the workspace and the snapshots, then the
-contents of their files as ``objects/SHA-256``, each once. With a name that ends in ``.gz`` or
-``.tgz`` it is compressed.
+The file is a tar archive. Its first member is ``session.json``, which describes the workspace and
+the snapshots. The contents of their files follow as ``objects/SHA-256``, each only once. The
+archive is compressed by gzip if its name ends in ``.gz`` or ``.tgz``.
 
-What comes from elsewhere is checked before it is used. Nothing is ever extracted to a path that the
-archive names: members are objects, under the digests that ``session.json`` has announced, with the
-lengths that it has announced, all of them together bounded; and they must be what the digests say.
-Headers are read one by one, since those that describe others (long names, pax) could be of any
-size; an archive of ours has none.
+An archive may come from a stranger, so everything in it is checked before it is used. Nothing is
+extracted to a path that the archive names: members are stored under the digests that
+``session.json`` announces, must have the announced lengths, which are bounded in total, and must
+match their digests. Headers are read one at a time, without the ones for long names and pax: those
+could be of any size, and our archives have none.
 """
 
 from __future__ import annotations
@@ -29,34 +29,136 @@ from typing import BinaryIO, Self, cast
 
 from rlm_containers.errors import ArchiveError, SessionStateError
 from rlm_containers.interpreter import UntrustedJSON
-from rlm_containers.state.hostfiles import is_session_name
+from rlm_containers.state.hostfiles import is_session_name, replace_file
+from rlm_containers.state.lock import SessionLock
 from rlm_containers.state.nofollow import free_space
 from rlm_containers.state.objects import ObjectStore, is_digest
+from rlm_containers.state.sessions import SessionStore, check_name, write_manifest
+from rlm_containers.state.snapshot_store import SnapshotStore
 from rlm_containers.state.snapshots import Snapshot, SnapshotEntry
+from rlm_containers.state.workspace import Workspace, remove_tree
 
 FORMAT = 1
+
+#: Bytes that the files of an imported session may have by default.
+MAX_IMPORT = 64 * 1024**3
 
 _INDEX = "session.json"
 _OBJECTS = "objects/"
 
-#: Bytes of the description, its keys and values (a dozen for each file), and snapshots in it.
+#: Bytes of the description, its JSON keys and values (a dozen for each file), and its snapshots.
 _MAX_INDEX = 256 * 1024**2
 _MAX_PARTS = 8_000_000
 _MAX_SNAPSHOTS = 1_000
 
 _BLOCK = tarfile.BLOCKSIZE
 
-#: Bytes after the end that some programs fill their archives up with.
+#: Bytes of zeros that may follow the end: some programs pad their archives.
 _MAX_PADDING = 1 << 20
+
+
+def export_session(
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    snapshots: bool = True,
+    overwrite: bool = False,
+    sessions: SessionStore | None = None,
+) -> tuple[str, ...]:
+    """Write a session that no sandbox has to one file.
+
+    Args:
+        name: the session.
+        path: the file; compressed if it ends in ``.gz`` or ``.tgz``.
+        snapshots: whether to include its snapshots.
+        overwrite: whether to replace an existing file.
+        sessions: where the session is; ``None`` for this user's sessions.
+
+    Returns:
+        The paths of its workspace that are left out: FIFOs, sockets, devices, and symbolic links
+        that lead out of it.
+
+    Raises:
+        ArchiveError: the file exists, or cannot be written.
+        SessionNotFoundError: there is no such session.
+        SessionInUseError: a sandbox has it.
+    """
+    sessions = sessions or SessionStore()
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise ArchiveError(f"There is a file {target} already.", remedy="Choose another name.")
+    with sessions.locked(name) as session:
+        store = session.snapshots
+        try:
+            head = portable(store.create(session.workspace, session.manifest, listed=False))
+            others = tuple(map(portable, store.all())) if snapshots else ()
+            archive = Archive(name=name, head=head, snapshots=others)
+            write_archive(target, archive, store.objects)
+        finally:
+            store.sweep()
+    return head.skipped
+
+
+def import_session(
+    path: str | os.PathLike[str],
+    name: str | None = None,
+    *,
+    max_size: int = MAX_IMPORT,
+    sessions: SessionStore | None = None,
+) -> str:
+    """Make a session from a file of :func:`export_session`.
+
+    The whole file is checked before any of it is used. As always, only the container loads the
+    variables. But to use somebody's session is to run their code there.
+
+    Args:
+        path: the file.
+        name: the name for the session; ``None`` for the name that it had.
+        max_size: bytes that its files may have in total.
+        sessions: where to put it; ``None`` for this user's sessions.
+
+    Returns:
+        The session's name.
+
+    Raises:
+        ArchiveError: it is no such file, is damaged, or too large. Nothing has been imported.
+        SessionError: there is a session of that name, or no space on the disk.
+    """
+    sessions = sessions or SessionStore()
+    if name is not None:
+        check_name(name)
+    sessions.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    staging = sessions.directory / f".imported-{secrets.token_hex(6)}"
+    with contextlib.closing(SessionLock(staging, "imported", create=True)):
+        try:
+            store = SnapshotStore(staging)
+            archive = read_archive(Path(path), store.objects, max_size)
+            name = name or archive.name
+            with contextlib.closing(Workspace.open(staging / "workspace")) as workspace:
+                store.lay_out(archive.head, workspace)
+            for snapshot in archive.snapshots:
+                store.add(snapshot)
+            store.sweep()
+            write_manifest(staging, archive.head.manifest, archive.head.manifest.created)
+            with sessions.creating(name) as place:
+                for entry in os.listdir(staging):
+                    if entry not in ("lock", "workspace"):
+                        (staging / entry).rename(place / entry)
+                # Last, because the workspace makes it a session.
+                (staging / "workspace").rename(place / "workspace")
+        finally:
+            remove_tree(staging)
+    sessions.sweep()
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """What an archive has.
+    """The description of an exported session.
 
     Attributes:
         name: the session's name.
-        head: its workspace.
+        head: its workspace, as a snapshot.
         snapshots: its snapshots.
     """
 
@@ -66,13 +168,14 @@ class Archive:
 
     @property
     def digests(self) -> dict[str, int]:
-        """The objects that it needs, with their lengths."""
+        """Map the objects that it needs to their lengths."""
         needed: dict[str, int] = {}
         for snapshot in (self.head, *self.snapshots):
             needed.update(snapshot.digests)
         return needed
 
     def to_json(self) -> bytes:
+        """Return it as JSON text."""
         described = {
             "format": FORMAT,
             "name": self.name,
@@ -83,10 +186,10 @@ class Archive:
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """The archive that some JSON describes.
+        """Read and check JSON text from a stranger.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it does not describe an archive.
         """
         raw = UntrustedJSON(text, _MAX_PARTS).load()
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
@@ -115,7 +218,7 @@ class Archive:
 
 
 def portable(snapshot: Snapshot) -> Snapshot:
-    """The same without links that lead out of the workspace, which it names as skipped."""
+    """Move links that lead out of the workspace from the entries to the skipped paths."""
     out = [e.path for e in snapshot.entries if e.kind == "symlink" and not _stays_inside(e)]
     if not out:
         return snapshot
@@ -125,25 +228,24 @@ def portable(snapshot: Snapshot) -> Snapshot:
 
 
 def _stays_inside(link: SnapshotEntry) -> bool:
-    """Whether a link cannot lead out, whatever other links of the same kind there are."""
+    """Tell whether a link stays in the workspace, even if other such links are on its way."""
     parts = link.target.split("/")
     up = 0
     while up < len(parts) and parts[up] == "..":
         up += 1
-    # Up from a directory that is one; later, what is below may be a link itself.
+    # ".." is safe at the start, where it leaves real directories. Later it could leave a link.
     return parts[0] != "" and ".." not in parts[up:] and up <= link.path.count("/")
 
 
 def write_archive(path: Path, archive: Archive, objects: ObjectStore) -> None:
-    """Write an archive, whole or not at all.
+    """Write an archive as a whole or not at all.
 
     Raises:
         ArchiveError: it cannot be written.
         SessionStateError: an object is missing or damaged.
     """
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
     try:
-        with temporary.open("xb") as plain, _packed(plain, path) as file:
+        with replace_file(path) as plain, _packed(plain, path) as file:
             index = archive.to_json()
             _check_length(index)
             _write_member(file, _INDEX, len(index), io.BytesIO(index))
@@ -151,15 +253,11 @@ def write_archive(path: Path, archive: Archive, objects: ObjectStore) -> None:
                 with objects.opened(digest, size) as source:
                     _write_member(file, _OBJECTS + digest, size, source)
             file.write(bytes(2 * _BLOCK))
-        temporary.replace(path)
     except OSError as error:
         raise ArchiveError(
             f"The session could not be exported to {path}: {error.strerror}.",
             remedy="Make room, or name a directory that is there and can be written to.",
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _check_length(index: bytes) -> None:
@@ -197,18 +295,18 @@ def _write_member(file: BinaryIO, name: str, size: int, source: BinaryIO) -> Non
 
 
 def read_archive(path: Path, objects: ObjectStore, max_size: int) -> Archive:
-    """Check an archive and take its objects.
+    """Check an archive, and put its objects into a store.
 
     Args:
         path: the file.
-        objects: an empty store, to be thrown away if this fails.
-        max_size: bytes that all objects together may have.
+        objects: an empty store, which the caller removes if this fails.
+        max_size: bytes that all objects may have in total.
 
     Raises:
-        ArchiveError: it is no archive of a session, is damaged, or too large.
+        ArchiveError: it is no exported session, is damaged, or too large.
     """
     try:
-        # Not to wait for a FIFO.
+        # O_NONBLOCK, because to open a FIFO would wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as plain, _unpacked(plain) as file:
             return _read(file, objects, max_size)
@@ -248,12 +346,12 @@ def _read(file: BinaryIO, objects: ObjectStore, max_size: int) -> Archive:
     objects.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory = os.open(objects.directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        # Twice: as objects, and laid out in the workspace.
-        room = min(max_size, free_space(directory) // 2)
+        # Everything is written twice: as an object, and in the workspace.
+        limit = min(max_size, free_space(directory) // 2)
     finally:
         os.close(directory)
-    if total > room:
-        raise ValueError(f"its files have {total:,} bytes, and there is room for {room:,}")
+    if total > limit:
+        raise ValueError(f"its files have {total:,} bytes, and there is room for {limit:,}")
     while needed:
         member = _next_member(file)
         if member is None:
@@ -267,7 +365,7 @@ def _read(file: BinaryIO, objects: ObjectStore, max_size: int) -> Archive:
         _exactly(file, -size % _BLOCK)
     if _next_member(file) is not None:
         raise ValueError("there is more in it than belongs there")
-    # To its very end, where a compressed one has its checksum.
+    # Read to the very end: gzip has its checksum there.
     rest = file.read(_MAX_PADDING + 1)
     if len(rest) > _MAX_PADDING or any(rest):
         raise ValueError("there is more in it than belongs there")
@@ -275,7 +373,7 @@ def _read(file: BinaryIO, objects: ObjectStore, max_size: int) -> Archive:
 
 
 def _next_member(file: BinaryIO) -> tuple[str, int] | None:
-    """Name and length of the next member, which must be a plain file; ``None`` at the end."""
+    """Return the name and length of the next member, a plain file; ``None`` at the end."""
     header = _exactly(file, _BLOCK)
     if not any(header):
         return None

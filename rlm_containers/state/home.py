@@ -1,45 +1,49 @@
-"""Where a sandbox lives: its workspace, its snapshots, and what becomes of them at its end."""
+"""What a sandbox keeps on the host while it runs, and what of that stays after it."""
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlm_containers.errors import SessionError, WorkspaceError
-from rlm_containers.state.hostfiles import passing_snapshots_directory, sessions_directory
+from rlm_containers.errors import SessionError
+from rlm_containers.state.hostfiles import (
+    passing_snapshots_directory,
+    sessions_directory,
+    workspaces_directory,
+)
 from rlm_containers.state.lock import SessionLock
 from rlm_containers.state.manifest import Manifest, now
-from rlm_containers.state.nofollow import FileOwner
+from rlm_containers.state.nofollow import Ids
 from rlm_containers.state.snapshot_store import SnapshotStore
-from rlm_containers.state.trees import give_tree_to
-from rlm_containers.state.workspace import Workspace, remove_tree, workspaces_directory
+from rlm_containers.state.workspace import Workspace, remove_tree
 
 logger = logging.getLogger("rlm_containers")
 
-#: Seconds between two writes of a manifest while cells run; its last version is never left out.
-_PERIOD = 1.0
+#: Seconds between two writes of a manifest while cells run. The last version is always written.
+_WRITE_INTERVAL = 1.0
 
 
 class Home:
-    """That of a sandbox whose session ends with it.
+    """The workspace and snapshots of a sandbox without a session; both end with it.
 
     Args:
         name: the sandbox's name.
 
     Attributes:
-        kept: whether the session outlives the sandbox.
-        is_new: whether nothing has run in it before.
+        is_new: whether no sandbox has used it before.
         began: whether an interpreter has been ready in this sandbox.
         snapshots: its snapshots.
-        manifest: what is known of it.
+        manifest: what is known of its state.
+        passing_workspace: the directory that a reaper removes if this process dies; ``None`` if it
+            stays.
+        passing_snapshots: likewise.
+        lock: a descriptor that the reaper must hold until the container is gone, or ``None``.
     """
 
-    kept = False
     is_new = True
 
     def __init__(self, name: str) -> None:
@@ -47,38 +51,36 @@ class Home:
         self.snapshots = SnapshotStore(passing_snapshots_directory() / name)
         self.manifest = Manifest.new()
         self.began = False
-        self._workspace: Workspace | None = None
-        #: What a reaper removes when this process dies; a session's directory stays.
         self.passing_workspace: Path | None = workspaces_directory() / name
         self.passing_snapshots: Path | None = self.snapshots.directory
-        #: A descriptor that a reaper holds until the container is gone.
         self.lock: int | None = None
+        self._workspace: Workspace | None = None
 
-    def open_workspace(self, owner: FileOwner, record: str) -> Workspace:
-        """Make the workspace, or open that which is there.
+    def open_workspace(self, ids: Ids, owner: str) -> Workspace:
+        """Make the workspace, or open the one of the session.
 
         Args:
-            owner: the UID and GID that the container writes as, seen from the host.
-            record: says whose a workspace is that ends with this process.
+            ids: the user and group that the container writes as, as the host sees them.
+            owner: the contents of the owner file of a workspace that ends with this process.
 
         Raises:
-            WorkspaceError: it cannot be made.
-            SessionError: what was begun before cannot be ended.
+            WorkspaceError: it cannot be made or opened.
+            SessionError: a restore that was interrupted cannot be completed.
         """
-        self._workspace = Workspace(self.name, owner, record)
+        self._workspace = Workspace.create(self.name, ids, owner)
         return self._workspace
 
     def begin(self, python: str, image: str, engine: str) -> None:
-        """Take note that an interpreter is ready."""
+        """Note that an interpreter is ready, and where it runs."""
         self.manifest = replace(self.manifest, python=python, image=image[:250], engine=engine)
         self.began = True
 
     def note(self, report: Mapping[str, Any]) -> None:
-        """Take note of what the guest says of its checkpoint."""
+        """Note what the guest reports of a checkpoint."""
         self.manifest = replace(self.manifest.reported(report), used=now())
 
     def restored(self, manifest: Manifest) -> None:
-        """Take note that the state is that of a snapshot again."""
+        """Note that the state is that of a snapshot, whose manifest is given."""
         self.manifest = replace(
             self.manifest,
             variables=manifest.variables,
@@ -88,7 +90,7 @@ class Home:
         )
 
     def close(self) -> None:
-        """Remove what is not to stay. The container must be gone.
+        """Remove what does not stay. The container must be gone.
 
         Raises:
             WorkspaceError: something could not be removed.
@@ -100,23 +102,21 @@ class Home:
                 self._workspace.remove()
 
     def release(self) -> None:
-        """Let others have the session. Nothing may use it any more."""
+        """Give up the lock of the session. Nothing may use it any more."""
 
 
 class KeptHome(Home):
-    """That of a named session, which is locked as long as this is open.
+    """The directory of a named session, which stays. It is locked while this object is open.
 
     Args:
         name: the sandbox's name.
         session: the session's name.
-        new: whether it must not be there yet.
+        new: whether the session must not exist.
 
     Raises:
         SessionInUseError: another sandbox has it.
-        SessionError: it is there already, or cannot be made.
+        SessionError: it exists and must not, or it cannot be made.
     """
-
-    kept = True
 
     def __init__(self, name: str, session: str, *, new: bool = False) -> None:
         super().__init__(name)
@@ -145,14 +145,20 @@ class KeptHome(Home):
             self.manifest = Manifest.read(self._manifest_path)
         except ValueError as error:
             if not self.is_new:
-                # What counts is in the workspace; this only tells of it.
-                logger.warning("the manifest of the session %r is lost: %s", session, error)
+                # The workspace is what counts; the manifest only describes it.
+                logger.warning(
+                    "%s: the manifest of the session %r is lost and is made anew: %s",
+                    name,
+                    session,
+                    error,
+                )
 
-    def open_workspace(self, owner: FileOwner, record: str) -> Workspace:
-        workspace = KeptWorkspace(self.path / "workspace", owner)
+    def open_workspace(self, ids: Ids, owner: str) -> Workspace:
+        workspace = Workspace.open(self.path / "workspace", ids)
         if (finished := self.snapshots.finish(workspace)) is not None:
             logger.warning(
-                "the session %r goes on with the snapshot %s, which was being restored",
+                "%s: the session %r goes on from the snapshot %s; restoring it was interrupted",
+                self.name,
                 self.session,
                 finished.id,
             )
@@ -165,7 +171,7 @@ class KeptHome(Home):
 
     def note(self, report: Mapping[str, Any]) -> None:
         super().note(report)
-        if time.monotonic() - self._written > _PERIOD:
+        if time.monotonic() - self._written > _WRITE_INTERVAL:
             self.write()
 
     def restored(self, manifest: Manifest) -> None:
@@ -173,11 +179,10 @@ class KeptHome(Home):
         self.write()
 
     def write(self) -> None:
-        """Write the manifest."""
+        """Write the manifest. A failure is logged only: the next cell causes another write."""
         try:
             self.manifest.write(self._manifest_path)
         except OSError as error:
-            # Not worth a cell: the next one is written soon.
             logger.warning("%s: the manifest could not be written: %s", self.name, error)
         self._written = time.monotonic()
 
@@ -185,52 +190,9 @@ class KeptHome(Home):
         if self.began:
             self.write()
         if self._workspace is not None:
-            self._workspace.remove()  # which only closes it
+            self._workspace.close()
         if self.is_new and not self.began:
-            # Its start has failed, and there is nothing in it that anybody has made.
-            remove_tree(self.path)
+            remove_tree(self.path)  # the sandbox has not started, so the session is empty
 
     def release(self) -> None:
         self._lock.close()
-
-
-class KeptWorkspace(Workspace):
-    """The workspace of a session: there already, or made; and not removed.
-
-    Args:
-        path: the directory.
-        owner: the UID and GID that the container writes as, seen from the host. What belongs to
-            somebody else is given to them, which only root can do.
-
-    Raises:
-        WorkspaceError: it cannot be opened, or belongs to somebody else.
-    """
-
-    def __init__(self, path: Path, owner: FileOwner) -> None:
-        self.path = path
-        self.owner = owner
-        try:
-            path.mkdir(mode=0o700, exist_ok=True)
-            if path.lstat().st_mode & 0o700 != 0o700:  # a cell has locked everybody out
-                path.chmod(0o700)
-            self._open()
-            with self.directory() as top:
-                # An engine that runs containers as somebody else may have made it.
-                before = os.fstat(top)
-                if (before.st_uid, before.st_gid) != owner:
-                    give_tree_to(top, owner)
-        except OSError as error:
-            raise WorkspaceError(
-                f"The workspace {path} could not be opened: {error.strerror}.",
-                remedy="Make the directory writable, or set XDG_STATE_HOME to one that is.",
-            ) from error
-        if os.getuid() not in (0, before.st_uid):
-            self.close()
-            raise WorkspaceError(
-                f"The workspace {path} belongs to the user {before.st_uid}.",
-                remedy="Use the session as that user.",
-            )
-
-    def remove(self) -> None:
-        """Close it."""
-        self.close()

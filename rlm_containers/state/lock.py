@@ -1,4 +1,4 @@
-"""One sandbox for each session: the lock on its directory."""
+"""The lock on a session's directory: one sandbox at a time has it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from rlm_containers.state.owner import Owner
 
 FILE = "lock"
 
-#: Seconds to wait for a session whose owner has died: its container is being removed.
-_PATIENCE = 15.0
+#: Seconds to wait if the owner has died: its reaper is still removing the container.
+_LOCK_TIMEOUT = 15.0
 
-#: Seconds in which somebody who only looks whether it is in use is done.
-_LOOK = 0.3
+#: Seconds to wait otherwise: :func:`owner_of` holds the lock for a moment.
+_PEEK_TIMEOUT = 0.3
 
-#: Bytes of the file that are read.
-_TEXT = 4096
+#: Bytes of the lock file that are read.
+_MAX_TEXT = 4096
 
 
 class SessionLock:
-    """Held as long as this object is open, and as any process has its descriptor.
+    """The lock, held while any process has its descriptor open.
 
-    The kernel gives it up with the last of them, whatever they die of. A sandbox's reaper has it,
-    too: so when the owner is killed, nobody gets the session before its container is gone.
+    The kernel releases it with the last of them, however they end. The sandbox's reaper has the
+    descriptor as well, so nobody gets the session of a killed process before its container is gone.
 
     Args:
         directory: the session's directory.
         name: the session's name.
         create: whether to make the directory if there is none.
+
+    Attributes:
+        descriptor: of the lock file; -1 once it is closed.
 
     Raises:
         SessionInUseError: another sandbox has it; the message says which process.
@@ -46,18 +49,18 @@ class SessionLock:
         self.directory = directory
         self._name = name
         begun = time.monotonic()
-        while not self._take(create):
+        while not self._acquire(create):
             owner, machine = _read(self.descriptor)
             os.close(self.descriptor)
             dead = owner is not None and owner.is_gone()
-            if time.monotonic() - begun > (_PATIENCE if dead else _LOOK):
+            if time.monotonic() - begun > (_LOCK_TIMEOUT if dead else _PEEK_TIMEOUT):
                 raise self._in_use(owner, machine, dead=dead)
             time.sleep(0.02)
-        told = Owner.current().json(machine=socket.gethostname())
+        text = Owner.current().json(machine=socket.gethostname())
         os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, told.encode(), 0)
+        os.pwrite(self.descriptor, text.encode(), 0)
 
-    def _take(self, create: bool) -> bool:
+    def _acquire(self, create: bool) -> bool:
         """Open the file, and lock it if nobody else has."""
         self.descriptor = self._open(create)
         try:
@@ -77,12 +80,12 @@ class SessionLock:
         try:
             return os.open(self.directory / FILE, flags, 0o600)
         except FileNotFoundError:
-            if create:  # removed this very moment
+            if create:  # another process has just removed the directory
                 return self._open(create)
             raise SessionNotFoundError(f"There is no session {self._name!r}.") from None
 
     def _is_current(self) -> bool:
-        """Whether the file is still the one of that name, and no session has been removed."""
+        """Tell whether the open file still has its name: it has not if the session was removed."""
         with contextlib.suppress(FileNotFoundError):
             return os.path.samestat(
                 os.fstat(self.descriptor), os.stat(self.directory / FILE, follow_symlinks=False)
@@ -97,7 +100,7 @@ class SessionLock:
         if machine not in ("", socket.gethostname()):
             who += f" on {machine[:80]}"
         if dead:
-            who += ", which has died, but what it started goes on"
+            who += ", which has died, but processes that it started are still running"
         return SessionInUseError(
             f"The session {self._name!r} is in use by {who}.",
             remedy="Close that sandbox, or work on a copy: Sandbox.fork() there, or the session "
@@ -106,14 +109,14 @@ class SessionLock:
         )
 
     def close(self) -> None:
-        """Give it up, as far as this process is concerned. May be called twice."""
+        """Close the descriptor of this process. May be called again."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
 
 
 def owner_of(directory: Path) -> int | None:
-    """The process that has a session; 0 if it is unknown which, ``None`` if nobody has it."""
+    """Return the process that has a session: 0 if it is unknown which, ``None`` if none has."""
     try:
         descriptor = os.open(directory / FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
@@ -129,12 +132,14 @@ def owner_of(directory: Path) -> int | None:
 
 
 def _read(descriptor: int) -> tuple[Owner | None, str]:
-    """Who has the lock, as far as the file says, and the name of the machine that is on.
+    """Read who has the lock.
 
-    Before there was an :class:`Owner` in it, the file had a process id, and for the host what is
-    the machine's name here. That makes an owner whom nobody can judge, and who is waited for no
-    longer than a living one.
+    Early versions wrote a process id and, as ``host``, the machine's name. The owner made of that
+    is never judged to be gone.
+
+    Returns:
+        The owner, ``None`` if the file names none; and the name of its machine, if it is there.
     """
-    text = os.pread(descriptor, _TEXT, 0).decode(errors="replace")
+    text = os.pread(descriptor, _MAX_TEXT, 0).decode(errors="replace")
     owner = Owner.from_json(text)
     return owner, str(json.loads(text).get("machine", "")) if owner is not None else ""

@@ -1,27 +1,26 @@
-"""What a session is, as JSON beside it: written by the host, from what the guest reports.
+"""What is known of a session's state, as JSON beside it.
 
-The host never loads ``state.dill``, so this is how anybody but a container knows what is in it.
+The host writes it from what the guest reports. It never loads ``state.dill``, so outside of a
+container nothing else tells what is in that file.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from rlm_containers.interpreter import UnsavedVariable
+from rlm_containers.state.hostfiles import replace_file
 
 FORMAT = 1
 
-#: Variables, and characters of a name, a type and a reason, that are believed of a report.
-_COUNT = 10_000
-_TEXT = 300
+#: Variables of a report that are kept, and characters of a name, a type, a reason and the like.
+_MAX_COUNT = 10_000
+_MAX_TEXT = 300
 
 #: Bytes of a file that are read.
 _MAX_SIZE = 64 * 1024**2
@@ -34,8 +33,8 @@ class SavedVariable:
     Attributes:
         name: its name.
         type: its type's name.
-        size: bytes that it takes in the state; what it shares with other variables counts for
-            the first of them, and long strings for each that holds them.
+        size: bytes that it takes in the state. Objects that several variables share count for the
+            first of them, but long strings for each.
     """
 
     name: str
@@ -45,18 +44,18 @@ class SavedVariable:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What is known of a session, or was of a snapshot.
+    """What is known of the state of a session or a snapshot.
 
     Attributes:
-        created: when it was made: ISO 8601, in UTC.
-        used: when something of it last changed, likewise.
-        python: the version of the Python that has run in it last; empty if none has.
-        image: the image that it ran in.
-        engine: the engine, such as ``"docker"``.
+        created: when the session was made: ISO 8601, in UTC.
+        used: when it last changed, likewise.
+        python: the version of Python that ran in it last; empty if none has.
+        image: the image of that container.
+        engine: the engine of that container, such as ``"docker"``.
         variables: what was saved.
-        unsaved: what could not be.
-        state: the length and the time of the state file that this is about, which tell whether
-            there is a newer one.
+        unsaved: what could not be saved.
+        state: the length in bytes and the modification time in nanoseconds of the state file that
+            this describes. If the file has others, the manifest is out of date.
     """
 
     created: str
@@ -70,28 +69,28 @@ class Manifest:
 
     @classmethod
     def new(cls) -> Self:
-        """That of a session that is being made."""
+        """Return the manifest of an empty session, made now."""
         moment = now()
         return cls(created=moment, used=moment)
 
     @property
     def minor(self) -> str:
-        """The minor version of its Python, such as ``"3.11"``; code is of one such version."""
+        """The minor version of Python, such as ``"3.11"``: pickled code works in one only."""
         return ".".join(self.python.split(".")[:2])
 
     def reported(self, report: Mapping[str, Any]) -> Self:
-        """The same with what a guest says of its checkpoint, which may be anything."""
+        """Return a copy with what a guest reports of a checkpoint. The report may be anything."""
         if report.get("error") or not isinstance(report.get("variables"), list):
             return self
         variables = tuple(
-            SavedVariable(str(entry[0])[:_TEXT], str(entry[1])[:_TEXT], entry[2])
-            for entry in report["variables"][:_COUNT]
+            SavedVariable(str(entry[0])[:_MAX_TEXT], str(entry[1])[:_MAX_TEXT], entry[2])
+            for entry in report["variables"][:_MAX_COUNT]
             if isinstance(entry, list) and len(entry) == 3 and _is_size(entry[2])
         )
         raw = report.get("unsaved")
         unsaved = tuple(
-            UnsavedVariable(*(str(part)[:_TEXT] for part in entry))
-            for entry in (raw[:_COUNT] if isinstance(raw, list) else ())
+            UnsavedVariable(*(str(part)[:_MAX_TEXT] for part in entry))
+            for entry in (raw[:_MAX_COUNT] if isinstance(raw, list) else ())
             if isinstance(entry, list) and len(entry) == 3
         )
         state = report.get("state")
@@ -100,19 +99,20 @@ class Manifest:
         return replace(self, variables=variables, unsaved=unsaved, state=(state[0], state[1]))
 
     def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_json(cls, raw: object) -> Self:
-        """The manifest that some JSON is, which may come from a stranger.
+        """Check JSON that may come from a stranger.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is no manifest.
         """
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise ValueError("it is of no known format")
         texts = {name: raw.get(name) for name in ("created", "used", "python", "image", "engine")}
-        if not all(isinstance(text, str) and len(text) <= _TEXT for text in texts.values()):
+        if not all(isinstance(text, str) and len(text) <= _MAX_TEXT for text in texts.values()):
             raise ValueError("a text in it is none")
         for name in ("created", "used"):
             check_time(texts[name])
@@ -135,10 +135,10 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read one.
+        """Read a manifest.
 
         Raises:
-            ValueError: there is none, or it is damaged.
+            ValueError: it is missing or damaged.
         """
         try:
             with path.open("rb") as file:
@@ -147,62 +147,39 @@ class Manifest:
             raise ValueError(str(error)) from error
 
     def write(self, path: Path) -> None:
-        """Write it, in place of the one that is there."""
-        write_file(path, json.dumps(self.to_json(), indent=1).encode())
+        """Write it to a file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with replace_file(path) as file:
+            file.write(json.dumps(self.to_json(), indent=1).encode())
 
 
 def now() -> str:
-    """The time, in UTC."""
+    """Return the present time: ISO 8601, in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def check_time(value: object) -> str:
-    """A time as :func:`now` writes it.
+    """Return a value if it is a time as :func:`now` writes it.
 
     Raises:
         ValueError: it is none.
     """
-    if not isinstance(value, str) or len(value) > _TEXT:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
         raise ValueError("a time is no text")
     datetime.fromisoformat(value)
     return value
 
 
-def write_file(path: Path, contents: bytes, *, durable: bool = False) -> None:
-    """Write a file of the host's own whole or not at all.
-
-    Args:
-        path: where.
-        contents: what.
-        durable: whether it must be on the disk when this returns.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(contents)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-        if durable:
-            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def _is_size(value: object) -> bool:
+def _is_size(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _rows(raw: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
     rows = raw.get(name)
-    if not isinstance(rows, list) or len(rows) > _COUNT:
+    if not isinstance(rows, list) or len(rows) > _MAX_COUNT:
         raise ValueError(f"its {name} are no list, or too long a one")
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"its {name} are no objects")
@@ -211,7 +188,7 @@ def _rows(raw: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
 
 def _text(row: Mapping[str, Any], name: str) -> str:
     text = row.get(name)
-    if not isinstance(text, str) or len(text) > _TEXT:
+    if not isinstance(text, str) or len(text) > _MAX_TEXT:
         raise ValueError(f"the {name} of a variable is no text")
     return text
 
@@ -220,5 +197,4 @@ def _size(row: Mapping[str, Any]) -> int:
     size = row.get("size")
     if not _is_size(size):
         raise ValueError("the size of a variable is no number")
-    assert isinstance(size, int)
     return size

@@ -1,8 +1,8 @@
-"""Files below a directory that belongs to code which nobody trusts.
+"""Single files below a directory that cells write to, which nobody trusts.
 
-Everything here is relative to a descriptor of the directory, goes component by component, and
-follows no link: what a cell has put in the way is an error, or is replaced. Only regular files are
-opened. A hard link cannot lead out either: a container cannot make one across its mounts.
+Every function works relative to a descriptor of the directory, opens one path component at a time
+and follows no link. Whatever a cell has put in the way is an error or is replaced. Only regular
+files are opened. Hard links are safe: a container cannot make one across its mounts.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 from rlm_containers.errors import WorkspaceError
+from rlm_containers.guest import wire
 
-#: Where the container sees the directory; names may begin with it.
-_TARGET = ("/", "workspace")
+#: The user id and group id that a file belongs to.
+Ids = tuple[int, int]
 
-#: A user's and a group's id.
-FileOwner = tuple[int, int]
-
-#: Bytes that are read at once.
+#: Bytes per read.
 CHUNK = 1 << 20
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Flags that open a directory, and fail on a link to one.
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_MOUNT_POINT = PurePosixPath(wire.WORKSPACE).parts
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -39,20 +40,20 @@ _KINDS = {
 
 
 def relative_parts(name: object) -> tuple[str, ...]:
-    """The components of a name in the workspace.
+    """Split the name of a file in the workspace into its components.
 
     Args:
         name: a path relative to the workspace, such as ``"data/table.csv"``, or one below
             ``/workspace``, as cells see it.
 
     Raises:
-        WorkspaceError: it is no such path, or could lead elsewhere.
+        WorkspaceError: it is no such path, or could lead out of the workspace.
     """
     if not isinstance(name, str | PurePosixPath):
         raise WorkspaceError(f"The name of a file must be a string, not {type(name).__name__}.")
     text = str(name)
     parts = PurePosixPath(text).parts
-    if parts[:2] == _TARGET:
+    if parts[:2] == _MOUNT_POINT:
         parts = parts[2:]
     if not parts or parts[0] == "/" or ".." in parts or "\0" in text or text.endswith("/"):
         raise WorkspaceError(
@@ -64,17 +65,20 @@ def relative_parts(name: object) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def open_below(
-    directory: int, parts: Iterable[str], *, make_for: FileOwner | None = None
+    directory: int, parts: Iterable[str], *, make_for: Ids | None = None
 ) -> Iterator[int]:
-    """A directory below another, opened component by component.
+    """Open a directory below another.
 
     Args:
-        directory: a descriptor.
-        parts: the way down; none for a second descriptor of the same directory.
-        make_for: who is to own directories that are not there yet; ``None`` makes none.
+        directory: a descriptor of the upper directory.
+        parts: the components of the path down; if there are none, ``directory`` is opened again.
+        make_for: the owner of directories to make where one is missing; ``None`` makes none.
+
+    Yields:
+        A descriptor.
 
     Raises:
-        OSError: one is not there, or is no directory.
+        OSError: a component is missing, or is no directory.
     """
     current = os.dup(directory)
     try:
@@ -83,7 +87,7 @@ def open_below(
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=current)
                     give_to(make_for, part, current)
-            current, above = os.open(part, _DIRECTORY, dir_fd=current), current
+            current, above = os.open(part, DIRECTORY, dir_fd=current), current
             os.close(above)
         yield current
     finally:
@@ -91,13 +95,16 @@ def open_below(
 
 
 def open_regular(directory: int, name: str) -> int:
-    """A regular file, opened to be read; any other kind is refused, and never waited for.
+    """Open a regular file for reading. Never blocks: anything but a regular file is refused.
+
+    Returns:
+        A descriptor, which the caller closes.
 
     Raises:
         WorkspaceError: it is something else.
-        OSError: it is not there, or cannot be read.
+        OSError: it is missing, or cannot be read.
     """
-    # Looked at first: to open a device may already do something.
+    # Check before opening too: merely opening a device can have an effect.
     _check_regular(os.stat(name, dir_fd=directory, follow_symlinks=False), name)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(name, flags, dir_fd=directory)
@@ -116,35 +123,32 @@ def _check_regular(found: os.stat_result, name: str) -> None:
 
 
 def create_file(
-    directory: int, name: str, chunks: Iterable[bytes], owner: FileOwner, mode: int = 0o600
+    directory: int, name: str, chunks: Iterable[bytes], ids: Ids, mode: int = 0o600
 ) -> int:
-    """Make a file, or replace it whole: under a fresh name first, and then renamed.
+    """Make or replace a file as a whole, by writing it under a random name and renaming it.
 
     Args:
-        directory: a descriptor.
+        directory: a descriptor of its directory.
         name: its name, without any directory.
         chunks: its contents.
-        owner: who is to own it.
+        ids: its owner.
         mode: its permissions.
 
     Returns:
         The number of bytes written.
 
     Raises:
-        OSError: it cannot be written. Nothing is left of it, nor if ``chunks`` fails.
+        OSError: it cannot be written. If this or ``chunks`` fails, nothing of it is left.
     """
     temporary = f".{secrets.token_hex(8)}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     size = 0
     try:
         descriptor = os.open(temporary, flags, mode, dir_fd=directory)
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            give_to(owner, descriptor)
+        with os.fdopen(descriptor, "wb") as file:
+            give_to(ids, descriptor)
             for chunk in chunks:
-                view = memoryview(chunk)
-                size += view.nbytes
-                while view:
-                    view = view[file.write(view) :]
+                size += file.write(chunk)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -153,26 +157,29 @@ def create_file(
     return size
 
 
-def give_to(owner: FileOwner, what: int | str, directory: int | None = None) -> None:
-    """Have a file owned by somebody else, as far as this process may do that.
+def give_to(ids: Ids, file: int | str, directory: int | None = None) -> None:
+    """Change the owner of a file if this process is root; others cannot.
 
     Args:
-        owner: whom; only root can give files away, and never needs to give them to itself.
-        what: a descriptor, or a name in ``directory``, which is not followed.
+        ids: the new owner. Nothing is changed for root's id 0, whose files they are already.
+        file: a descriptor, or a name in ``directory``, which is not followed.
         directory: a descriptor.
     """
-    if os.getuid() != 0 or owner[0] == 0:
+    if os.getuid() != 0 or ids[0] == 0:
         return
     if directory is None:
-        os.chown(what, *owner)
+        os.chown(file, *ids)
     else:
-        os.chown(what, *owner, dir_fd=directory, follow_symlinks=False)
+        os.chown(file, *ids, dir_fd=directory, follow_symlinks=False)
 
 
 def copy_contents(source: int, target: int, size: int) -> int:
-    """Copy the first ``size`` bytes from one open file to another; the number that there were.
+    """Copy up to ``size`` bytes from one open file to another.
 
     The kernel copies, and shares the blocks where the file system can (Btrfs, XFS).
+
+    Returns:
+        The number of bytes copied: fewer than ``size`` if the source ends before.
     """
     copied = 0
     if hasattr(os, "copy_file_range"):
@@ -196,11 +203,11 @@ def copy_contents(source: int, target: int, size: int) -> int:
     return copied
 
 
-#: Not between these files, or not by this kernel.
+#: What copy_file_range() says if it does not work for these files, or in this kernel.
 _CANNOT_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
 def free_space(descriptor: int) -> int:
-    """Bytes that can still be written to the file system that an open file is on."""
+    """Return how many bytes can still be written to the file system of an open file."""
     found = os.fstatvfs(descriptor)
     return found.f_bavail * found.f_frsize

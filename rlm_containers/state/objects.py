@@ -1,8 +1,7 @@
-"""Contents of files, each kept once under the hash of what it is.
+"""Contents of files, each stored once under the hash of its contents.
 
-Always copies, and never hard links to the files of a workspace: those are one file under two names,
-and a cell that writes to its own would change the snapshot. A copy by the kernel shares the blocks
-where the file system can do that safely.
+They are always copies. A hard link to a file of the workspace would let a cell change a snapshot
+by writing to its own file. The kernel copies, and shares the blocks where the file system can.
 """
 
 from __future__ import annotations
@@ -11,29 +10,27 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from rlm_containers.errors import SessionStateError
+from rlm_containers.state.hostfiles import temporary_file
 from rlm_containers.state.nofollow import CHUNK, copy_contents
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
-_TEMPORARY = "new-"
-
 
 def is_digest(value: object) -> bool:
-    """Whether this is the name of an object: the SHA-256 of its contents."""
+    """Tell whether a value is the name of an object: a SHA-256 in hexadecimal."""
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 class ObjectStore:
-    """A directory of objects, which only the host sees. One process uses it at a time.
+    """A directory of objects, which only the host sees. Only one process may use it at a time.
 
     Args:
-        directory: where; made when the first object comes.
+        directory: where it is; made with the first object.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -41,52 +38,54 @@ class ObjectStore:
         self._sizes: set[int] | None = None
 
     def path(self, digest: str) -> Path:
+        """Return the path of an object, whether it exists or not."""
         return self.directory / digest[:2] / digest
 
     def size(self, digest: str) -> int | None:
-        """The length of an object in bytes; ``None`` if there is none."""
+        """Return the length of an object in bytes; ``None`` if there is no such object."""
         try:
             return self.path(digest).stat().st_size
         except FileNotFoundError:
             return None
 
     def add(self, source: int, size: int) -> tuple[str, int]:
-        """Keep the contents of an open file.
+        """Store the contents of an open file.
 
         Args:
             source: its descriptor.
-            size: bytes of it to keep at most: a file that grows must end somewhere.
+            size: bytes to store at most, because a cell may let the file grow for ever.
 
         Returns:
-            The digest and the length of what was kept.
+            The digest and the length of what was stored.
 
         Raises:
-            OSError: there is no room.
+            OSError: it cannot be written.
         """
         if size in self._known_sizes():
-            # Perhaps here already: to find out it is read, but nothing is written.
+            # It may be stored already. Reading it to find out is cheaper than writing it.
             digest, length = _digest(source, size)
             if self.size(digest) == length:
                 return digest, length
             os.lseek(source, 0, os.SEEK_SET)
-        with self._temporary() as (path, target):
+        with self._temporary_file() as (path, file):
+            target = file.fileno()
             copy_contents(source, target, size)
-            # Of the copy, since a process in the container may write to the file meanwhile.
+            # Hash the copy: a process in the container may write to the file meanwhile.
             os.lseek(target, 0, os.SEEK_SET)
             digest, length = _digest(target, size)
-            self._settle(path, target, digest)
+            self._rename(path, target, digest)
         self._known_sizes().add(length)
         return digest, length
 
     def receive(self, source: BinaryIO, digest: str, size: int) -> None:
-        """Take an object from a stream.
+        """Store an object from a stream.
 
         Raises:
-            SessionStateError: it is not what it should be.
-            OSError: there is no room.
+            SessionStateError: its contents do not have that digest and size.
+            OSError: it cannot be written.
         """
         found = hashlib.sha256()
-        with self._temporary() as (path, target):
+        with self._temporary_file() as (path, file):
             left = size
             while left:
                 chunk = source.read(min(left, CHUNK))
@@ -94,29 +93,28 @@ class ObjectStore:
                     break
                 found.update(chunk)
                 left -= len(chunk)
-                view = memoryview(chunk)
-                while view:
-                    view = view[os.write(target, view) :]
+                file.write(chunk)
             if left or found.hexdigest() != digest:
-                raise SessionStateError(f"The object {digest[:12]}… is not what it should be.")
-            self._settle(path, target, digest)
+                raise SessionStateError(f"The object {digest[:12]}… does not match its digest.")
+            file.flush()
+            self._rename(path, file.fileno(), digest)
 
     def fill(self, target: int, digest: str, size: int) -> None:
         """Write an object into an open file.
 
         Raises:
-            SessionStateError: the object is not there, or not whole.
-            OSError: there is no room.
+            SessionStateError: the object is missing or incomplete.
+            OSError: the file cannot be written.
         """
         with self.opened(digest, size) as file:
             copy_contents(file.fileno(), target, size)
 
     @contextlib.contextmanager
     def opened(self, digest: str, size: int) -> Iterator[BinaryIO]:
-        """An object, to be read.
+        """Open an object for reading.
 
         Raises:
-            SessionStateError: it is not there, or not whole.
+            SessionStateError: it is missing or incomplete.
         """
         if self.size(digest) != size:
             raise SessionStateError(f"The object {self.path(digest)} is missing or damaged.")
@@ -124,7 +122,7 @@ class ObjectStore:
             yield file
 
     def sweep(self, used: Collection[str]) -> None:
-        """Remove the objects that nothing refers to any more, and what a crash has left."""
+        """Remove all other objects, and what a crash has left."""
         for folder, _, names in os.walk(self.directory):
             for name in names:
                 if name not in used:
@@ -140,20 +138,12 @@ class ObjectStore:
             }
         return self._sizes
 
-    @contextlib.contextmanager
-    def _temporary(self) -> Iterator[tuple[Path, int]]:
+    def _temporary_file(self) -> contextlib.AbstractContextManager[tuple[Path, BinaryIO]]:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self.directory / f"{_TEMPORARY}{secrets.token_hex(8)}"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            yield path, descriptor
-        finally:
-            os.close(descriptor)
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+        return temporary_file(self.directory)
 
-    def _settle(self, temporary: Path, descriptor: int, digest: str) -> None:
-        """Give an object its name, once it is on the disk: later ones will rely on it."""
+    def _rename(self, temporary: Path, descriptor: int, digest: str) -> None:
+        """Give an object its name once it is on the disk: later snapshots will rely on it."""
         os.fsync(descriptor)
         target = self.path(digest)
         target.parent.mkdir(exist_ok=True, mode=0o700)
@@ -161,7 +151,7 @@ class ObjectStore:
 
 
 def _digest(source: int, size: int) -> tuple[str, int]:
-    """The digest of what follows in an open file, and its length, up to ``size`` bytes."""
+    """Hash up to ``size`` bytes that follow in an open file; also return how many there were."""
     digest = hashlib.sha256()
     length = 0
     while length < size and (chunk := os.read(source, min(size - length, CHUNK))):

@@ -1,8 +1,8 @@
-"""Whose a sandbox is, so that others can tell whether its owner is still there.
+"""Which process a sandbox belongs to, so that others can tell whether it is still running.
 
-A process id alone says little: after a while, or a reboot, it is another process's. And where
-several machines, containers or users share an engine, each sees processes that the others do not:
-only owners of one's own kind can be judged.
+A process id is not enough: after a while, or a reboot, it is another process's. And machines,
+containers or users that share an engine do not see each other's processes. So only owners of the
+same machine, user and pid namespace are judged.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-#: The label that everything of this project carries on an engine: the owner's process id. The
-#: others begin with the same words.
+#: The label with the owner's process id, on everything that this project makes on an engine. The
+#: names of the other labels begin in the same way.
 LABEL = "io.github.rlm-containers.owner"
 
 _PREFIX = LABEL.rpartition(".")[0]
@@ -26,14 +26,14 @@ _PREFIX = LABEL.rpartition(".")[0]
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """A process that has sandboxes.
+    """A process that has a sandbox.
 
     Attributes:
         pid: its process id.
-        started: when it was started, as the kernel counts it; empty where it does not say.
-        boot: what the kernel calls its run since the machine was started; empty likewise.
-        host: stands for the machine, the user, and the processes that it can see.
-        session: the name of the session that the sandbox is for, if it has one.
+        started: when it was started, in clock ticks since boot; empty where there is no ``/proc``.
+        boot: the kernel's boot id, which changes with every start of the machine; empty likewise.
+        host: a hash of the machine, the user and the pid namespace.
+        session: the name of the sandbox's session, or empty.
     """
 
     pid: int
@@ -44,46 +44,46 @@ class Owner:
 
     @classmethod
     def current(cls, session: str = "") -> Self:
-        """This process."""
+        """Return this process as an owner."""
         pid = os.getpid()
         return cls(pid=pid, started=_started(pid), boot=_boot(), host=_host(), session=session)
 
     @classmethod
     def from_labels(cls, labels: Mapping[str, str]) -> Self | None:
-        """The owner that :meth:`labels` named; ``None`` if it was none of this version's."""
+        """Return the owner that labels of :meth:`labels` name; ``None`` if they name none."""
         return cls._from({**_unprefixed(labels), "pid": labels.get(LABEL, "")})
 
     @classmethod
     def from_json(cls, text: str) -> Self | None:
-        """The owner that :meth:`json` named; ``None`` if the text names none."""
+        """Return the owner that a text of :meth:`json` names; ``None`` if it names none."""
         try:
-            told = json.loads(text)
+            values = json.loads(text)
         except (ValueError, RecursionError):
             return None
-        return cls._from(told) if isinstance(told, dict) else None
+        return cls._from(values) if isinstance(values, dict) else None
 
     @classmethod
-    def _from(cls, told: Mapping[str, Any]) -> Self | None:
-        parts = {name: str(told.get(name, "")) for name in ("started", "boot", "host", "session")}
-        pid = str(told.get("pid"))
-        if not (pid.isascii() and pid.isdigit() and len(pid) < 20 and parts["host"]):
+    def _from(cls, values: Mapping[str, Any]) -> Self | None:
+        texts = {name: str(values.get(name, "")) for name in ("started", "boot", "host", "session")}
+        pid = str(values.get("pid"))
+        if not (pid.isascii() and pid.isdigit() and len(pid) < 20 and texts["host"]):
             return None
-        return cls(pid=int(pid), **parts)
+        return cls(pid=int(pid), **texts)
 
     def labels(self) -> dict[str, str]:
-        """The same as labels for an engine."""
+        """Return the labels for an engine."""
         labels = {f"{_PREFIX}.{name}": value for name, value in asdict(self).items()}
         labels[LABEL] = str(labels.pop(f"{_PREFIX}.pid"))
         return labels
 
     def json(self, **more: str) -> str:
-        """The same as a JSON object, with more in it."""
+        """Return a JSON object as text, with more entries in it."""
         return json.dumps({**asdict(self), **more})
 
     def is_gone(self) -> bool:
-        """Whether this owner is certainly not there any more."""
+        """Tell whether the process has certainly ended."""
         if self.host != _host():
-            return False  # not for us to say
+            return False  # it may run where this process cannot see it
         if self.boot != _boot():
             return True
         started = _started(self.pid)
@@ -101,13 +101,13 @@ def _unprefixed(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def _started(pid: int) -> str:
-    """When a process was started; empty if there is none, or the kernel does not say."""
+    """Return when a process was started, see proc_pid_stat(5); empty if it cannot be read."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    # After the program's name, which may have anything in it: the state, and 18 more fields.
-    return stat.rpartition(")")[2].split()[19]
+    # Field 22. Skip to behind the second, "(name)", whose name may contain spaces and brackets.
+    return stat.rpartition(")")[2].split()[22 - 3]
 
 
 def _exists(pid: int) -> bool:

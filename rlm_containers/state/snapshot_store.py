@@ -1,4 +1,4 @@
-"""Where the snapshots of a session are kept, and how one takes the place of a workspace."""
+"""The snapshots of one session: take, list, remove, restore."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rlm_containers.errors import SessionError, SessionStateError, SnapshotNotFoundError
-from rlm_containers.state.manifest import Manifest, write_file
-from rlm_containers.state.nofollow import FileOwner
+from rlm_containers.state.hostfiles import replace_file
+from rlm_containers.state.manifest import Manifest
 from rlm_containers.state.objects import ObjectStore
 from rlm_containers.state.snapshots import ID_LENGTH, Snapshot, SnapshotEntry
-from rlm_containers.state.tree_writer import TreeWriter
-from rlm_containers.state.trees import Node, exchange, opened, walk
+from rlm_containers.state.trees import Node, TreeWriter, opened, swap, walk
 from rlm_containers.state.workspace import Workspace, remove_tree
 
 _ID = re.compile(rf"[0-9a-f]{{4,{ID_LENGTH}}}")
 
 
 class SnapshotStore:
-    """The snapshots of one session. One process uses it at a time.
+    """The snapshots of one session. Only one process may use it at a time.
 
     Args:
-        directory: where; made when the first snapshot is taken. On the file system of the
-            workspace.
+        directory: where they are, on the file system of the workspace. It is made when the first
+            snapshot is taken.
+
+    Attributes:
+        objects: the contents of their files.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -37,31 +40,32 @@ class SnapshotStore:
         self._staging = directory / "staging"
         self._intent = directory / "restoring"
 
-    def take(
-        self, workspace: int, manifest: Manifest, note: str = "", *, record: bool = True
+    def create(
+        self, workspace: Workspace, manifest: Manifest, note: str = "", *, listed: bool = True
     ) -> Snapshot:
-        """Keep what a directory holds.
+        """Take a snapshot of a workspace.
 
         Args:
-            workspace: its descriptor. Nothing should write to it meanwhile.
-            manifest: what is known of the session.
-            note: what to write to it; at most 200 characters.
-            record: whether it is to last. Else :meth:`sweep` removes its contents again.
+            workspace: the workspace. Nothing should write to it meanwhile.
+            manifest: what is known of its state.
+            note: a note for its user, of which the first 200 characters are kept.
+            listed: whether to keep it. If not, the next :meth:`sweep` removes its contents.
 
         Raises:
-            WorkspaceError: something in it cannot be read.
-            SessionError: there is no room.
+            WorkspaceError: something in the workspace cannot be read.
+            SessionError: the disk is full, or the like.
         """
         entries: list[SnapshotEntry] = []
         skipped: list[str] = []
         try:
-            for node, directory in walk(workspace):
-                if node.kind == "other":
-                    skipped.append(node.path)
-                else:
-                    entries.append(self._keep(node, directory))
+            with workspace.directory() as top:
+                for node, directory in walk(top):
+                    if node.kind == "other":
+                        skipped.append(node.path)
+                    else:
+                        entries.append(self._store(node, directory))
             snapshot = Snapshot.of(entries, skipped, manifest, note)
-            if record:
+            if listed:
                 self.add(snapshot)
         except OSError as error:
             raise SessionError(
@@ -70,7 +74,7 @@ class SnapshotStore:
             ) from error
         return snapshot
 
-    def _keep(self, node: Node, directory: int) -> SnapshotEntry:
+    def _store(self, node: Node, directory: int) -> SnapshotEntry:
         if node.kind == "symlink":
             target = os.readlink(node.name, dir_fd=directory)
             return SnapshotEntry(path=node.path, kind="symlink", target=target)
@@ -90,14 +94,15 @@ class SnapshotStore:
         )
 
     def add(self, snapshot: Snapshot) -> None:
-        """Keep the record of a snapshot whose objects are there; not twice."""
-        path = self._record(snapshot.id)
+        """List a snapshot whose objects are stored. One that is listed already stays as it is."""
+        path = self._records / f"{snapshot.id}.json"
         if not path.exists():
             self._records.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_file(path, json.dumps(snapshot.to_json()).encode(), durable=True)
+            with replace_file(path, durable=True) as file:
+                file.write(json.dumps(snapshot.to_json()).encode())
 
     def all(self) -> list[Snapshot]:
-        """Those that there are, the oldest first. One that is damaged is left out."""
+        """Return all snapshots, the oldest first. Damaged ones are left out."""
         found = []
         for path in self._records.glob("*.json"):
             with contextlib.suppress(SessionStateError):
@@ -105,10 +110,10 @@ class SnapshotStore:
         return sorted(found, key=lambda snapshot: snapshot.created)
 
     def get(self, snapshot: str) -> Snapshot:
-        """The snapshot of that id.
+        """Return a snapshot.
 
         Args:
-            snapshot: the id, or so much of its beginning that no other has the same, at least 4.
+            snapshot: its id, or an unambiguous beginning of at least 4 characters.
 
         Raises:
             SnapshotNotFoundError: there is none, or more than one.
@@ -117,7 +122,7 @@ class SnapshotStore:
         return self._read(self._find(snapshot))
 
     def remove(self, snapshot: str) -> None:
-        """Remove a snapshot, and of its contents what no other needs.
+        """Remove a snapshot, and the contents that no other needs.
 
         Raises:
             SnapshotNotFoundError: there is none of that id.
@@ -131,12 +136,12 @@ class SnapshotStore:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of snapshots."""
         return len(list(self._records.glob("*.json")))
 
     @property
     def size(self) -> int:
-        """Bytes of everything that is kept."""
+        """Bytes of their contents on the disk."""
         return sum(
             Path(folder, name).stat().st_size
             for folder, _, names in os.walk(self.objects.directory)
@@ -145,55 +150,57 @@ class SnapshotStore:
 
     # Restoring
 
-    def lay_out(self, snapshot: Snapshot, top: int, owner: FileOwner) -> None:
-        """Make what a snapshot has.
-
-        Args:
-            snapshot: the snapshot.
-            top: a descriptor of an empty directory.
-            owner: who is to own it.
+    def lay_out(self, snapshot: Snapshot, workspace: Workspace) -> None:
+        """Write the files of a snapshot into an empty workspace.
 
         Raises:
             SessionStateError: an object is missing or damaged.
-            SessionError: there is no room.
+            SessionError: the disk is full, or the like.
         """
         try:
-            with contextlib.closing(TreeWriter(top, owner)) as writer:
+            with (
+                workspace.directory() as top,
+                contextlib.closing(TreeWriter(top, workspace.ids)) as writer,
+            ):
                 for entry in snapshot.entries:
                     if entry.kind == "directory":
                         writer.directory(entry.path, entry.mode, entry.modified)
                     elif entry.kind == "symlink":
                         writer.symlink(entry.path, entry.target)
                     else:
-                        writer.file(entry.path, entry.mode, entry.modified, self._filler(entry))
+                        fill = partial(self.objects.fill, digest=entry.digest, size=entry.size)
+                        writer.file(entry.path, entry.mode, entry.modified, fill)
         except OSError as error:
             raise SessionError(
-                f"The snapshot {snapshot.id} could not be laid out: {error.strerror}.",
+                f"The files of the snapshot {snapshot.id} could not be written: {error.strerror}.",
                 remedy="Make room on the disk. Nothing has been changed.",
             ) from error
 
-    def _filler(self, entry: SnapshotEntry) -> Callable[[int], object]:
-        return lambda target: self.objects.fill(target, entry.digest, entry.size)
-
     @contextlib.contextmanager
     def staged(self, snapshot: Snapshot, workspace: Workspace) -> Iterator[Staged]:
-        """A snapshot laid out beside a workspace, to take the place of what is in there."""
+        """Write the files of a snapshot beside a workspace, ready to be swapped into it.
+
+        Raises:
+            As :meth:`lay_out`.
+        """
         remove_tree(self._staging)
-        new, old = self._staging / "new", self._staging / "old"
-        for path in (self._staging, new, old):
-            path.mkdir(mode=0o700, parents=True)
+        self._staging.mkdir(mode=0o700, parents=True)
         try:
-            top = os.open(new, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                self.lay_out(snapshot, top, workspace.owner)
-            finally:
-                os.close(top)
-            yield Staged(self, snapshot, workspace, new, old)
+            with (
+                contextlib.closing(Workspace.open(self._staging / "new", workspace.ids)) as new,
+                contextlib.closing(Workspace.open(self._staging / "old", workspace.ids)) as old,
+            ):
+                self.lay_out(snapshot, new)
+                yield Staged(self, snapshot, workspace, new, old)
         finally:
             remove_tree(self._staging)
 
     def finish(self, workspace: Workspace) -> Snapshot | None:
-        """Restore once more what was being restored when this machine or process died, if any."""
+        """Complete a restore that was interrupted by the end of its process.
+
+        Returns:
+            The snapshot that is restored now; ``None`` if no restore was interrupted.
+        """
         try:
             snapshot = self.get(self._intent.read_text("ascii", "replace"))
         except (FileNotFoundError, SessionError):
@@ -202,12 +209,13 @@ class SnapshotStore:
             staged.swap()
         return snapshot
 
-    def intend(self, snapshot: Snapshot | None) -> None:
-        """Note that a snapshot is about to take the place of a workspace's contents, or has."""
-        if snapshot is None:
-            self._intent.unlink(missing_ok=True)
-        else:
-            write_file(self._intent, snapshot.id.encode(), durable=True)
+    @contextlib.contextmanager
+    def restoring(self, snapshot: Snapshot) -> Iterator[None]:
+        """Note that a snapshot is being restored, until the ``with`` block has succeeded."""
+        with replace_file(self._intent, durable=True) as file:
+            file.write(snapshot.id.encode())
+        yield
+        self._intent.unlink(missing_ok=True)
 
     def _find(self, snapshot: str) -> Path:
         if _ID.fullmatch(str(snapshot)) is None:
@@ -221,9 +229,6 @@ class SnapshotStore:
             )
         return paths[0]
 
-    def _record(self, name: str) -> Path:
-        return self._records / f"{name}.json"
-
     def _read(self, path: Path) -> Snapshot:
         try:
             snapshot = Snapshot.from_json(json.loads(path.read_bytes()))
@@ -236,18 +241,18 @@ class SnapshotStore:
 
 @dataclass(frozen=True)
 class Staged:
-    """A snapshot that is ready to take its place."""
+    """A snapshot whose files are ready to be swapped into a workspace."""
 
     store: SnapshotStore
     snapshot: Snapshot
     workspace: Workspace
-    _new: Path
-    _old: Path
+    _new: Workspace
+    _old: Workspace
 
     def swap(self, keep: Collection[str] = ()) -> None:
-        """Exchange the contents of the workspace for the snapshot's.
+        """Swap the contents of the workspace for the snapshot's.
 
-        If this process dies in the middle of it, :meth:`SnapshotStore.finish` completes it.
+        If this process dies meanwhile, :meth:`SnapshotStore.finish` completes it.
 
         Args:
             keep: names at the top of the workspace that stay as they are.
@@ -255,18 +260,16 @@ class Staged:
         Raises:
             SessionError: something could not be moved.
         """
-        self.store.intend(self.snapshot)
-        new = os.open(self._new, os.O_RDONLY | os.O_DIRECTORY)
-        old = os.open(self._old, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with self.workspace.directory() as top:
-                exchange(top, new, old, keep)
+            with (
+                self.store.restoring(self.snapshot),
+                self.workspace.directory() as top,
+                self._new.directory() as new,
+                self._old.directory() as old,
+            ):
+                swap(top, new, old, keep)
         except OSError as error:
             raise SessionError(
-                f"The snapshot {self.snapshot.id} could not take its place: {error}.",
+                f"The snapshot {self.snapshot.id} could not be restored: {error}.",
                 remedy="Restore it once more.",
             ) from error
-        finally:
-            os.close(new)
-            os.close(old)
-        self.store.intend(None)

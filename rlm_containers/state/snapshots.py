@@ -1,4 +1,4 @@
-"""Snapshots: what a workspace was at some moment, as a list of its files and their contents."""
+"""Snapshots: the files of a workspace at one moment, and the digests of their contents."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from rlm_containers.state.trees import MAX_DEPTH, MAX_NODES
 
 FORMAT = 1
 
-#: Characters of a snapshot's id: the beginning of a SHA-256.
+#: Characters of a snapshot's id, which is the beginning of a SHA-256.
 ID_LENGTH = 16
 
 #: Characters of a note, and of a symbolic link's target.
-_NOTE = 200
-_TARGET = 4096
+_MAX_NOTE = 200
+_MAX_TARGET = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,13 @@ class SnapshotEntry:
     """A file, a directory or a symbolic link of a snapshot.
 
     Attributes:
-        path: where, relative to the workspace.
+        path: relative to the workspace.
         kind: which of these.
-        mode: its permissions.
-        modified: when it was written to, in nanoseconds of the epoch.
-        size: of a file: bytes.
-        digest: of a file: the SHA-256 of its contents.
-        target: of a link: where it points to; kept as text, and never followed.
+        mode: the permission bits.
+        modified: the modification time, in nanoseconds since the epoch.
+        size: bytes, of a file.
+        digest: the SHA-256 of the contents, of a file.
+        target: where a link points to; the host never follows it.
     """
 
     path: str
@@ -50,15 +50,15 @@ class SnapshotEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What a session was.
+    """The state of a session at one moment.
 
     Attributes:
-        id: made of what is in it: the same state has the same id.
+        id: computed from the entries, so that the same state has the same id.
         created: when it was taken: ISO 8601, in UTC.
-        note: what its user wrote to it.
-        manifest: what was known of the session.
-        entries: its files, each directory before what is in it.
-        skipped: paths of FIFOs, sockets and devices, which it does not have.
+        note: a note by its user.
+        manifest: what was known of the state.
+        entries: its files, each directory before its contents.
+        skipped: the paths of FIFOs, sockets and devices, which it lacks.
     """
 
     id: str
@@ -76,11 +76,11 @@ class Snapshot:
         manifest: Manifest,
         note: str,
     ) -> Self:
-        """The snapshot that has just been taken."""
+        """Make a snapshot that is taken now."""
         return cls(
             id=_id(entries),
             created=now(),
-            note=note[:_NOTE],
+            note=note[:_MAX_NOTE],
             manifest=manifest,
             entries=tuple(entries),
             skipped=tuple(skipped),
@@ -93,10 +93,11 @@ class Snapshot:
 
     @property
     def digests(self) -> dict[str, int]:
-        """The objects that it needs, with their lengths."""
+        """Map the objects that it needs to their lengths."""
         return {entry.digest: entry.size for entry in self.entries if entry.kind == "file"}
 
     def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object, without its id."""
         rows = []
         for entry in self.entries:
             row = asdict(entry)
@@ -112,10 +113,10 @@ class Snapshot:
 
     @classmethod
     def from_json(cls, raw: object) -> Self:
-        """The snapshot that some JSON is, which may come from a stranger. Its id is computed.
+        """Check JSON that may come from a stranger. The id is computed from it.
 
         Raises:
-            ValueError: it is none, or could not be laid out in a workspace.
+            ValueError: it is no snapshot, or could not be written into a workspace.
         """
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise ValueError("it is of no known format")
@@ -124,7 +125,7 @@ class Snapshot:
             raise ValueError("its entries are no list, or too long a one")
         if not isinstance(skipped, list) or not all(isinstance(path, str) for path in skipped):
             raise ValueError("what it skipped is no list of paths")
-        if not isinstance(note, str) or len(note) > _NOTE:
+        if not isinstance(note, str) or len(note) > _MAX_NOTE:
             raise ValueError("its note is no text")
         entries = tuple(_entry(row) for row in rows)
         _check_tree(entries)
@@ -139,7 +140,7 @@ class Snapshot:
 
 
 def _id(entries: Collection[SnapshotEntry]) -> str:
-    """The digest of everything that makes a difference, which times do not."""
+    """Hash everything but the modification times."""
     rows = [
         [entry.path, entry.kind, entry.mode, entry.size, entry.digest, entry.target]
         for entry in entries
@@ -164,7 +165,7 @@ def _entry(row: object) -> SnapshotEntry:
     if kind == "file" and not is_digest(digest):
         raise ValueError(f"the digest of {path[:80]!r} is none")
     if kind == "symlink" and not _is_link(target):
-        raise ValueError(f"the link {path[:80]!r} leads nowhere")
+        raise ValueError(f"the link {path[:80]!r} has no valid target")
     return SnapshotEntry(
         path=path,
         kind=cast(Literal["file", "directory", "symlink"], kind),
@@ -175,7 +176,7 @@ def _entry(row: object) -> SnapshotEntry:
 
 
 def _is_plain(path: str) -> bool:
-    """Whether this is the one way to write a path below the workspace."""
+    """Tell whether a path is relative and written in its only normal form."""
     try:
         os.fsencode(path)
         return "/".join(relative_parts("./" + path)) == path
@@ -184,22 +185,21 @@ def _is_plain(path: str) -> bool:
 
 
 def _is_link(target: object) -> bool:
-    return isinstance(target, str) and 0 < len(target) <= _TARGET and "\0" not in target
+    return isinstance(target, str) and 0 < len(target) <= _MAX_TARGET and "\0" not in target
 
 
 def _check_tree(entries: Collection[SnapshotEntry]) -> None:
-    """Check that each entry is once there, and after the directory that it is in."""
-    # As a writer sees it: the way down to the last entry.
+    """Check that a :class:`TreeWriter` can make the entries, in their order, each once."""
     seen: set[str] = set()
-    way: list[str] = []
+    open_directories: list[str] = []
     for entry in entries:
         parent = entry.path.rpartition("/")[0]
-        while way and way[-1] != parent:
-            way.pop()
-        if (parent and not way) or entry.path in seen:
+        while open_directories and open_directories[-1] != parent:
+            open_directories.pop()
+        if (parent and not open_directories) or entry.path in seen:
             raise ValueError(f"{entry.path[:80]!r} is not where it should be")
-        if len(way) >= MAX_DEPTH:
+        if len(open_directories) >= MAX_DEPTH:
             raise ValueError(f"{entry.path[:80]!r} is too deep")
         seen.add(entry.path)
         if entry.kind == "directory":
-            way.append(entry.path)
+            open_directories.append(entry.path)

@@ -1,6 +1,7 @@
-"""A whole directory tree that belongs to code which nobody trusts: walked, given away, exchanged.
+"""Whole directory trees that cells write to, which nobody trusts: walk, copy, swap.
 
-Like :mod:`rlm_containers.state.nofollow`, relative to descriptors and following nothing.
+As in :mod:`rlm_containers.state.nofollow`, everything is relative to descriptors and no link is
+followed.
 """
 
 from __future__ import annotations
@@ -8,38 +9,43 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from rlm_containers.errors import WorkspaceError
-from rlm_containers.state.nofollow import FileOwner, free_space, open_regular
+from rlm_containers.state.nofollow import (
+    DIRECTORY,
+    Ids,
+    copy_contents,
+    free_space,
+    give_to,
+    open_regular,
+)
 
-#: Directories inside of each other. The way down is held open, one descriptor each.
+#: Levels of directories. Walking keeps one descriptor open for each.
 MAX_DEPTH = 100
 
 #: Files, directories and links in a workspace.
 MAX_NODES = 200_000
 
-#: A cell can give a file any time; one that every file system can hold is kept.
+#: The latest modification time that is kept. Cells can set any, but not every file system holds it.
 _LATEST = 1 << 61
-
-#: How to open a directory that is not to be a link.
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """Something in a tree.
+    """A file, directory or link in a tree.
 
     Attributes:
-        path: where, relative to the top, with ``/`` between the components.
+        path: relative to the top, with ``/`` between the components.
         kind: ``"other"`` is a FIFO, a socket or a device.
-        mode: the permissions of its owner, group and others.
+        mode: the permission bits, without set-user-id and the like.
         size: bytes.
-        holes: how many of them take no room on the disk.
-        modified: nanoseconds of the epoch.
-        owner: its user's and its group's id.
+        holes: how many of these bytes take no space on the disk.
+        modified: nanoseconds since the epoch.
+        ids: its owner.
     """
 
     path: str
@@ -48,29 +54,30 @@ class Node:
     size: int
     holes: int
     modified: int
-    owner: FileOwner
+    ids: Ids
 
     @property
     def name(self) -> str:
+        """The last component of the path."""
         return self.path.rpartition("/")[2]
 
 
 def walk(top: int) -> Iterator[tuple[Node, int]]:
-    """Everything below a directory, each directory before what is in it, in alphabetical order.
+    """Walk a tree in alphabetical order, each directory before its contents.
 
     Args:
-        top: a descriptor.
+        top: a descriptor of the top directory, which is not part of the walk.
 
     Yields:
-        A node, and a descriptor of the directory that it is in, which is closed later.
+        A node and a descriptor of its directory. The descriptor is open until the next step.
 
     Raises:
-        WorkspaceError: a directory cannot be read, or there are too many or too deep.
+        WorkspaceError: a directory cannot be read, or there are too many nodes or levels.
     """
     count = 0
     stack: list[tuple[int, str, list[str]]] = []
     try:
-        stack.append(_opened(top, ".", ""))
+        stack.append(_listed(top, ".", ""))
         while stack:
             directory, prefix, names = stack[-1]
             if not names:
@@ -79,7 +86,7 @@ def walk(top: int) -> Iterator[tuple[Node, int]]:
             name = names.pop()
             try:
                 found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            except FileNotFoundError:  # something in the container goes on
+            except FileNotFoundError:  # a cell has removed it meanwhile
                 continue
             count += 1
             if count > MAX_NODES:
@@ -97,13 +104,14 @@ def walk(top: int) -> Iterator[tuple[Node, int]]:
                         remedy="Remove them.",
                     )
                 with contextlib.suppress(FileNotFoundError):
-                    stack.append(_opened(directory, name, node.path + "/"))
+                    stack.append(_listed(directory, name, node.path + "/"))
     finally:
         for directory, _, _ in stack:
             os.close(directory)
 
 
-def _opened(directory: int, name: str, prefix: str) -> tuple[int, str, list[str]]:
+def _listed(directory: int, name: str, prefix: str) -> tuple[int, str, list[str]]:
+    """Open a directory and list it, the first name last."""
     try:
         descriptor = os.open(name, DIRECTORY, dir_fd=directory)
     except FileNotFoundError:
@@ -128,28 +136,27 @@ def _node(path: str, found: os.stat_result) -> Node:
         else "symlink"
         if stat.S_ISLNK(mode)
         else "other",
-        # No set-user-id and the like: nothing here is worth that.
         mode=stat.S_IMODE(mode) & 0o777,
         size=found.st_size,
         holes=max(0, found.st_size - found.st_blocks * 512) if stat.S_ISREG(mode) else 0,
         modified=min(max(0, found.st_mtime_ns), _LATEST),
-        owner=(found.st_uid, found.st_gid),
+        ids=(found.st_uid, found.st_gid),
     )
 
 
 def _unreadable(path: str, error: OSError) -> WorkspaceError:
     return WorkspaceError(
         f"{path!r} in the workspace cannot be read: {error.strerror}.",
-        remedy="Did a cell lock it? os.chmod() in a cell can unlock it again.",
+        remedy="If a cell has locked it, os.chmod() in a cell can unlock it.",
     )
 
 
 @contextlib.contextmanager
 def opened(node: Node, directory: int) -> Iterator[int]:
-    """A file of a tree, to be read.
+    """Open a file of a tree for reading.
 
     Raises:
-        WorkspaceError: it cannot be, or says that it is larger than the disk has room for.
+        WorkspaceError: it cannot be read, or has larger holes than the disk has free space.
     """
     try:
         descriptor = open_regular(directory, node.name)
@@ -159,7 +166,7 @@ def opened(node: Node, directory: int) -> Iterator[int]:
         if node.holes > free_space(descriptor):
             raise WorkspaceError(
                 f"{node.path!r} in the workspace is {node.size:,} bytes long, of which "
-                f"{node.holes:,} are holes; a copy would not find so much room.",
+                f"{node.holes:,} are holes, and the disk has no room for a copy.",
                 remedy="Remove it.",
             )
         yield descriptor
@@ -167,41 +174,145 @@ def opened(node: Node, directory: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def give_tree_to(top: int, owner: FileOwner) -> None:
-    """Have somebody else own a directory and all in it, where root asks; the directory last."""
+class TreeWriter:
+    """Makes a tree. The calls must come in the order of :func:`walk`.
+
+    Args:
+        top: a descriptor of an empty directory.
+        ids: the owner of everything in it.
+    """
+
+    def __init__(self, top: int, ids: Ids) -> None:
+        self._ids = ids
+        self._stack: list[tuple[int, str]] = [(os.dup(top), "")]
+        # Set when a directory is left: it may be locked then, and writing to it changes its time.
+        self._attributes: list[tuple[int, int, int]] = []
+
+    def close(self) -> None:
+        """Set the attributes of the directories that are still open, and close them."""
+        while self._stack:
+            self._leave()
+
+    def directory(self, path: str, mode: int, modified: int) -> None:
+        """Make a directory, and go into it."""
+        parent, name = self._enter(path)
+        os.mkdir(name, 0o700, dir_fd=parent)
+        descriptor = os.open(name, DIRECTORY, dir_fd=parent)
+        give_to(self._ids, descriptor)
+        self._stack.append((descriptor, path + "/"))
+        self._attributes.append((descriptor, mode, modified))
+
+    def file(self, path: str, mode: int, modified: int, fill: Callable[[int], object]) -> None:
+        """Make a file.
+
+        Args:
+            path: relative to the top.
+            mode: its permissions.
+            modified: nanoseconds since the epoch.
+            fill: writes the contents to a descriptor.
+        """
+        parent, name = self._enter(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o600, dir_fd=parent)
+        try:
+            fill(descriptor)
+            give_to(self._ids, descriptor)
+            os.fchmod(descriptor, mode)
+            os.utime(descriptor, ns=(modified, modified))
+        finally:
+            os.close(descriptor)
+
+    def symlink(self, path: str, target: str) -> None:
+        """Make a symbolic link."""
+        parent, name = self._enter(path)
+        os.symlink(target, name, dir_fd=parent)
+        give_to(self._ids, name, parent)
+
+    def _enter(self, path: str) -> tuple[int, str]:
+        """Leave directories until the top of the stack is the one that a path is in.
+
+        Returns:
+            A descriptor of the directory, and the last component of the path.
+        """
+        prefix, _, name = path.rpartition("/")
+        prefix += "/" if prefix else ""
+        while self._stack[-1][1] != prefix:
+            self._leave()
+            if not self._stack:
+                raise ValueError(f"the directory of {path!r} has not been made")
+        return self._stack[-1][0], name
+
+    def _leave(self) -> None:
+        descriptor, _ = self._stack.pop()
+        try:
+            if self._attributes and self._attributes[-1][0] == descriptor:
+                _, mode, modified = self._attributes.pop()
+                os.fchmod(descriptor, mode)
+                os.utime(descriptor, ns=(modified, modified))
+        finally:
+            os.close(descriptor)
+
+
+def copy_tree(source: int, target: int, ids: Ids) -> None:
+    """Copy everything in one directory into another, except FIFOs, sockets and devices.
+
+    Args:
+        source: a descriptor.
+        target: a descriptor of an empty directory.
+        ids: the owner of the copies.
+
+    Raises:
+        WorkspaceError: something cannot be read.
+        OSError: something cannot be written.
+    """
+    with contextlib.closing(TreeWriter(target, ids)) as writer:
+        for node, directory in walk(source):
+            if node.kind == "directory":
+                writer.directory(node.path, node.mode, node.modified)
+            elif node.kind == "file":
+                with opened(node, directory) as descriptor:
+                    fill = partial(copy_contents, descriptor, size=node.size)
+                    writer.file(node.path, node.mode, node.modified, fill)
+            elif node.kind == "symlink":
+                writer.symlink(node.path, os.readlink(node.name, dir_fd=directory))
+
+
+def give_tree_to(top: int, ids: Ids) -> None:
+    """Change the owner of a directory and everything in it, if this process is root.
+
+    The directory itself comes last: its owner tells whether the whole tree has been changed.
+    """
     if os.getuid() != 0:
         return
     for node, directory in walk(top):
-        if node.owner != owner:
-            os.chown(node.name, *owner, dir_fd=directory, follow_symlinks=False)
-    os.chown(top, *owner)
+        if node.ids != ids:
+            os.chown(node.name, *ids, dir_fd=directory, follow_symlinks=False)
+    os.chown(top, *ids)
 
 
-def exchange(workspace: int, staged: int, discarded: int, keep: Collection[str]) -> None:
-    """Move what is in a directory away, and what is in another there in its place.
+def swap(directory: int, new: int, old: int, keep: Collection[str]) -> None:
+    """Move the contents of a directory away, and new contents into their place.
 
-    All three are on one file system, so this is a rename for each name at the top, and takes no
-    room.
+    All three directories must be on one file system: each name at the top is renamed, so that
+    nothing is copied.
 
     Args:
-        workspace: a descriptor of the directory.
-        staged: one of that with the new contents.
-        discarded: one of that which gets the old.
+        directory: a descriptor of the directory.
+        new: one of the directory with the new contents.
+        old: one of the directory that receives the old contents.
         keep: names at the top that stay as they are.
     """
-    for name in os.listdir(workspace):
-        if name not in keep:
-            _move(name, workspace, discarded)
-    for name in os.listdir(staged):
-        if name not in keep:
-            _move(name, staged, workspace)
+    for source, target in ((directory, old), (new, directory)):
+        for name in os.listdir(source):
+            if name not in keep:
+                _move(name, source, target)
 
 
 def _move(name: str, source: int, target: int) -> None:
     try:
         os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
     except PermissionError:
-        # A directory can only be moved by those who may write to it, and its owner need not be.
+        # To move a directory its owner needs the right to write to it, for its "..".
         descriptor = os.open(name, DIRECTORY, dir_fd=source)
         try:
             mode = stat.S_IMODE(os.fstat(descriptor).st_mode)

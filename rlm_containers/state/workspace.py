@@ -1,8 +1,11 @@
-"""The directory of the host behind a container's ``/workspace``.
+"""The directory of the host that a container has as its ``/workspace``.
 
-Code that nobody trusts owns this directory, so the host never follows a name in it: files are made
-under a fresh random name, relative to a descriptor of the directory, and renamed into place. A
-symlink, FIFO or device that a cell has put there is replaced, not opened.
+Cells write to this directory, so nobody trusts what is in it. The host follows no name in it: it
+holds a descriptor of the directory and works relative to that.
+
+Other packages reach the files by the methods of :class:`Workspace` that take names and yield nodes
+or contents. A workspace on another machine would have these methods, too. Only
+:mod:`rlm_containers.state` itself uses descriptors of it, for snapshots.
 """
 
 from __future__ import annotations
@@ -12,76 +15,136 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, Self
 
-import platformdirs
-
-from rlm_containers.errors import WorkspaceError
-from rlm_containers.state.nofollow import FileOwner, create_file, give_to
-from runtimes.command import EngineCommand
-
-
-def workspaces_directory() -> Path:
-    """Where workspaces are made: below the user's cache, which virtual machines share too."""
-    return platformdirs.user_cache_path("rlm-containers") / "workspaces"
-
-
-def record_of(path: Path) -> Path:
-    """The file beside a workspace, out of its container's reach, that says whose it is."""
-    return path.with_name(f".{path.name}.owner")
+from rlm_containers.errors import SessionError, WorkspaceError
+from rlm_containers.state.hostfiles import workspaces_directory
+from rlm_containers.state.nofollow import (
+    DIRECTORY,
+    Ids,
+    create_file,
+    give_to,
+    open_below,
+    open_regular,
+    relative_parts,
+)
+from rlm_containers.state.trees import Node, copy_tree, give_tree_to, walk
+from runtimes import EngineCommand
 
 
-def recorded_by(path: Path) -> Path | None:
-    """The workspace that a file is the record of; ``None`` if it is no record."""
+def owner_file(workspace: Path) -> Path:
+    """Return the path of the file that says which process has a workspace.
+
+    It is beside the workspace, where the container cannot reach it.
+    """
+    return workspace.with_name(f".{workspace.name}.owner")
+
+
+def owned_workspace(path: Path) -> Path | None:
+    """Return the workspace that a file is the owner file of; ``None`` if it is no owner file."""
     name = path.name.removeprefix(".").removesuffix(".owner")
     if name in ("", ".", ".."):
         return None
     workspace = path.with_name(name)
-    return workspace if record_of(workspace) == path else None
+    return workspace if owner_file(workspace) == path else None
 
 
 class Workspace:
-    """One temporary directory, writable for one container.
+    """An open workspace. Its methods may be called from any thread.
 
     Args:
-        name: the directory's name in :func:`workspaces_directory`. It must not be there yet.
-        owner: the UID and GID that the container writes as, seen from the host.
-        record: what the file beside it says, see :func:`record_of`; none is made if it is empty.
+        path: a directory of this host.
+        ids: the user and group that the container writes as, as the host sees them.
 
     Attributes:
-        path: the directory.
-        owner: as it was given.
+        path: as it was given.
+        ids: as they were given.
 
     Raises:
-        WorkspaceError: it cannot be made.
+        OSError: the directory cannot be opened.
     """
 
-    def __init__(self, name: str, owner: FileOwner, record: str = "") -> None:
-        self.path = path = workspaces_directory() / name
-        self.owner = owner
+    def __init__(self, path: Path, ids: Ids) -> None:
+        self.path = path
+        self.ids = ids
+        self._guard = threading.Lock()
+        self._directory = os.open(path, DIRECTORY)
+
+    @classmethod
+    def create(cls, name: str, ids: Ids, owner: str = "") -> Self:
+        """Make the workspace of a sandbox that keeps nothing.
+
+        Args:
+            name: the name for the directory, in :func:`workspaces_directory`.
+            ids: as for the class.
+            owner: the contents of the owner file; without any, no such file is made.
+
+        Raises:
+            WorkspaceError: it cannot be made, for example because it exists.
+        """
+        path = workspaces_directory() / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # Before the directory: that may not be there without it.
-            with _recorded(path, record):
+            with contextlib.ExitStack() as undo:
+                # First the owner file, so that no workspace is ever without one.
+                if owner:
+                    with owner_file(path).open("x") as file:
+                        file.write(owner)
+                    undo.callback(owner_file(path).unlink)
                 path.mkdir(mode=0o700)
-            self._open()
-            give_to(owner, self._directory)
+                undo.pop_all()
+            workspace = cls(path, ids)
+            with workspace.directory() as directory:
+                give_to(ids, directory)
         except OSError as error:
             raise WorkspaceError(
                 f"The workspace {path} could not be made: {error.strerror}.",
                 remedy="Make the directory writable, or set XDG_CACHE_HOME to one that is.",
             ) from error
+        return workspace
 
-    def _open(self) -> None:
-        self._guard = threading.Lock()
-        self._directory = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    @classmethod
+    def open(cls, path: Path, ids: Ids | None = None) -> Self:
+        """Open a workspace that is kept, or make an empty one.
+
+        Args:
+            path: the directory.
+            ids: as for the class. What belongs to others is given to them, if this process is
+                root. ``None`` stands for the present owner.
+
+        Raises:
+            WorkspaceError: it cannot be opened, or belongs to another user.
+        """
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+            found = path.lstat()
+            before = (found.st_uid, found.st_gid)
+            if os.getuid() not in (0, found.st_uid):
+                raise WorkspaceError(
+                    f"The workspace {path} belongs to the user {found.st_uid}.",
+                    remedy="Use the session as that user.",
+                )
+            if found.st_mode & 0o700 != 0o700:  # a cell has locked it
+                path.chmod(0o700)
+            workspace = cls(path, ids or before)
+            if workspace.ids != before:
+                # An engine that runs its containers as another user has made it.
+                with workspace.directory() as directory:
+                    give_tree_to(directory, workspace.ids)
+        except OSError as error:
+            raise WorkspaceError(
+                f"The workspace {path} could not be opened: {error.strerror}.",
+                remedy="Make the directory writable, or set XDG_STATE_HOME to one that is.",
+            ) from error
+        return workspace
 
     @contextlib.contextmanager
     def directory(self) -> Iterator[int]:
-        """A descriptor of the directory, which stays open if another thread removes it.
+        """Yield a descriptor of the directory, which outlives its removal by another thread.
 
         Raises:
-            WorkspaceError: it has been removed.
+            WorkspaceError: the workspace has been closed.
         """
         with self._guard:
             if self._directory < 0:
@@ -92,32 +155,67 @@ class Workspace:
         finally:
             os.close(descriptor)
 
-    def write(self, name: str, chunks: Iterable[bytes]) -> int:
-        """Make or replace a file.
+    def write(
+        self, name: str | PurePosixPath, chunks: Iterable[bytes], *, mode: int = 0o600
+    ) -> int:
+        """Make or replace a file as a whole, and make the directories on its path.
 
         Args:
-            name: the file's name, without any directory.
+            name: its path, as :func:`relative_parts` takes it.
             chunks: its contents.
+            mode: its permissions.
 
         Returns:
             The number of bytes written.
 
         Raises:
-            WorkspaceError: the name has a directory in it, or the disk is full.
+            WorkspaceError: the name cannot be used, the disk is full, or the like.
         """
-        if name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise WorkspaceError(f"{name!r} is not the name of a file in the workspace.")
+        *above, last = parts = relative_parts(name)
         try:
-            with self.directory() as directory:
-                return create_file(directory, name, chunks, self.owner)
+            with self.directory() as top, open_below(top, above, make_for=self.ids) as directory:
+                return create_file(directory, last, chunks, self.ids, mode)
         except OSError as error:
             raise WorkspaceError(
-                f"{name} could not be written into the workspace {self.path}: {error.strerror}.",
+                f"{'/'.join(parts)} could not be written into the workspace {self.path}: "
+                f"{error.strerror}.",
                 remedy="Make room on the disk, or remove what stands in the way.",
             ) from error
 
+    @contextlib.contextmanager
+    def read(self, name: str | PurePosixPath) -> Iterator[BinaryIO]:
+        """Open a regular file for reading.
+
+        Args:
+            name: its path, as :func:`relative_parts` takes it.
+
+        Raises:
+            WorkspaceError: it is missing, cannot be read, or is no regular file.
+        """
+        *above, last = parts = relative_parts(name)
+        try:
+            with self.directory() as top, open_below(top, above) as directory:
+                descriptor = open_regular(directory, last)
+        except OSError as error:
+            raise WorkspaceError(
+                f"{'/'.join(parts)} cannot be read in the workspace {self.path}: {error.strerror}.",
+                remedy="list_files() lists what is there. Links are not followed.",
+            ) from error
+        with os.fdopen(descriptor, "rb") as file:
+            yield file
+
+    def nodes(self) -> Iterator[Node]:
+        """Walk everything in it, as :func:`walk` does.
+
+        Raises:
+            WorkspaceError: a directory cannot be read, or there are too many nodes or levels.
+        """
+        with self.directory() as top:
+            for node, _ in walk(top):
+                yield node
+
     def has(self, name: str) -> bool:
-        """Whether there is anything of that name at the top."""
+        """Tell whether there is anything of that name at the top."""
         try:
             with self.directory() as directory:
                 os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -125,53 +223,59 @@ class Workspace:
             return False
         return True
 
-    def remove(self) -> None:
-        """Remove the directory and everything in it. The container must be gone.
+    def copy_to(self, other: Workspace) -> None:
+        """Copy everything into an empty workspace, except FIFOs, sockets and devices.
 
         Raises:
-            WorkspaceError: something in it could not be removed.
+            WorkspaceError: something cannot be read.
+            SessionError: the copy cannot be written.
+        """
+        try:
+            with self.directory() as source, other.directory() as target:
+                copy_tree(source, target, other.ids)
+        except OSError as error:
+            raise SessionError(
+                f"The workspace could not be copied to {other.path}: {error.strerror}.",
+                remedy="Make room on the disk.",
+            ) from error
+
+    def remove(self) -> None:
+        """Remove the directory, everything in it, and the owner file. May be called again.
+
+        The container must be gone.
+
+        Raises:
+            WorkspaceError: something could not be removed.
         """
         self.close()
         remove_tree(self.path)
         with contextlib.suppress(OSError):
-            record_of(self.path).unlink()
+            owner_file(self.path).unlink()
 
     def close(self) -> None:
-        """Let go of the directory, which stays. Nothing can be done with it any more."""
+        """Close the descriptor. The directory stays; no other method works from now on."""
         with self._guard:
             if self._directory >= 0:
                 os.close(self._directory)
                 self._directory = -1
 
 
-@contextlib.contextmanager
-def _recorded(path: Path, record: str) -> Iterator[None]:
-    """Make a workspace's record, and take it away again if the workspace cannot be made."""
-    if record:
-        with record_of(path).open("x") as file:
-            file.write(record)
-    try:
-        yield
-    except BaseException:
-        if record:
-            record_of(path).unlink()
-        raise
-
-
 def remove_tree(path: Path) -> None:
-    """Remove a directory and everything in it, if it is there, whatever a cell has made of that.
+    """Remove a directory and everything in it, whatever cells have done to it.
+
+    Does nothing if there is no such directory.
 
     Raises:
         WorkspaceError: something in it could not be removed.
     """
     try:
-        # Works along descriptors and follows no symlink, see shutil.rmtree's documentation.
+        # It works along descriptors and follows no link, see its documentation.
         shutil.rmtree(path)
     except FileNotFoundError:
         pass
     except (OSError, RecursionError) as error:
-        # Directories thousands deep are too much for rmtree, before Python 3.13, but not
-        # for rm; and cells may lock theirs. Neither command follows a symlink it meets.
+        # Before Python 3.13 rmtree fails on thousands of levels, and on directories that a cell
+        # has locked. chmod and rm do not, and follow no link in the tree either.
         EngineCommand(("chmod", "-R", "u+rwX", "--")).run(str(path), check=False)
         EngineCommand(("rm", "-rf", "--")).run(str(path), check=False)
         if path.exists():

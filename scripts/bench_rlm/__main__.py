@@ -1,33 +1,128 @@
-"""`python -m bench_rlm`: measure both sides on every engine that is named."""
+"""``python -m bench_rlm``: measure both sides on every named engine."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from rlm.core.lm_handler import LMHandler
 
-from bench_rlm.bench import Bench
-from bench_rlm.cells import measure_cells
-from bench_rlm.client import InstantClient
-from bench_rlm.contender import BATCH, BenchError, ours, route
-from bench_rlm.contexts import measure_contexts
-from bench_rlm.engine import Engine, EngineError
+import rlm_containers
+from bench_rlm.cases import measure_cells, measure_contexts, measure_lives
 from bench_rlm.extras import measure_extras
-from bench_rlm.lives import measure_lives
-from bench_rlm.machine import facts
 from bench_rlm.report import Report, document
-from bench_rlm.shim import NO_SHIM, install_shim
-from bench_rlm.tidy import tidy
+from bench_rlm.sides import (
+    BATCH,
+    NO_SHIM,
+    Bench,
+    BenchError,
+    Engine,
+    EngineError,
+    InstantClient,
+    install_shim,
+    ours,
+    route,
+)
 from rlm_containers.errors import ContainersError
 
 
+def facts(engine: Engine, image: str, shim: str) -> dict[str, str]:
+    """The machine, the engine and the versions, by name."""
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+        "machine": f"{os.cpu_count()} cores ({_processor()}), {_memory()}, "
+        f"load average {' '.join(f'{load:.2f}' for load in os.getloadavg())}",
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "engine": str(engine),
+        "image": f"`{image}`, Python {engine.python_version(image)}",
+        "host's Python": platform.python_version(),
+        "rlms": version("rlms"),
+        "rlm-containers": f"{rlm_containers.__version__}{_commit()}",
+        "between rlms and the engine": shim,
+    }
+
+
+def _commit() -> str:
+    """The version of the sources, if they are a git checkout."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        done = subprocess.run(
+            describe, check=False, cwd=Path(__file__).parent, capture_output=True, text=True
+        )
+    except OSError:
+        return ""
+    return f" ({done.stdout.strip()})" if done.returncode == 0 else ""
+
+
+def _processor() -> str:
+    return _first("/proc/cpuinfo", "model name") or platform.processor() or "unknown"
+
+
+def _memory() -> str:
+    kilobytes = _first("/proc/meminfo", "MemTotal").split(" ")[0]
+    return f"{int(kilobytes) / 1024**2:.0f} GiB" if kilobytes.isdigit() else "memory unknown"
+
+
+def _first(path: str, name: str) -> str:
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
+
+
+#: Where rlms makes its workspaces. The default is the working directory.
+_THEIR_WORKSPACES = "RLM_DOCKER_WORKSPACE_DIR"
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def tidy(engine: Engine) -> Iterator[Path]:
+    """Make a directory for temporary files; afterwards remove it and all containers."""
+    directory = Path(tempfile.mkdtemp(prefix="rlm-bench-"))
+    path = os.environ["PATH"]
+    os.environ[_THEIR_WORKSPACES] = str(directory / "rlms")
+    try:
+        yield directory
+    finally:
+        # Ignore further interrupts: what follows takes a second.
+        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDING}
+        os.environ["PATH"] = path
+        del os.environ[_THEIR_WORKSPACES]
+        try:
+            # rlms learns a container's name only when `run` returns. After an interrupted `run` the
+            # container may appear a little later.
+            found = engine.remove_mounting(directory)
+            if sys.exc_info()[0] is not None:
+                time.sleep(1)
+                found += engine.remove_mounting(directory)
+            if found:
+                print(f"bench: removed {found} container(s) of rlms", file=sys.stderr)
+            if left := engine.ours_left():
+                print(f"bench: {left} container(s) of ours left behind", file=sys.stderr)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            print(f"bench: could not remove {directory}", file=sys.stderr)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def main() -> int:
-    """Run the benchmark; 0 if all could be measured, whatever came out."""
+    """Run the benchmark; return 0 if everything was measured, whatever the figures are."""
     options = _options()
     signal.signal(signal.SIGTERM, _terminate)
     try:

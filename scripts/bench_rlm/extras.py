@@ -1,20 +1,17 @@
-"""Cases that only our side has: what else may cost time."""
+"""Cases that only our side has."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from bench_rlm.bench import Bench
-from bench_rlm.cells import ONE_CELL, ONE_QUERY
-from bench_rlm.contender import BATCH, Live, ours
+from bench_rlm.cases import ONE_CELL, ONE_QUERY
+from bench_rlm.report import Row
 from bench_rlm.series import Series, in_turns, seconds_of
-from bench_rlm.table import Row
+from bench_rlm.sides import BATCH, Bench, Live, ours
 from rlm_containers.container.bundle import _plan
 from runtimes import Runtime
 from runtimes.command import EngineCommand
-
-__all__ = ["measure_extras"]
 
 _KILL = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
@@ -86,7 +83,7 @@ def _start(bench: Bench, start: Callable[[str], Live]) -> float:
 
 
 def _asked_anew(bench: Bench) -> Runtime:
-    """A runtime that has asked its engine nothing yet."""
+    """A runtime that has not asked its engine anything yet."""
     _plan.cache_clear()
     known = type(bench.engine.runtime)
     fresh: Runtime = known(EngineCommand(bench.engine.argv))  # type: ignore[call-arg]

@@ -23,8 +23,7 @@ get_mmdebstrap() {
     if have apt-get && [[ $(id -u) == 0 ]]; then
         say "installing mmdebstrap"
         apt-cache show mmdebstrap >/dev/null 2>&1 || apt_update
-        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y -o Dpkg::Use-Pty=0 --no-install-recommends \
-            mmdebstrap debian-archive-keyring >&2 && return
+        apt_install -- mmdebstrap debian-archive-keyring && return
     fi
     say "mmdebstrap is missing (as root: apt-get install mmdebstrap)"
     return 1

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import ctypes
+import gc
 import json
 import os
 import random
+import resource
+import statistics
 import sys
 import tempfile
 import threading
@@ -16,22 +21,110 @@ from pathlib import Path
 
 from rlm_containers import ContainersError, Sandbox
 from rlm_containers.errors import SandboxLostError
-from rlm_containers.state import workspaces_directory
+from rlm_containers.state import LABEL, workspaces_directory
 from soak_rlm.cells import BEGIN, FAULTS, LOOK, PASSING, WORK, Kind, Model
-from soak_rlm.engine import Engine
-from soak_rlm.figures import Figures, Usage, resident
+from tests.support import Engine, processes
 
-#: Seconds for a cell. The endless ones take that long.
+
+class Usage:
+    """What this process uses at one moment.
+
+    Attributes:
+        resident: MiB in memory.
+        used: MiB in memory after the C library's allocator has given back its empty pages. Only a
+            leak makes it grow.
+        objects: the number of objects that Python's garbage collector knows.
+        descriptors: the number of open descriptors.
+        threads: the number of Python's threads.
+    """
+
+    def __init__(self) -> None:
+        self.resident = resident()
+        gc.collect()
+        _give_back()
+        self.used = resident()
+        self.objects = len(gc.get_objects())
+        self.descriptors = len(os.listdir("/proc/self/fd"))
+        self.threads = threading.active_count()
+
+    def __str__(self) -> str:
+        return (
+            f"{self.resident:.0f} MB, {self.used:.0f} MB of them in use, {self.objects} objects, "
+            f"{self.descriptors} descriptors, {self.threads} threads"
+        )
+
+
+def resident() -> float:
+    """MiB of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def _give_back() -> None:
+    """Call ``malloc_trim(3)``."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only in glibc
+    if trim is not None:
+        trim(0)
+
+
+class Figures:
+    """What the soak has seen, counted by many threads at once."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.lock = threading.Lock()
+        self.cells: collections.Counter[str] = collections.Counter()
+        self.outcomes: collections.Counter[str] = collections.Counter()
+        self.times: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
+        self.sandboxes = 0
+        self.lost_sandboxes = 0
+        self.failures: list[str] = []
+
+    def note(self, kind: str, outcome: str, seconds: float) -> int:
+        """Count a cell; return how many there were."""
+        with self.lock:
+            self.cells[kind] += 1
+            self.outcomes[outcome] += 1
+            self.times[kind].append(seconds)
+            return self.cells.total()
+
+    def fail(self, what: str) -> None:
+        """Record a failure."""
+        with self.lock:
+            self.failures.append(what)
+
+    def report(self, before: Usage, after: Usage, left: list[str]) -> str:
+        """The figures as text."""
+        seconds = time.monotonic() - self.start
+        rows = [
+            f"{self.cells.total()} cells in {self.sandboxes} sandboxes, {seconds:.0f} s; "
+            + ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.most_common()),
+            f"sandboxes lost by a fault that ends them, and said so: {self.lost_sandboxes}",
+            f"the host's process before, with its first sandboxes gone: {before}",
+            f"after the last: {after}",
+            f"left behind: {', '.join(left) if left else 'nothing'}",
+            f"failures: {len(self.failures)}",
+            "",
+            "| cell | count | median | longest |",
+            "|---|--:|--:|--:|",
+        ]
+        for kind, times in sorted(self.times.items(), key=lambda item: -len(item[1])):
+            median, longest = statistics.median(times), max(times)
+            rows.append(f"| {kind} | {len(times)} | {median * 1e3:.1f} ms | {longest:.2f} s |")
+        return "\n".join(rows + [f"FAILED: {failure}" for failure in self.failures[:20]])
+
+
+#: Seconds for a cell. Endless ones take that long.
 _CELL_TIMEOUT = 8.0
 
-#: Seconds in which all that ends by itself must have ended.
+#: Seconds to wait for what must end by itself.
 _END = 30.0
 
-#: Cells of each of the first sandboxes, after which is looked for the first time.
+#: Cells in each of the first sandboxes. The first measurement comes after them.
 _FIRST = 50
 
-#: How much more the host's process may have at the end: MiB, a small part of which is bookkeeping
-#: of this soak, and Python objects.
+#: How much the host's process may grow, in MiB and in Python objects. The soak's own bookkeeping
+#: takes a small part of it.
 _MEMORY = 10
 _OBJECTS = 1000
 
@@ -58,8 +151,8 @@ class Soak:
     """One run.
 
     Args:
-        options: the command line's.
-        seed: of all chance in it.
+        options: those of the command line.
+        seed: the seed of all random choices.
     """
 
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
@@ -72,10 +165,10 @@ class Soak:
         self.shares = [each + (number < more) for number in range(options.sandboxes)]
 
     def run(self) -> int:
-        """Everything; the exit status."""
+        """Run everything; return the exit status."""
         with ThreadPoolExecutor(self.options.at_once) as pool:
-            # What is imported and made for as many sandboxes as there will be at once is no
-            # growth; nor are the threads, each with its share of the allocator.
+            # Start with as many sandboxes as there will be at a time: what is imported and made for
+            # them, and the threads with their parts of the allocator, count as no growth.
             threads = self.options.at_once + threading.active_count()
             list(pool.map(self.first, range(self.options.at_once)))
             self.await_threads(threads)
@@ -97,19 +190,19 @@ class Soak:
         return 0 if flat and not left and not self.figures.failures else 1
 
     def first(self, number: int) -> None:
-        """The life of one of the first sandboxes, which are at work at the same time."""
+        """Run one of the first sandboxes, all of which work at the same time."""
         self.barrier.wait()
         self.live(-1 - number, _FIRST)
         self.barrier.wait()
 
     def await_threads(self, count: int) -> None:
-        """Wait until there are no more than these."""
+        """Wait until there are no more than this many."""
         deadline = time.monotonic() + _END
         while threading.active_count() > count and time.monotonic() < deadline:
-            time.sleep(0.1)  # what served the last calls is on its way out
+            time.sleep(0.1)  # the threads that served the last calls are ending
 
     def live(self, number: int, cells: int) -> None:
-        """The life of one sandbox, and of those that take its place when it is lost."""
+        """Run cells in one sandbox, and in another one whenever it is lost."""
         chance = random.Random(f"{self.seed} {number}")
         done = 0
         while done < cells:
@@ -120,7 +213,7 @@ class Soak:
                 return
 
     def one_sandbox(self, chance: random.Random, cells: int) -> int:
-        """Cells in one sandbox until it is lost; how many."""
+        """Run cells in one sandbox until it is lost; return how many."""
         with self.figures.lock:
             self.figures.sandboxes += 1
         model = Model()
@@ -143,7 +236,7 @@ class Soak:
         return cells
 
     def one_cell(self, box: Sandbox, kind: Kind, model: Model, chance: random.Random) -> bool:
-        """One cell, and a look whether all is there afterwards; whether the sandbox is."""
+        """Run a cell and check all variables after it; return whether the sandbox still lives."""
         start = time.perf_counter()
         damaged = False
         try:
@@ -175,29 +268,27 @@ class Soak:
             print(f"{count} cells, {seconds:.0f} s: {resident():.0f} MB", flush=True)
 
     def left(self) -> list[str]:
-        """What is left behind once all has had time to end."""
+        """What is left behind once everything has had time to end."""
         deadline = time.monotonic() + _END
         while True:
-            left = [f"container {name}" for name in self.engine.left()]
+            ours = self.engine.containers(f'"{LABEL}": "{os.getpid()}"')
+            left = [f"container {container['Name']}" for container in ours]
             left += [f"file {path.name}" for path in workspaces_directory().iterdir()]
-            left += [f"process {name}" for name in processes("rlm-containers-reaper")]
+            left += [
+                f"process {pid}" for pid, _ in processes("rlm-containers-reaper") if _is_child(pid)
+            ]
             if not left or time.monotonic() > deadline:
                 return left
             time.sleep(0.2)
 
 
-def processes(needle: str) -> list[str]:
-    """The children of this process with these words in their arguments."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            arguments = (entry / "cmdline").read_bytes().decode("utf-8", "replace")
-            parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        if needle in arguments and int(parent) == os.getpid():
-            found.append(entry.name)
-    return found
+def _is_child(pid: int) -> bool:
+    """Whether a process is a child of this one."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:  # it has ended
+        return False
+    return int(stat.rpartition(")")[2].split()[1]) == os.getpid()
 
 
 if __name__ == "__main__":

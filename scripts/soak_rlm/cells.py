@@ -1,4 +1,4 @@
-"""What the cells of a soak do, and what must have become of the session's variables then."""
+"""The cells of a soak, and the values that they must leave in the variables."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlm_containers import CellResult, Sandbox
-from soak_rlm.engine import Engine
-
-__all__ = ["BEGIN", "FAULTS", "LOOK", "PASSING", "WORK", "Kind", "Model"]
+from tests.support import Engine
 
 
 class Model:
-    """What a session's variables are, as far as its host was told.
+    """The expected values of a session's variables.
 
     Attributes:
-        values: what :data:`LOOK` prints after the last acknowledged cell.
-        before: the same before its last change, which a damaged checkpoint may bring back.
+        values: what :data:`LOOK` must print after the last acknowledged cell.
+        before: the same before the last change. A damaged checkpoint may bring it back.
     """
 
     def __init__(self) -> None:
@@ -31,21 +29,21 @@ class Model:
         self.before = dict(self.values)
 
     def becomes(self, **changed: Any) -> None:
-        """A cell has changed this. If to what it was, no checkpoint needs to be written."""
+        """Take note of a cell's changes. The same values again need no checkpoint, and are none."""
         if changed.items() <= self.values.items():
             return
         self.before = dict(self.values)
         self.values.update(changed)
 
     def agrees(self, found: dict[str, Any], *, damaged: bool) -> bool:
-        """Whether it may be what was found; the one before too, after a checkpoint was damaged."""
+        """Whether the values are right. A damaged checkpoint may bring back those before."""
         if damaged and found == self.before:
             self.values = dict(self.before)
         self.before = dict(self.values) if damaged else self.before
         return found == self.values
 
 
-#: Prints the variables, to be compared with the model's.
+#: Prints the variables, for comparison with the model.
 LOOK = """
 import json
 print(json.dumps({
@@ -54,7 +52,7 @@ print(json.dumps({
 }))
 """
 
-#: The first cells. Two, so that the checkpoint before the last has all that is needed, too.
+#: The first cells. There are two, so that the previous checkpoint is complete as well.
 BEGIN = (
     "n = 0\nitems = []\nalias = items\nlong = ''\ndef step(by): return n + by",
     "ready = True",
@@ -66,11 +64,11 @@ class Kind:
     """One kind of cell.
 
     Attributes:
-        name: what it is called in the figures.
-        run: runs it and brings the model up to date.
-        weight: how often it comes, beside the others.
-        statuses: how the cell may end.
-        ends: whether the sandbox may be lost by it.
+        name: its name in the figures.
+        run: runs it and updates the model.
+        weight: its frequency, relative to the other kinds.
+        statuses: the statuses that it may end with.
+        ends: whether it may end the sandbox.
     """
 
     name: str
@@ -180,7 +178,7 @@ time.sleep(30)
 
 
 def _remove(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
-    engine.call("rm", "--force", box.name)
+    engine.run("rm", "--force", box.name, check=False)
     for _ in range(1000):
         result = box.execute("pass")
     return result

@@ -1,4 +1,4 @@
-"""RLM objects of the real rlms package, on the engine under test."""
+"""RLMs of the real rlms package, on the engine under test."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import rlm_containers
 from rlm_containers.state import workspaces_directory
 from tests.support import Engine, assert_gone
 
-# rlms's LM Handler never closes the socket that it listened on, which is collected whenever. Only
-# here: this project's own proxy listens as well, and what it leaves open is an error.
+# rlms's LM Handler never closes its listening socket, and Python warns when it is collected. Ignored
+# only here, because a socket that this project's proxy leaves open is an error.
 _LEFT_OPEN = pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <socket.socket [^>]* laddr=[^)]*[)]>"
     ":pytest.PytestUnraisableExceptionWarning"
@@ -25,27 +25,27 @@ _LEFT_OPEN = pytest.mark.filterwarnings(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:  # those of other directories too
+    for item in items:  # pytest passes those of other directories too
         if Path(__file__).parent in item.path.parents:
             item.add_marker(_LEFT_OPEN)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def collected() -> Iterator[None]:
-    """Nothing is left for the tests of other directories to warn of."""
+    """Collect the sockets of rlms here, so that no test of another directory warns of them."""
     yield
     gc.collect()
 
 
 class MakeRLM(Protocol):
-    """Makes an RLM whose root model, and whose sub-calls' model, are the given ones."""
+    """Makes an RLM with a root model and a model for sub-calls."""
 
     def __call__(self, root: BaseLM, sub: BaseLM | None = None, **arguments: Any) -> RLM: ...
 
 
 @pytest.fixture
 def registered() -> Iterator[None]:
-    """rlms with this project's environment, and afterwards without it again."""
+    """Register this project's environment with rlms, for one test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(environments, "get_environment", environments.get_environment)
         patch.setattr(rlm_module, "get_environment", rlm_module.get_environment)
@@ -57,9 +57,9 @@ def registered() -> Iterator[None]:
 def make_rlm(
     engine: Engine, registered: None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MakeRLM]:
-    """RLMs in containers of the engine. Nothing may be left of them."""
+    """Make RLMs in containers of the engine. Fails if anything is left of them."""
     clients: dict[str, BaseLM] = {}
-    # rlms makes its clients itself, by the name of a backend; there is no other way in.
+    # rlms makes its clients itself, by the name of a backend: this is the only way to pass one.
     monkeypatch.setattr(
         rlm_module, "get_client", lambda backend, arguments: clients[arguments["model_name"]]
     )

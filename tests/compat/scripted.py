@@ -1,4 +1,4 @@
-"""Models that follow a script, as rlms's own clients."""
+"""Scripted models as clients of rlms."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Prompt = str | dict[str, Any] | list[dict[str, Any]]
 
 
 def repl(code: str) -> str:
-    """A model's message with one cell in it."""
+    """Return a model's message with one cell."""
     return f"```repl\n{code}\n```"
 
 
 class _CountingLM(BaseLM):
-    """Keeps what rlms asks of a client: its usage."""
+    """Counts its calls, because rlms asks for its usage."""
 
     def __init__(self, model_name: str) -> None:
         super().__init__(model_name=model_name)
@@ -47,7 +47,7 @@ class _CountingLM(BaseLM):
 
 
 class ScriptedLM(_CountingLM):
-    """Says one line of its script after the other."""
+    """Answers with the lines of its script, one after the other."""
 
     def __init__(self, *script: str, model_name: str = "scripted") -> None:
         super().__init__(model_name)
@@ -59,7 +59,7 @@ class ScriptedLM(_CountingLM):
 
 
 class EchoLM(_CountingLM):
-    """Answers every prompt with what a function makes of it."""
+    """Answers every prompt by a function."""
 
     def __init__(self, function: Callable[[str], str], model_name: str = "echo") -> None:
         super().__init__(model_name)

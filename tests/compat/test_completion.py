@@ -1,4 +1,4 @@
-"""``RLM(environment="docker")`` of rlms, once this project is registered."""
+"""``RLM(environment="docker")`` of rlms with this project registered."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_answer_over_a_long_text(make_rlm: MakeRLM) -> None:
     assert isinstance(done, RLMChatCompletion)
     assert done.response == "LINE 7: ['LINE 1', 'LINE 2']"
     assert len(root.prompts) == 3
-    assert f"20000 {len(text)}" in str(root.prompts[1])  # the model has seen what its cell printed
+    assert f"20000 {len(text)}" in str(root.prompts[1])  # the model sees what its cell printed
     assert "LINE 7:" in str(root.prompts[2])
     assert len(sub.prompts) == 3
     assert set(done.usage_summary.model_usage_summaries) == {"scripted", "echo"}
@@ -77,7 +77,7 @@ def test_the_same_run_as_in_the_local_environment(
                 block["result"]["stdout"],
                 block["result"]["stderr"],
                 block["result"]["final_answer"],
-                # rlms's own leaves the file that it read the context from in the namespace.
+                # rlms's local environment leaves the file of the context as a variable.
                 sorted(set(block["result"]["locals"]) - {"f"}),
                 [call["response"] for call in block["result"]["rlm_calls"]],
             ]
@@ -90,7 +90,7 @@ def test_the_same_run_as_in_the_local_environment(
 
 
 def test_children_get_containers_of_their_own(make_rlm: MakeRLM) -> None:
-    # The child takes the lines of the script that come while the parent's cell waits.
+    # While the parent's cell waits, the child takes the next lines of the script.
     root = ScriptedLM(
         repl("mine = 'parent'\ntold = rlm_query('look at this')\nprint(told)"),
         repl("import socket\ntext = f\"{context} {'mine' in globals()}\"\n" + READY),
@@ -101,7 +101,7 @@ def test_children_get_containers_of_their_own(make_rlm: MakeRLM) -> None:
 
 
 def test_a_failing_child_is_an_error_in_the_cell(make_rlm: MakeRLM) -> None:
-    root = ScriptedLM(repl("text = rlm_query('x')\n" + READY))  # and nothing for the child
+    root = ScriptedLM(repl("text = rlm_query('x')\n" + READY))  # no line is left for the child
     done = make_rlm(root, max_depth=2).completion("text")
     assert done.response.startswith("Error: ")
 
@@ -115,7 +115,7 @@ def test_completions_that_share_an_environment(make_rlm: MakeRLM) -> None:
     model = make_rlm(root, persistent=True)
     assert model.completion("first").response == "first"
     assert model.completion("second").response == "first first second True"
-    assert "False" in str(root.prompts[2])  # the answer of the first completion was forgotten
+    assert "False" in str(root.prompts[2])  # the first completion's answer was reset
 
 
 def test_compaction(make_rlm: MakeRLM) -> None:
@@ -157,7 +157,7 @@ def test_setup_code_and_protocols(engine: Engine) -> None:
         ({"context_payload": {"a": object()}}, ContextError, "object"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(
+def test_wrong_arguments_fail_at_once(
     make_rlm: MakeRLM, engine: Engine, arguments: dict[str, Any], error: type[Exception], said: str
 ) -> None:
     settings = {"image": engine.image(), "runtime": engine.runtime, **arguments}
@@ -166,7 +166,7 @@ def test_what_is_wrong_is_said_at_once(
     assert isinstance(caught.value, ContainersError)
 
 
-def test_registering_changes_nothing_else(registered: None) -> None:
+def test_register_changes_only_docker(registered: None) -> None:
     ours = environments.get_environment
     rlm_containers.register()
     assert environments.get_environment is ours

@@ -1,4 +1,4 @@
-"""``custom_tools`` of an RLM: as in rlms's local environment, and the host's functions really run."""
+"""``custom_tools`` of an RLM: as in rlms's local environment, with functions that run on the host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOOLS: dict[str, Any] = {
 
 @pytest.mark.parametrize("where", ["local", "docker"])
 def test_functions_and_data(make_rlm: MakeRLM, where: str) -> None:
-    # With code strings left out: rlms's local environment takes them for data.
+    # Without code strings, which are data in rlms's local environment.
     root = ScriptedLM(
         repl("found = search('x', limit=2)\nprint(found, KEY, TABLE['a'], N)"),
         repl("search = None\nN = N + 1"),
@@ -45,7 +45,7 @@ def test_functions_and_data(make_rlm: MakeRLM, where: str) -> None:
         model.environment_kwargs = {}
     assert model.completion("text").response == "text 9 8 ['a']"
     assert "['x 0', 'x 1'] a key [1, 2] 7" in str(root.prompts[1])
-    # The model is told of them by rlms itself.
+    # rlms itself tells the model about them.
     assert "Finds documents that have a word in them." in str(root.prompts[0])
 
 
@@ -113,8 +113,8 @@ def test_children_have_the_sub_tools(make_rlm: MakeRLM, sub_tools: Any, expected
     assert model.completion("text").response == expected
 
 
-def test_children_answer_by_name_and_record_their_calls(make_rlm: MakeRLM) -> None:
-    # A tool and the two ways to a model in one cell: each goes its way, and tools are no calls.
+def test_tools_and_model_calls_in_one_cell(make_rlm: MakeRLM) -> None:
+    # Calls of tools are not recorded as calls of a model.
     root = ScriptedLM(
         repl("text = f\"{llm_query('a')} {tool('b')} {llm_query_batched(['c'])}\"\n" + DONE)
     )
@@ -131,7 +131,7 @@ def test_reserved_names(engine: Engine, name: str) -> None:
         ContainerEnvironment(engine.image(), runtime=engine.runtime, custom_tools={name: search})
 
 
-def test_what_cannot_be_a_tool(engine: Engine) -> None:
+def test_values_that_cannot_be_tools(engine: Engine) -> None:
     for tools in ({"data": {1, 2}}, {"t": "def other(): ..."}):
         with pytest.raises(OptionError):
             ContainerEnvironment(engine.image(), runtime=engine.runtime, custom_tools=tools)

@@ -13,7 +13,7 @@ import pytest
 from tests.support import Engine, assert_gone, on_ci
 
 if on_ci():
-    import dspy  # missing, it is a failure
+    import dspy  # on CI it must be installed
 else:
     dspy = pytest.importorskip("dspy", reason="dspy is not installed: pip install 'dspy>=3.4,<3.5'")
 
@@ -22,8 +22,8 @@ from dspy.utils import DummyLM
 from rlm_containers.integrations.dspy import ContainerInterpreter
 
 pytestmark = [
-    # CodeAct and ProgramOfThought say that they go away with dspy 3.5, and dspy calls models for
-    # its sub-agents in a way that it warns others of.
+    # dspy warns that CodeAct and ProgramOfThought go away with 3.5, and of the way in which it calls
+    # the models of its own sub-agents.
     pytest.mark.filterwarnings("ignore:.* is deprecated and will be removed in 3.5"),
     pytest.mark.filterwarnings("ignore:Passing OpenAI-style message dictionaries"),
 ]
@@ -34,13 +34,13 @@ Factory = Callable[[], ContainerInterpreter]
 
 @pytest.fixture
 def made() -> list[ContainerInterpreter]:
-    """The interpreters that dspy has made by the factory."""
+    """The interpreters that the factory has made."""
     return []
 
 
 @pytest.fixture
 def factory(engine: Engine, made: list[ContainerInterpreter]) -> Iterator[Factory]:
-    """A factory that is configured in dspy. dspy has to leave nothing of what it made."""
+    """Configure a factory in dspy. Fails if dspy leaves any of its containers."""
     make = ContainerInterpreter.factory(image=engine.image(), runtime=engine.runtime)
 
     def counted() -> ContainerInterpreter:
@@ -54,7 +54,7 @@ def factory(engine: Engine, made: list[ContainerInterpreter]) -> Iterator[Factor
 
 
 def steps(*codes: str, **last: Any) -> Any:
-    """A model that writes these cells, one after the other, and then answers with ``last``."""
+    """Return a model that writes these cells one after the other, and then answers ``last``."""
     answers = [{"reasoning": f"step {n}", "code": code} for n, code in enumerate(codes)]
     return DummyLM([*answers, last] if last else answers)
 
@@ -88,7 +88,7 @@ def test_rlm_with_sub_queries(factory: Factory, made: list[ContainerInterpreter]
     assert len(made) == 1
 
 
-def test_rlm_keeps_names_that_rlms_has_a_use_for(factory: Factory) -> None:
+def test_rlm_may_use_the_names_that_rlms_reserves(factory: Factory) -> None:
     lm = steps(
         "answer, history, context_0 = 'Paris', [1], 'mine'",
         "print(answer, history, context_0, context)",
@@ -152,7 +152,7 @@ def test_rlm_leaves_nothing_when_its_model_fails(
 ) -> None:
     with dspy.context(lm=DummyLM([])), pytest.raises(Exception):  # noqa: B017, PT011
         dspy.RLM("question -> answer")(question="?")
-    assert len(made) == 1  # and the factory's fixture sees that it is gone
+    assert len(made) == 1  # the factory's fixture checks that it is gone
 
 
 def test_rlm_with_sub_agents(factory: Factory, made: list[ContainerInterpreter]) -> None:
@@ -225,7 +225,7 @@ def test_values_that_serialize_themselves(factory: Factory) -> None:
     lm = steps("table.append('more')", "SUBMIT(len(table))")
     with dspy.context(lm=lm):
         done = dspy.RLM("table: str -> answer: int")(table=Table())
-    assert done.answer == 100_002  # it is there once, and what a cell changes stays
+    assert done.answer == 100_002  # it was bound once, and the cell's change was kept
 
 
 # The others
@@ -249,7 +249,7 @@ def test_code_act(factory: Factory) -> None:
         done = dspy.CodeAct("n: int -> answer: int", tools=[double])(n=20)
     assert done.answer == 42
     assert json.loads(done.trajectory["code_output_0"]) == "40\n"
-    assert json.loads(done.trajectory["code_output_1"]) == 42  # the value that it asks for
+    assert json.loads(done.trajectory["code_output_1"]) == 42  # the value of the last expression
     assert "NameError: name 'nowhere'" in done.trajectory["observation_2"]
 
 
@@ -283,7 +283,7 @@ def test_program_of_thought_on_an_interpreter_of_the_callers(engine: Engine) -> 
     with interpreter, dspy.context(lm=lm):
         interpreter.execute("x = 7")
         assert dspy.ProgramOfThought("q -> answer: int")(interpreter, q="?").answer == 7
-        assert interpreter.execute("x") == 7  # it is not dspy's to close
+        assert interpreter.execute("x") == 7  # dspy did not close it
     assert_gone(engine, interpreter._sandbox.name)
 
 

@@ -1,4 +1,4 @@
-"""``ContainerInterpreter`` alone: dspy's ``CodeInterpreter`` protocol, point by point."""
+"""``ContainerInterpreter`` without a module: dspy's ``CodeInterpreter`` protocol, point by point."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlm_containers.errors import OptionError
 from tests.support import Engine, assert_gone, eventually, on_ci
 
 if on_ci():
-    import dspy  # missing, it is a failure
+    import dspy  # on CI it must be installed
 else:
     dspy = pytest.importorskip("dspy", reason="dspy is not installed: pip install 'dspy>=3.4,<3.5'")
 
@@ -30,7 +30,7 @@ Make = Callable[..., ContainerInterpreter]
 
 @pytest.fixture
 def make(engine: Engine) -> Iterator[Make]:
-    """Interpreters, shut down at the end. Nothing may be left of them."""
+    """Make interpreters, and shut them down. Fails if anything is left of them."""
     made: list[ContainerInterpreter] = []
 
     def make(*args: Any, python: str = "3.11", **options: Any) -> ContainerInterpreter:
@@ -47,14 +47,14 @@ def make(engine: Engine) -> Iterator[Make]:
 
 @pytest.fixture(scope="module")
 def shared(engine: Engine) -> Iterator[ContainerInterpreter]:
-    """An interpreter for cells that do not break it."""
+    """An interpreter that many tests share."""
     with ContainerInterpreter(image=engine.image(), runtime=engine.runtime) as interpreter:
         yield interpreter
 
 
 @pytest.fixture
 def box(shared: ContainerInterpreter) -> Iterator[ContainerInterpreter]:
-    """The same, with the tools and fields of one test."""
+    """The shared interpreter, without tools and output fields of earlier tests."""
     yield shared
     shared.tools.clear()
     shared.output_fields = None
@@ -64,11 +64,11 @@ def fields(*names: str) -> list[dict[str, Any]]:
     return [{"name": name} for name in names]
 
 
-# What execute() gives back
+# Results
 
 
 def test_it_is_an_interpreter_and_a_factory_of_them(engine: Engine) -> None:
-    interpreter = ContainerInterpreter()  # nothing is started
+    interpreter = ContainerInterpreter()  # starts nothing
     assert isinstance(interpreter, dspy.CodeInterpreter)
     with dspy.context(interpreter_factory=ContainerInterpreter):
         assert dspy.resolve_interpreter_factory() is ContainerInterpreter
@@ -124,7 +124,7 @@ def test_state_persists(box: ContainerInterpreter) -> None:
     assert "count" in box.execute("sorted(globals())")
 
 
-def test_no_names_of_its_own(box: ContainerInterpreter) -> None:
+def test_the_wrapper_leaves_no_names(box: ContainerInterpreter) -> None:
     box.output_fields = fields("a")
     names = set(box.execute("sorted(globals())"))
     assert {name for name in names if not name.startswith("__")} <= {
@@ -159,12 +159,12 @@ def test_an_exception(box: ContainerInterpreter) -> None:
     assert "line 4, in <module>" in text
     assert "line 3, in f\n    return {}['missing']" in text
     assert "KeyError: 'missing'\nPrinted before that:\nfirst\n" in text
-    assert text.count("File ") == 2  # nothing of what is around the cell
+    assert text.count("File ") == 2  # the wrapper does not show
     assert box.execute("1") == 1
 
 
 @pytest.mark.parametrize("code", ["x = = 1", "return 1", "'\0'", "def f(:", "'\ud800'", "await x"])
-def test_no_python(box: ContainerInterpreter, code: str) -> None:
+def test_code_that_is_not_python(box: ContainerInterpreter, code: str) -> None:
     with pytest.raises(SyntaxError):
         box.execute(f"print('not this')\n{code}")
     assert box.execute("1") == 1
@@ -176,7 +176,7 @@ def test_a_syntax_error_shows_where(box: ContainerInterpreter) -> None:
     assert "line 2" in str(caught.value)
     assert "x = = 2\n" in str(caught.value)
     with pytest.raises(CodeExecutionError, match="SyntaxError"):
-        box.execute("compile('x = = 1', 'other', 'exec')")  # the cell itself is fine
+        box.execute("compile('x = = 1', 'other', 'exec')")  # the cell itself is valid
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ class Pair:
 )
 def test_variables(box: ContainerInterpreter, value: object, there: object) -> None:
     assert box.execute("value", {"value": value}) == there
-    assert box.execute("value") == there  # it stays
+    assert box.execute("value") == there  # it is kept
 
 
 def test_infinite_numbers(box: ContainerInterpreter) -> None:
@@ -292,7 +292,7 @@ def test_infinite_numbers(box: ContainerInterpreter) -> None:
     assert box.execute("[str(n) for n in numbers]", {"numbers": numbers}) == ["inf", "-inf", "nan"]
 
 
-@pytest.mark.parametrize("size", [1, 5000])  # as a literal, and as a file
+@pytest.mark.parametrize("size", [1, 5000])  # sent with the cell, and loaded from a file
 @pytest.mark.parametrize(
     "code", ["value.append(0)", "value[0] = 0", "value = 3", "del value", "value[0] = object()"]
 )
@@ -301,9 +301,9 @@ def test_a_variable_that_is_passed_again(box: ContainerInterpreter, size: int, c
     box.execute("untouched = list(value)", {"value": value})
     box.execute(code, {"value": value})
     assert box.execute("value == untouched", {"value": value}) is True
-    value[-1] = 2  # the host's has changed
+    value[-1] = 2  # changed on the host
     assert box.execute("value[-1]", {"value": value}) == 2
-    box.execute("value[-1] = 3")  # without passing it
+    box.execute("value[-1] = 3")  # changed in the container
     assert box.execute("value[-1]", {"value": value}) == 2
 
 
@@ -342,7 +342,9 @@ def test_large_variables_are_sent_once(make: Make, monkeypatch: pytest.MonkeyPat
         {"x": b"\xff"},
     ],
 )
-def test_variables_that_cannot_be(box: ContainerInterpreter, variables: dict[str, Any]) -> None:
+def test_variables_that_cannot_be_sent(
+    box: ContainerInterpreter, variables: dict[str, Any]
+) -> None:
     box.tools["search"] = print
     with pytest.raises(CodeInterpreterError) as caught:
         box.execute("1", variables)
@@ -404,27 +406,27 @@ def test_arrays_are_submitted_as_lists(box: ContainerInterpreter) -> None:
     assert box.execute(code) == FinalOutput({"output": [1, 2]})
 
 
-def test_submit_is_the_interpreters(box: ContainerInterpreter) -> None:
+def test_submit_cannot_be_replaced(box: ContainerInterpreter) -> None:
     box.execute("SUBMIT = None")
     assert box.execute("SUBMIT(1)") == FinalOutput({"output": 1})
     box.execute("def finish(): SUBMIT(2)")
     assert box.execute("finish()") == FinalOutput({"output": 2})
 
 
-def test_what_is_too_large_is_said_to_be(box: ContainerInterpreter) -> None:
+def test_a_result_that_is_too_large(box: ContainerInterpreter) -> None:
     for code in ("'x' * 70_000_000", "SUBMIT('x' * 70_000_000)"):
         with pytest.raises(CodeExecutionError, match="cannot be sent"):
             box.execute(code)
     assert box.execute("1") == 1
 
 
-def test_what_is_too_large_is_said_to_be_beside_large_variables(box: ContainerInterpreter) -> None:
-    # Changed in the cell to what could not be sent either.
+def test_a_result_that_is_too_large_beside_large_variables(box: ContainerInterpreter) -> None:
+    # The cell also changes the variable, to a value that cannot be sent.
     code = "text.append({1, 2})\nSUBMIT('x' * 70_000_000)"
     variables = {"text": ["t" * 5_000_000]}
     with pytest.raises(CodeExecutionError, match="The final cannot be sent"):
         box.execute(code, variables)
-    assert box.execute("len(text)", variables) == 1  # which is sent again
+    assert box.execute("len(text)", variables) == 1  # it was sent again
 
 
 # Tools
@@ -448,7 +450,7 @@ def test_tools(box: ContainerInterpreter) -> None:
     assert box.execute("len(repeat('x' * 1_000_000, 3))") == 3_000_000
 
 
-def test_tools_change(box: ContainerInterpreter) -> None:
+def test_tools_can_be_exchanged(box: ContainerInterpreter) -> None:
     box.tools["one"] = lambda: 1
     assert box.execute("one()") == 1
     box.tools["one"] = lambda: 2
@@ -529,7 +531,7 @@ def test_tools_called_by_many_threads(box: ContainerInterpreter) -> None:
     assert box.execute(code) == [0, 1, 2, 3]
 
 
-def test_cancellation_is_for_the_caller(box: ContainerInterpreter) -> None:
+def test_cancellation_reaches_the_caller(box: ContainerInterpreter) -> None:
     def cancel() -> None:
         raise asyncio.CancelledError
 
@@ -575,10 +577,10 @@ def test_callbacks(make: Make) -> None:
     assert seen == [("start", {}), ("tool", "one"), ("executed", 2), ("shutdown", {})]
 
 
-# Life
+# Start and end
 
 
-def test_life(make: Make, engine: Engine) -> None:
+def test_start_and_shutdown(make: Make, engine: Engine) -> None:
     box = make()
     assert not engine.containers(box._sandbox.name)
     box.start()

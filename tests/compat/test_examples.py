@@ -12,7 +12,7 @@ from tests.support import Engine, on_ci
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
-#: The end of what each prints. There is no example that is not in here.
+#: The end of each example's output.
 PRINTED = {
     "sandbox": "radius is still 3\n",
     "session": "{'apples': '3', 'pears': '4'}\n['example'] ['as counted']\n",

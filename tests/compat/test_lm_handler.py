@@ -1,4 +1,4 @@
-"""The socket protocol against rlms's own LM Handler. Needs no engine."""
+"""The socket protocol with rlms's own LM Handler. Needs no engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def answer(prompt: str) -> str:
 
 @pytest.fixture
 def handler() -> Iterator[LMHandler]:
-    """A handler with a model for depth 0, another for depth 1, and a third by name."""
+    """A handler with a model for depth 0, one for depth 1, and one that is asked by name."""
     root = EchoLM(answer, model_name="root")
     other = EchoLM(lambda prompt: f"other: {prompt}", model_name="other")
     named = EchoLM(lambda prompt: f"named: {prompt}", model_name="named")
@@ -49,7 +49,7 @@ def test_the_handler_chooses_the_model_by_depth_and_name(handler: LMHandler) -> 
     assert backend(handler, depth=1).query("x", None).response == "other: x"
     assert backend(handler, depth=2).query("x", None).response == "re: x"
     assert backend(handler, depth=1).query("x", "named").response == "named: x"
-    # A name that it does not know is passed over, by rlms itself.
+    # rlms ignores a name that it does not know.
     assert backend(handler, depth=1).query("x", "nobody").response == "other: x"
 
 
@@ -101,7 +101,7 @@ def test_a_handler_that_has_stopped(handler: LMHandler) -> None:
     address = handler.address
     handler.stop()
     assert server is not None
-    server.server_close()  # rlms leaves it open, and the next caller waiting for ever
+    server.server_close()  # rlms leaves it open, and a caller would wait for ever
     call = HandlerBackend(address, depth=0, timeout=30).query("x", None)
     assert (call.error or "").startswith("Request failed: ")
 
@@ -109,8 +109,8 @@ def test_a_handler_that_has_stopped(handler: LMHandler) -> None:
 def test_a_handler_that_rlms_has_stopped_is_given_up_in_time(handler: LMHandler) -> None:
     server = handler._server
     address = handler.address
-    handler.stop()  # its socket still listens, and nobody answers
-    assert server is not None  # nor does anything close it, as long as somebody knows it
+    handler.stop()  # its socket still listens, but nobody answers
+    assert server is not None  # this reference keeps it from being closed
     call = HandlerBackend(address, depth=0, timeout=0.1).query("x", None)
     server.server_close()
     assert "did not answer in 0.1 s" in (call.error or "")
@@ -121,7 +121,7 @@ def test_the_request_is_one_that_rlms_reads() -> None:
     assert (read.is_batched, read.model, read.depth) == (True, "m", 3)
 
 
-def test_a_call_becomes_rlmss_own_record(handler: LMHandler) -> None:
+def test_a_call_becomes_a_completion_of_rlms(handler: LMHandler) -> None:
     call = backend(handler).query("hello", None)
     record = chat_completion(call)
     assert isinstance(record, RLMChatCompletion)
@@ -131,7 +131,7 @@ def test_a_call_becomes_rlmss_own_record(handler: LMHandler) -> None:
 
 
 @pytest.mark.parametrize("model", [None, "gpt"])
-def test_a_call_of_a_callable_becomes_one_too(model: str | None) -> None:
+def test_a_call_of_a_callable_becomes_a_completion_of_rlms(model: str | None) -> None:
     call = CallableBackend(str.upper).query("hello", model)
     record = chat_completion(call)
     assert (record.prompt, record.response, record.root_model) == (
@@ -153,7 +153,7 @@ def test_a_call_of_a_callable_becomes_one_too(model: str | None) -> None:
         {"response": "x", "unknown": 5},
     ],
 )
-def test_a_record_with_parts_missing_is_still_one(completion: dict[str, object]) -> None:
+def test_a_completion_with_missing_fields(completion: dict[str, object]) -> None:
     call = LMCall(prompt="x", response="x", model=None, execution_time=0.0, completion=completion)
     record = chat_completion(call)
     assert isinstance(record, RLMChatCompletion)

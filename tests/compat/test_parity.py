@@ -1,7 +1,7 @@
-"""The same script gives the same in rlms's own local environment and in a container.
+"""A script gives the same results in rlms's own local environment and in a container.
 
-The whole logged trajectory is compared, field by field, and the records of the completion. What
-may differ is listed in :func:`comparable`, and each with its reason.
+The whole logged trajectory and the completion are compared field by field. :func:`comparable` drops
+what may differ, and says why.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.compat.scripted import EchoLM, ScriptedLM, repl
 
 DONE = "answer['content'] = text\nanswer['ready'] = True"
 
-#: Fields that say when, how long, and where.
+#: Fields about when, how long and where something ran.
 _OF_THE_RUN = {
     "environment_kwargs",
     "environment_type",
@@ -29,22 +29,22 @@ _OF_THE_RUN = {
     "timestamp",
 }
 
-#: What rlms's local environment leaves of its own: the file that it has read the context from, and
-#: the module that it did so with.
+#: Variables that rlms's local environment leaves: the file of the context, and the module that
+#: read it.
 _LEFT = re.compile(r"'f': 'TextIOWrapper', |'json': 'module', ")
 
-#: What the model is told of the variables: there those that are text, numbers and collections; in
-#: a container, rlms's own as well as this one, functions and modules too.
+#: The list of variables that the model is given. In the local environment it has text, numbers and
+#: collections; in containers, those of rlms too, also functions and modules.
 _TOLD = re.compile(r"REPL variables: \[.*?\]")
 
 
 def comparable(value: Any, *, failed: bool = False) -> Any:
-    """What of a trajectory should not depend on where its cells ran.
+    """Return what should not depend on where the cells ran.
 
     Args:
         value: the trajectory, or a part of it.
-        failed: whether a cell of it fails: the local environment forgets the variables of such a
-            cell and says one line of its error; a container keeps them and says where it was.
+        failed: whether a cell of it fails. The local environment drops the variables of such a
+            cell and prints one line of its error; a container keeps them and prints a traceback.
     """
     if isinstance(value, list):
         return [comparable(item, failed=failed) for item in value]
@@ -54,35 +54,35 @@ def comparable(value: Any, *, failed: bool = False) -> Any:
         return value
     same = {k: comparable(v, failed=failed) for k, v in value.items() if k not in _OF_THE_RUN}
     if "code_blocks" in value:
-        # A later cell of the same message finds the answer that is there: here it is told again.
+        # In a container, each later cell of the message reports the answer again.
         answers = [block["result"].pop("final_answer") for block in same["code_blocks"]]
         same["first_answer"] = next((answer for answer in answers if answer is not None), None)
     if "stderr" in value:
         same["stderr"] = bool(value["stderr"].strip())
         same["locals"] = None if failed else _forms(value["locals"])
-    if "rlm_calls" in value:  # the prompts of a batch arrive in any order
+    if "rlm_calls" in value:  # the prompts of a batch come in any order
         same["rlm_calls"].sort(key=lambda call: (str(call["prompt"]), call["response"]))
     if failed:
-        same.pop("prompt", None)  # it quotes the errors
+        same.pop("prompt", None)  # the prompt quotes the errors
     return same
 
 
 def _forms(variables: dict[str, Any]) -> dict[str, Any]:
-    """Values, as far as the log has them: there some are values, here all are short reprs."""
+    """Return the values of variables, as far as both logs show them."""
     forms: dict[str, Any] = {}
     for name, value in variables.items():
         text = str(value)
         if name in ("f", "json") and text.startswith(("<_io.TextIOWrapper", "<module")):
             continue
-        # Of functions and the like, one log has the name and the other the repr. The answer there is
-        # the dict itself, and shows what later cells of the same message have put into it.
+        # Functions and the like: one log has the name, the other the repr. The answer: the local
+        # log has the dict itself, with what later cells of the same message put into it.
         hidden = name == "answer" or text.startswith("<") or len(text) > 50
         forms[name] = None if hidden else value
     return forms
 
 
 def values_of(trajectory: dict[str, Any]) -> None:
-    """Replace the short reprs in our trajectory with the values that they show."""
+    """Replace short reprs in a trajectory of a container with their values."""
     for turn in trajectory["iterations"]:
         for block in turn["code_blocks"]:
             variables = block["result"]["locals"]
@@ -92,7 +92,7 @@ def values_of(trajectory: dict[str, Any]) -> None:
 
 
 def differences(ours: Any, local: Any, path: str = "") -> list[str]:
-    """Where two structures differ, and how."""
+    """List where two structures differ, and how."""
     if isinstance(ours, dict) and isinstance(local, dict) and ours.keys() == local.keys():
         return [d for key in ours for d in differences(ours[key], local[key], f"{path}.{key}")]
     if isinstance(ours, list) and isinstance(local, list) and len(ours) == len(local):
@@ -110,7 +110,7 @@ def answer(prompt: str) -> str:
 def run(
     make_rlm: MakeRLM, where: str, context: Any, script: tuple[str, ...], **more: Any
 ) -> dict[str, Any]:
-    """Run a script, and what came of it that should not depend on where."""
+    """Run a script, and return what should not depend on where it runs."""
     logger = RLMLogger()
     root = ScriptedLM(*script)
     sub = EchoLM(answer)
@@ -131,7 +131,7 @@ def run(
     }
 
 
-#: What only cells have in them that fail.
+#: Matches only cells that fail.
 FAILS = re.compile(r"1 / 0|undefined_name|y = \(\n|no_such_module")
 
 SCRIPTS: dict[str, tuple[str, ...]] = {
@@ -229,7 +229,7 @@ def test_the_limit_of_iterations(make_rlm: MakeRLM) -> None:
 
 def test_compaction(make_rlm: MakeRLM) -> None:
     script = (
-        # Each turn is over the threshold, so a summary is asked for before each.
+        # Each turn is over the threshold, so rlms asks for a summary before each.
         "nothing yet: a first summary",
         repl("kept = len(history)\nprint(history)"),
         "the second summary",
@@ -247,11 +247,11 @@ def test_compaction(make_rlm: MakeRLM) -> None:
     assert "the third summary" in ours["response"]
 
 
-def test_a_run_that_prints_itself(make_rlm: MakeRLM, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_verbose_run(make_rlm: MakeRLM, capsys: pytest.CaptureFixture[str]) -> None:
     def shown(where: str) -> list[str]:
         run(make_rlm, where, "the quick brown fox", SCRIPTS["questions"], verbose=True)
         text = capsys.readouterr().out
-        # Without times, and without the spaces and lines that fill a row up.
+        # Times, and the spaces and lines that fill a row, differ.
         rows = re.sub(r"\d+\.\d+s", "", text).splitlines()
         return [re.sub(r"[\s─━]+", " ", row) for row in rows]
 

@@ -20,14 +20,14 @@ DONE = "answer['content'] = text\nanswer['ready'] = True"
 
 @contextlib.contextmanager
 def handler(name: str) -> Iterator[LMHandler]:
-    """A handler whose model says its own name."""
+    """Run a handler whose model answers with its own name."""
     with LMHandler(EchoLM(lambda prompt: f"{name}: {prompt}", model_name=name)) as running:
         yield running
 
 
 @pytest.fixture
 def env(engine: Engine) -> Iterator[ContainerEnvironment]:
-    """An environment as a persistent RLM would make it."""
+    """An environment as a persistent RLM makes it."""
     with ContainerEnvironment(
         engine.image(), runtime=engine.runtime, persistent=True, context_payload="first"
     ) as env:
@@ -74,7 +74,7 @@ def test_histories_are_numbered_and_copies(env: ContainerEnvironment) -> None:
     assert printed(env, "print(history is history_0)") == "True\n"
 
 
-def test_another_handler_answers_from_then_on(env: ContainerEnvironment) -> None:
+def test_the_handler_can_be_exchanged(env: ContainerEnvironment) -> None:
     with handler("one") as one, handler("two") as two:
         env.update_handler_address(one.address)
         assert printed(env, "print(llm_query('x'))") == "one: x\n"
@@ -85,7 +85,7 @@ def test_another_handler_answers_from_then_on(env: ContainerEnvironment) -> None
 
 
 def test_a_handler_that_came_later_than_the_environment(env: ContainerEnvironment) -> None:
-    # It was made without one, so llm_query had nobody to ask.
+    # The environment was made without a handler, so llm_query has nobody to ask.
     assert printed(env, "print(llm_query('x')[:7])") == "Error: \n"
     with handler("late") as late:
         env.update_handler_address(late.address)
@@ -100,7 +100,7 @@ def test_the_answer_of_the_last_question_is_forgotten(env: ContainerEnvironment)
         assert env.execute_code("print(answer)").final_answer is None
 
 
-def test_calls_are_those_of_the_cell(env: ContainerEnvironment) -> None:
+def test_a_result_has_the_calls_of_its_cell(env: ContainerEnvironment) -> None:
     with handler("one") as one:
         env.update_handler_address(one.address)
         result = env.execute_code("llm_query('a'); llm_query_batched(['b', 'c'])")
@@ -118,7 +118,7 @@ def test_everything_survives_the_interpreter(env: ContainerEnvironment) -> None:
     assert printed(env, code) == "True [['second'], 'first'] first hello\n"
 
 
-def test_closed_is_closed(env: ContainerEnvironment) -> None:
+def test_a_closed_environment(env: ContainerEnvironment) -> None:
     env.cleanup()
     env.cleanup()
     with pytest.raises(SandboxClosedError):
@@ -144,7 +144,7 @@ def test_compaction_entries(engine: Engine) -> None:
         assert printed(env, "print(len(history))") == "3\n"
 
 
-def test_without_compaction_entries_are_nothing(env: ContainerEnvironment) -> None:
+def test_without_compaction_entries_are_ignored(env: ContainerEnvironment) -> None:
     env.append_compaction_entry({"type": "summary", "content": "x"})
     assert printed(env, "print('history' in globals())") == "False\n"
 
@@ -162,7 +162,7 @@ def test_three_completions_share_one_container(make_rlm: MakeRLM) -> None:
         assert model.completion("third").response == "1 3 system"
 
 
-def test_an_rlm_that_is_not_persistent_starts_afresh(make_rlm: MakeRLM) -> None:
+def test_an_rlm_that_is_not_persistent_starts_anew(make_rlm: MakeRLM) -> None:
     root = ScriptedLM(
         repl("kept = 1\ntext = context\n" + DONE),
         repl("text = f\"{context} {'kept' in globals()}\"\n" + DONE),

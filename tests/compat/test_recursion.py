@@ -17,7 +17,7 @@ WHERE = "import socket\nwhere = socket.gethostname()\n"
 
 
 class TwoLevels(_CountingLM):
-    """The root follows a script; each child runs one cell, whatever its question."""
+    """A root model with a script. Each child runs one cell, whatever its question."""
 
     def __init__(self, *script: str, child: str, model_name: str = "scripted") -> None:
         super().__init__(model_name)
@@ -25,13 +25,13 @@ class TwoLevels(_CountingLM):
         self._child = child
 
     def _answer(self, prompt: Prompt) -> str:
-        # A child's context is short; the root's begins with a word that no question has.
+        # The root's context begins with a word that no child's context has.
         text = json.dumps(prompt)
         with self._lock:
             return self._script.pop(0) if "the root" in text else self._child
 
 
-def test_children_run_elsewhere_and_their_answers_come_in_order(make_rlm: MakeRLM) -> None:
+def test_children_have_their_own_containers_and_answer_in_order(make_rlm: MakeRLM) -> None:
     root = TwoLevels(
         repl(WHERE + "told = rlm_query_batched(['a', 'b', 'c'])"),
         repl(
@@ -46,7 +46,7 @@ def test_children_run_elsewhere_and_their_answers_come_in_order(make_rlm: MakeRL
     assert done.response == "['a', 'b', 'c'] 3 False"
 
 
-def test_the_trajectory_of_a_child_is_in_its_parents(make_rlm: MakeRLM) -> None:
+def test_the_trajectory_of_a_parent_contains_that_of_its_child(make_rlm: MakeRLM) -> None:
     logger = RLMLogger()
     root = TwoLevels(
         repl("text = rlm_query('look')\n" + DONE),
@@ -68,14 +68,14 @@ def test_at_the_greatest_depth_a_child_is_a_plain_model(make_rlm: MakeRLM) -> No
     root = TwoLevels(
         repl("told = rlm_query('one')\nprint(told)"),
         repl("text = told\n" + DONE),
-        # In the child at depth 1 another rlm_query finds the cap of 2, so it asks the model.
+        # In the child at depth 1, rlm_query reaches the limit of 2, so it asks the plain model.
         child=repl("deeper = rlm_query('two')\ntext = deeper[:7]\n" + DONE),
     )
     done = make_rlm(root, max_depth=2).completion("text", root_prompt="the root question")
     assert done.response == "```repl"
 
 
-def test_callbacks_tell_of_children(make_rlm: MakeRLM) -> None:
+def test_callbacks_report_children(make_rlm: MakeRLM) -> None:
     lock = threading.Lock()
     told: list[tuple[Any, ...]] = []
 

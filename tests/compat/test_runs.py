@@ -1,4 +1,4 @@
-"""Whole runs: their records, their limits, and what is left when they fail."""
+"""Whole runs: their logs, their limits, and that failures leave nothing behind."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ DONE = "answer['content'] = text\nanswer['ready'] = True"
 
 
 def ours(engine: Engine) -> list[str]:
-    """The containers that this process owns."""
+    """Return the containers of this process."""
     label = f"--filter=label={LABEL}={os.getpid()}"
     return engine.run("ps", "--all", "--quiet", label).stdout.split()
 
 
 class Raising(_CountingLM):
-    """A model that fails, after a script."""
+    """A model that follows a script and then raises an exception."""
 
     def __init__(self, error: BaseException, *script: str) -> None:
         super().__init__("raising")
@@ -100,7 +100,7 @@ def test_a_verbose_run_prints_itself(make_rlm: MakeRLM, capsys: pytest.CaptureFi
     assert "the end" in said
 
 
-def test_a_result_is_rlmss_own(engine: Engine) -> None:
+def test_a_result_is_a_result_of_rlms(engine: Engine) -> None:
     with ContainerEnvironment(engine.image(), runtime=engine.runtime) as env:
         result = env.execute_code("x = [1]\nprint(x)\n1 / 0")
         assert isinstance(result, REPLResult)
@@ -159,7 +159,7 @@ def test_a_sub_model_that_fails_is_an_error_in_the_cell(make_rlm: MakeRLM) -> No
         ({"setup_code": "import sys\nprint('x')\nundefined"}, SetupCodeError, "NameError"),
     ],
 )
-def test_what_is_wrong_is_said_by_the_completion(
+def test_the_completion_raises_what_is_wrong(
     make_rlm: MakeRLM,
     engine: Engine,
     arguments: dict[str, Any],
@@ -209,7 +209,7 @@ def test_a_container_that_is_removed_in_the_middle(make_rlm: MakeRLM, engine: En
     assert eventually(lambda: not ours(engine))
 
 
-def test_the_local_environment_is_rlmss_own(make_rlm: MakeRLM, engine: Engine) -> None:
+def test_the_local_environment_is_unchanged(make_rlm: MakeRLM, engine: Engine) -> None:
     root = ScriptedLM(repl("import os\ntext = str(os.getpid())\n" + DONE))
     model = make_rlm(root)
     model.environment_type = "local"
@@ -217,6 +217,6 @@ def test_the_local_environment_is_rlmss_own(make_rlm: MakeRLM, engine: Engine) -
     assert model.completion("text").response == str(os.getpid())
 
 
-def test_without_registering_docker_is_rlmss_own() -> None:
-    # Whoever imports this project has not changed rlms by that.
+def test_without_register_rlms_is_unchanged() -> None:
+    # Importing this project does not change rlms.
     assert get_environment.__module__ == "rlm.environments"

@@ -306,8 +306,9 @@ def test_llm_query_goes_on_where_the_proxy_is_not_reached_any_more(
         assert box.lm_route == "http"
         port = int(printed(box, f"{LOOK}\nprint(route.port)"))
         if way == "closed":
-            assert box._proxy is not None
-            box._proxy.close()
+            proxy = box._life.running.gateway._proxy
+            assert proxy is not None
+            proxy.close()
             assert printed(box, "print(llm_query('after'))") == "AFTER\n"
         else:
             with dropped(engine, port):

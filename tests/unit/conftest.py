@@ -19,13 +19,9 @@ from tests.unit.terminal import Program
 
 
 @pytest.fixture(scope="session", autouse=True)
-def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Workspaces, sessions and bundles go below this directory and not into the user's."""
-    directory = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(directory))
-        patch.setenv("XDG_STATE_HOME", str(directory / "state"))
-        yield directory
+def private_cache(cache: Path) -> Path:
+    """Keep workspaces, sessions and bundles out of the user's own cache."""
+    return cache
 
 
 @pytest.fixture(scope="session")

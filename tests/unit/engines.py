@@ -1,7 +1,6 @@
-"""Command lines that answer as docker and podman do, without an engine behind them.
+"""Shell scripts that answer like docker and podman, without an engine.
 
-Each is a small shell script. What they say was taken from real ones: docker 20.10.24 and 28.2.2,
-podman 3.4.4, 4.3.1, 4.9.4, 5.2.3 and 5.4.0.
+Their answers are those of docker 20.10.24 and 28.2.2, podman 3.4.4, 4.3.1, 4.9.4, 5.2.3 and 5.4.0.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ exit 125
 
 
 class FakeCli:
-    """A command-line program that knows a few commands by heart.
+    """A command-line program with prepared answers.
 
     Args:
-        directory: where to put it.
+        directory: where to put the program.
         name: its name.
 
     Attributes:
-        path: the program.
+        path: the program's path.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -49,20 +48,20 @@ class FakeCli:
         self.path.chmod(0o755)
 
     def script(self, command: str, script: str) -> None:
-        """Answer a command, named by its first one or two words, with a shell script."""
+        """Set the shell script that answers a command, which its first one or two words name."""
         (self._home / "answers" / command).write_text(script + "\n")
 
     def answer(
         self, command: str, stdout: object = "", *, stderr: str = "", exit_code: int = 0
     ) -> None:
-        """Answer a command; an object that is no string is said as JSON."""
+        """Set a command's output, as JSON unless it is a string, and its exit code."""
         text = stdout if isinstance(stdout, str) else json.dumps(stdout)
         said = f"printf '%s' {shlex.quote(text)}\nprintf '%s' {shlex.quote(stderr)} >&2\n"
         self.script(command, f"{said}exit {exit_code}")
 
     @property
     def calls(self) -> list[list[str]]:
-        """The arguments of every call so far."""
+        """Return the arguments of every call so far."""
         try:
             raw = (self._home / "calls").read_text()
         except FileNotFoundError:
@@ -70,12 +69,12 @@ class FakeCli:
         return [call.split("\0")[:-1] for call in raw.split("\036\0")[:-1]]
 
     def called(self, *words: str) -> list[list[str]]:
-        """The arguments of the calls that begin with these."""
+        """Return the arguments of the calls that begin with these words."""
         return [call for call in self.calls if call[: len(words)] == list(words)]
 
 
 def docker_info(**more: Any) -> dict[str, Any]:
-    """What ``docker info --format '{{json .}}'`` says of an ordinary engine."""
+    """Return what ``docker info --format '{{json .}}'`` prints for an ordinary engine."""
     return {
         "ServerVersion": "20.10.24+dfsg1",
         "OperatingSystem": "Debian GNU/Linux 12 (bookworm)",
@@ -95,7 +94,7 @@ def docker_info(**more: Any) -> dict[str, Any]:
 
 
 def podman_info(version: str = "4.3.1", **host: Any) -> dict[str, Any]:
-    """What ``podman info --format json`` says of an ordinary rootful podman."""
+    """Return what ``podman info --format json`` prints for an ordinary rootful podman."""
     return {
         "host": {
             "cgroupVersion": "v2",
@@ -117,23 +116,23 @@ def podman_info(version: str = "4.3.1", **host: Any) -> dict[str, Any]:
 
 
 def docker(cli: FakeCli) -> DockerRuntime:
-    """The engine behind a program."""
+    """Return the runtime that calls the program."""
     return DockerRuntime(EngineCommand((str(cli.path),)))
 
 
 def podman(cli: FakeCli) -> PodmanRuntime:
-    """The engine behind a program."""
+    """Return the runtime that calls the program."""
     return PodmanRuntime(EngineCommand((str(cli.path),)))
 
 
 def rootless(**host: Any) -> dict[str, Any]:
-    """The part of podman's info that says it runs without root."""
+    """Return the part of podman's info that says it runs without root."""
     security = {"rootless": True, "selinuxEnabled": False, "seccompEnabled": True}
     return {"security": security, **host}
 
 
 def fake_docker(directory: Path, info: Mapping[str, Any] | None = None) -> FakeCli:
-    """A docker whose engine answers."""
+    """Make a docker whose engine answers."""
     cli = FakeCli(directory, "docker")
     cli.answer("info", dict(info or docker_info()))
     pool = [{"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.1"}]
@@ -143,7 +142,7 @@ def fake_docker(directory: Path, info: Mapping[str, Any] | None = None) -> FakeC
 
 
 def fake_podman(directory: Path, info: Mapping[str, Any] | None = None) -> FakeCli:
-    """A podman that works."""
+    """Make a podman that works."""
     cli = FakeCli(directory, "podman")
     cli.answer("info", dict(info or podman_info()))
     network = {"name": "podman", "subnets": [{"subnet": "10.88.0.0/16", "gateway": "10.88.0.1"}]}

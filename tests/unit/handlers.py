@@ -1,4 +1,4 @@
-"""LM Handlers to talk to: servers of rlms's socket protocol that behave, or do not."""
+"""LM Handlers for tests: servers of rlms's socket protocol with scripted behaviour."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Behaviour = Callable[[socket.socket], None]
 
 
 def frame(answer: object) -> bytes:
-    """An answer as it travels: four bytes of length, and JSON."""
+    """Encode an answer: four bytes of length, then JSON."""
     payload = json.dumps(answer).encode()
     return struct.pack(">I", len(payload)) + payload
 
 
 def read_request(connection: socket.socket) -> Any:
-    """The request that a client has sent."""
+    """Read the request of a client."""
     with connection.makefile("rb") as stream:
         (length,) = struct.unpack(">I", stream.read(4))
         payload = stream.read(length)
@@ -29,7 +29,7 @@ def read_request(connection: socket.socket) -> Any:
 
 
 def completion(prompt: Any, response: str, **more: Any) -> dict[str, Any]:
-    """What ``RLMChatCompletion.to_dict`` of rlms 0.1.3 gives."""
+    """Return a completion as ``RLMChatCompletion.to_dict`` of rlms 0.1.3 does."""
     usage = {"total_calls": 1, "total_input_tokens": 2, "total_output_tokens": 3}
     return {
         "root_model": "handler-model",
@@ -42,11 +42,14 @@ def completion(prompt: Any, response: str, **more: Any) -> dict[str, Any]:
 
 
 class ScriptedHandler:
-    """Listens on a port of its own; each connection is given to ``behaviour``, in a thread.
+    """Listens on a port of its own, and handles each connection in a thread.
+
+    Args:
+        behaviour: handles a connection.
 
     Attributes:
-        address: where it listens.
-        connections: how many have come.
+        address: the host and port that it listens on.
+        connections: how many connections it has accepted.
     """
 
     def __init__(self, behaviour: Behaviour) -> None:
@@ -73,7 +76,7 @@ class ScriptedHandler:
             try:
                 self._behaviour(connection)
             except OSError:
-                pass  # the client hung up, as some are meant to
+                pass  # the client hung up, as some tests want it
 
     def __enter__(self) -> Self:
         self._closing = False

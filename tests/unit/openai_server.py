@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's protocol and says what a script says."""
+"""A server of OpenAI's protocol that answers from a script."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 
 class OpenAIServer(ThreadingHTTPServer):
-    """Answers the root model with its script, and every other model with its prompt in capitals.
+    """Answers for the model ``root`` from a script, and for every other model in capitals.
 
     Attributes:
-        script: what the model ``root`` says, message by message. An integer is an error's status.
-        requests: what was asked, with the key as ``"key"``.
+        script: the messages of the model ``root``. An integer is the status of an error.
+        requests: the requests so far, each with its path as ``"path"`` and its key as ``"key"``.
     """
 
     daemon_threads = True
@@ -72,7 +72,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_openai(*script: str | int) -> Iterator[OpenAIServer]:
-    """A server, as long as it is needed."""
+    """Run a server for the length of the ``with`` block."""
     with OpenAIServer(*script) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -1,4 +1,4 @@
-"""The program, and terminals that it runs in: real ones, with a screen that can be read."""
+"""Runs the command line in this process, in one of its own, or in a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ local = tests.unit.guests:LocalRuntime
 
 
 class Program:
-    """``python -m rlm_containers`` with homes of its own, and with the runtime ``local``.
+    """``python -m rlm_containers`` with a home directory of its own and the runtime ``local``.
 
     Args:
-        home: where its history, cache and configuration go.
-        environment: further variables; ``None`` for one that is not to be there.
+        home: the directory for its history, cache and configuration.
+        environment: further variables; ``None`` removes one.
     """
 
     def __init__(self, home: Path, **environment: str | None) -> None:
@@ -58,7 +58,7 @@ class Program:
     def __call__(
         self, *arguments: str, input_: str | bytes = "", **more: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end in this process, which saves it half a second, with pipes."""
+        """Run it in this process, which saves half a second, with pipes."""
         environment: dict[str, str | None] = dict.fromkeys(os.environ)
         environment |= {**self.environment, **more}
         before = list(sys.path)
@@ -76,7 +76,7 @@ class Program:
     def process(
         self, *arguments: str, input_: str = "", **more: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end in a process of its own, with pipes for a terminal."""
+        """Run it in a process of its own, with pipes."""
         return subprocess.run(
             (sys.executable, "-m", "rlm_containers", *arguments),
             env={**self.environment, **more},
@@ -88,13 +88,13 @@ class Program:
         )
 
     def terminal(self, *arguments: str, **more: str) -> Terminal:
-        """Run it in a terminal."""
+        """Start it in a terminal."""
         command = (sys.executable, "-m", "rlm_containers", *arguments)
         return Terminal(command, {**self.environment, **more})
 
 
 class Terminal:
-    """A program in a terminal, and what is to be seen on its screen.
+    """A program in a terminal with a screen that can be read.
 
     Args:
         command: the program and its arguments.
@@ -102,7 +102,7 @@ class Terminal:
         rows, columns: the size of the screen.
 
     Attributes:
-        raw: everything that came, escape sequences and all.
+        raw: all output, with its escape sequences.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Terminal:
         self._child.logfile_read = self
         self._screen = pyte.HistoryScreen(columns, rows, history=1000)
         self._stream = pyte.Stream(self._screen)
-        # A program may ask where the cursor is, and waits for the answer.
+        # A program may ask for the position of the cursor, and waits for the answer.
         self._screen.write_process_input = self._child.send  # type: ignore[method-assign]
 
     def __enter__(self) -> Self:
@@ -140,7 +140,7 @@ class Terminal:
     ) -> None:
         self._child.close(force=True)
 
-    # What pexpect tells of what it reads
+    # pexpect logs what it reads by calling these
 
     def write(self, text: str) -> None:
         self.raw += text
@@ -150,7 +150,7 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What is on the screen, and what has left it at the top."""
+        """Return the lines on the screen, and those that have scrolled off its top."""
         history = [
             "".join(line[column].data for column in range(self._columns))
             for line in self._screen.history.top
@@ -166,11 +166,11 @@ class Terminal:
         self._child.send(keys)
 
     def see(self, text: str) -> None:
-        """Wait until it is on the screen."""
+        """Wait until the text is on the screen."""
         self._wait(lambda: text in self.text, text)
 
     def see_line(self, line: str) -> None:
-        """Wait until there is a line that is this and nothing else."""
+        """Wait until a line is exactly this."""
         self._wait(lambda: line in self.lines, line)
 
     def _wait(self, true: Callable[[], bool], wanted: str) -> None:
@@ -179,12 +179,12 @@ class Terminal:
             left = max(0.0, deadline - time.monotonic())
             found = self._child.expect([r"(?s).+", pexpect.EOF, pexpect.TIMEOUT], timeout=left)
             if found and not true():
-                raise AssertionError(f"{wanted!r} does not appear:\n{self.text}")
+                raise AssertionError(f"{wanted!r} did not appear:\n{self.text}")
 
     def end(self) -> int:
-        """Wait for the program to end; its exit status."""
+        """Wait for the program to end, and return its exit status."""
         if self._child.expect([pexpect.EOF, pexpect.TIMEOUT]):
-            raise AssertionError(f"it does not end:\n{self.text}")
+            raise AssertionError(f"the program did not end:\n{self.text}")
         self._child.close()
         assert isinstance(self._child.exitstatus, int), self.text
         return self._child.exitstatus

@@ -1,6 +1,6 @@
-"""A cell as dspy wants it run: until ``SUBMIT``, or for the value of its last expression.
+"""Wraps a cell as dspy wants it run: until ``SUBMIT``, or for the value of its last expression.
 
-What does that runs in the container, on Python 3.9 and up, and is sent with each cell.
+The wrapper is sent with each cell and runs in the container, on Python 3.9 and later.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import inspect
 import json
 from typing import Any
 
-#: The tool by which a cell tells the host what came of it.
+#: The tool that a cell reports its outcome with.
 REPORT = "__rlm_report__"
 
 
-def _run(scope: dict[str, Any], told: dict[str, Any]) -> None:
+def _run(scope: dict[str, Any], request: dict[str, Any]) -> None:
     import ast
     import json
     import linecache
@@ -24,7 +24,7 @@ def _run(scope: dict[str, Any], told: dict[str, Any]) -> None:
     import zlib
     from inspect import Parameter, Signature
 
-    code, names, pid = told["code"], told["fields"] or ["output"], os.getpid()
+    code, names, pid = request["code"], request["fields"] or ["output"], os.getpid()
     report = scope["__rlm_report__"]
 
     class Submission(BaseException):
@@ -50,7 +50,7 @@ def _run(scope: dict[str, Any], told: dict[str, Any]) -> None:
         try:
             return zlib.crc32(marshal.dumps(value, 2)) if not isinstance(value, str) else None
         except (ValueError, TypeError):
-            return object()  # it has something in it that the host has not sent
+            return object()  # it holds something that the host did not send
 
     def attempt() -> dict[str, Any]:
         try:
@@ -62,7 +62,7 @@ def _run(scope: dict[str, Any], told: dict[str, Any]) -> None:
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             return {"syntax": "".join(traceback.format_exception_only(type(error), error)).rstrip()}
         try:
-            exec(body, scope)  # noqa: S102  # here no harm is done
+            exec(body, scope)  # noqa: S102  # in the container
             value = eval(tail, scope) if last else None  # noqa: S307
             try:
                 json.dumps(value)
@@ -77,41 +77,43 @@ def _run(scope: dict[str, Any], told: dict[str, Any]) -> None:
                 "error": "".join(traceback.format_exception(type(error), error, inner)).rstrip()
             }
 
-    scope.update(told["small"], SUBMIT=submit)
-    large = {name: (scope.get(name), digest(scope.get(name))) for name in told["large"]}
-    # Tracebacks and inspect.getsource() look for the cell that the host sees run.
+    scope.update(request["small"], SUBMIT=submit)
+    large = {name: (scope.get(name), digest(scope.get(name))) for name in request["large"]}
+    # Let tracebacks and inspect.getsource() find this code: to Python, the wrapper is the cell.
     filename = sys._getframe(2).f_code.co_filename
     linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
-    outcome = attempt()
+    result = attempt()
     if os.getpid() != pid:
-        return  # a child that the cell has forked; there is one report only
+        return  # a child that the cell forked; only one process reports
     scope.pop("SUBMIT", None)
-    outcome["changed"] = [
+    result["changed"] = [
         name
         for name, (value, before) in large.items()
         if scope.get(name) is not value or digest(value) != before
     ]
     try:
-        report(json.dumps(outcome))
+        report(json.dumps(result))
     except Exception as error:
-        kind = next(iter(outcome))
-        outcome = {"error": f"The {kind} cannot be sent: {error}", "changed": list(large)}
-        report(json.dumps(outcome))
+        kind = next(iter(result))
+        result = {"error": f"The {kind} cannot be sent: {error}", "changed": list(large)}
+        report(json.dumps(result))
 
 
-_SOURCE = f"from __future__ import annotations\n{inspect.getsource(_run)}\n_run(scope, told)\n"
+_SOURCE = f"from __future__ import annotations\n{inspect.getsource(_run)}\n_run(scope, request)\n"
 
 
-def cell_source(told: dict[str, Any]) -> str:
-    """A cell that runs another, which it is told, and leaves no names of its own.
+def cell_source(request: dict[str, Any]) -> str:
+    """Return a cell that runs another one, and leaves no names of its own.
 
     Args:
-        told: ``code``, Python source; ``small``, variables to bind before it runs; ``large``, the
-            names of those that are there already; ``fields``, the parameters of ``SUBMIT``.
+        request: ``code``, Python source; ``small``, variables to bind before it runs; ``large``,
+            the names of variables that are loaded already; ``fields``, the parameters of
+            ``SUBMIT``.
 
     Returns:
         Python source. It calls :data:`REPORT` with JSON: an object that has ``final``, ``value``,
         ``error`` or ``syntax``, and in ``changed`` those of ``large`` that have other values now.
     """
-    text = json.dumps(told)
-    return f"exec({_SOURCE!r}, {{'scope': globals(), 'told': __import__('json').loads({text!r})}})"
+    text = json.dumps(request)
+    namespace = f"{{'scope': globals(), 'request': __import__('json').loads({text!r})}}"
+    return f"exec({_SOURCE!r}, {namespace})"

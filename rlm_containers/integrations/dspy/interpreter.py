@@ -1,8 +1,7 @@
 """Containers for DSPy: ``dspy.configure(interpreter_factory=ContainerInterpreter)``.
 
-``dspy.RLM``, ``CodeAct``, ``ProgramOfThought`` and ``Flex`` run the code of their models in this
-project's containers from there on. Written against dspy 3.4. Only this module and
-``dspy_values.py`` import dspy.
+``dspy.RLM``, ``CodeAct``, ``ProgramOfThought`` and ``Flex`` then run the code of their models in
+this project's containers. Written against dspy 3.4. Nothing outside this package imports dspy.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dspy.utils.callback import BaseCallback, with_callbacks
 
 from rlm_containers.errors import ContainersError, OptionError
 from rlm_containers.integrations.dspy.cell import REPORT, cell_source
-from rlm_containers.integrations.dspy.values import LargeVariables, call_tool, plain
+from rlm_containers.integrations.dspy.values import LargeVariables, as_json, call_tool
 from rlm_containers.interpreter import CellResult
 from rlm_containers.options import DEFAULT_IMAGE, OptionArguments
 from rlm_containers.sandbox import Sandbox
@@ -33,14 +32,14 @@ _traced: Callable[[_F], _F] = with_callbacks  # dspy has no types
 
 
 class ContainerInterpreter:
-    """dspy's ``CodeInterpreter`` in a container. The class itself is an interpreter factory.
+    """dspy's ``CodeInterpreter`` in a container. The class itself can be dspy's factory.
 
     Args:
-        tools: functions of the host, by the name that cells call them by. Their arguments and
-            results travel as JSON; pydantic models, dataclasses, dates and the like become what
-            they are in JSON. They may be async. The dictionary may be changed at any time.
-        output_fields: the parameters of ``SUBMIT``, each a dict with a ``"name"``; ``None`` for one
-            parameter, ``output``.
+        tools: functions of this process that cells may call, by their names in cells. They may be
+            async. Arguments and results travel as JSON: pydantic models, dataclasses, dates and
+            the like are converted. The attribute ``tools`` may be changed at any time.
+        output_fields: the parameters of ``SUBMIT``, each a dict with a ``"name"``; ``None`` for a
+            single parameter, ``output``.
         image: the image; any with Python 3.9 or later.
         setup_code: a cell to run first. If it fails, so does :meth:`start`.
         callbacks: dspy's callbacks for this interpreter.
@@ -49,11 +48,11 @@ class ContainerInterpreter:
     Raises:
         OptionError: an argument is unknown or wrong.
 
-    A variable that is passed again has its value again, whatever a cell has made of it. One that is
-    large is sent only if it has changed, here or there.
+    A variable that is passed again gets its value back, whatever a cell has done to it. A large one
+    is sent only if it has changed, here or there.
     """
 
-    #: What dspy tells the model of the place that its code runs in.
+    #: What dspy tells the model about the place where its code runs.
     execution_instructions = (
         "Code runs in CPython, in a Linux container of its own. State persists between executions: "
         "variables, imports, functions, open files, and files in the working directory. "
@@ -78,9 +77,10 @@ class ContainerInterpreter:
         self._sandbox = Sandbox(image, setup_code=setup_code, scaffold=False, **options)
         self._busy = threading.Lock()
         self._ended = False
-        self._bound: frozenset[str] | None = None  # the names of the tools that the guest has
+        self._bound: frozenset[str] | None = None  # names of the tools that the guest knows
         self._large = LargeVariables(self._sandbox)
-        # Of the cell that is running: what tools see of dspy.settings, and what came of it.
+        # Of the running cell: the dspy.settings that tools see, its report, and an exception of a
+        # tool that is not for the cell.
         self._context = contextvars.copy_context()
         self._reported: object = None
         self._escaped: BaseException | None = None
@@ -91,22 +91,25 @@ class ContainerInterpreter:
 
     @classmethod
     def factory(cls, **arguments: Any) -> Callable[[], Self]:
-        """A factory with arguments: ``dspy.configure(interpreter_factory=….factory(…))``.
+        """Return a factory with these arguments, for ``dspy.configure(interpreter_factory=…)``.
+
+        Args:
+            arguments: those of :class:`ContainerInterpreter`.
 
         Raises:
             OptionError: an argument is unknown or wrong. It is found now, not by the first cell.
         """
         cls(**arguments)
         make = functools.partial(cls, **arguments)
-        # dspy looks for them at the factory.
+        # dspy reads them from the factory.
         setattr(make, "execution_instructions", cls.execution_instructions)  # noqa: B010
         return make
 
-    # Life
+    # Start and end
 
     @_traced
     def start(self) -> None:
-        """Start the container. Does nothing if it is running; :meth:`execute` calls it too.
+        """Start the container, unless it is running. :meth:`execute` does so by itself.
 
         Raises:
             CodeInterpreterError: it does not start, or was shut down.
@@ -120,14 +123,14 @@ class ContainerInterpreter:
 
     @_traced
     def shutdown(self) -> None:
-        """End the container and what runs in it. May be called at any time, and again.
+        """End the container and all that runs in it. May be called at any time, and repeatedly.
 
         Raises:
             CodeInterpreterError: its files could not be removed.
         """
         self._ended = True
         if self._busy.locked():
-            self._sandbox.interrupt()  # a cell of another thread, which close() waits for
+            self._sandbox.interrupt()  # close() waits for the cell of another thread
         try:
             self._sandbox.close()
         except ContainersError as error:
@@ -150,7 +153,7 @@ class ContainerInterpreter:
         try:
             self._sandbox.close()
         except ContainersError:
-            pass  # what went wrong first is what matters
+            pass  # the first error matters
         raise CodeInterpreterError(str(error)) from error
 
     # Cells
@@ -161,52 +164,53 @@ class ContainerInterpreter:
 
         Args:
             code: Python source.
-            variables: bound before it runs. Anything that can be expressed as JSON, and what
-                pydantic makes JSON of; as in JSON, tuples and sets are lists, keys are strings.
+            variables: bound before the cell runs. Anything that JSON can express or that pydantic
+                can convert. As in JSON, tuples and sets become lists, and keys become strings.
 
         Returns:
-            ``FinalOutput`` if the cell called ``SUBMIT``; else the value of its last expression,
-            as JSON has it, or its repr; else, if that is ``None``, what was printed; else ``None``.
+            ``FinalOutput`` if the cell called ``SUBMIT``. Otherwise the value of its last
+            expression: as JSON has it, or its ``repr()``. If that is ``None``, what was printed,
+            or ``None``.
 
         Raises:
-            SyntaxError: the code is no Python.
-            CodeExecutionError: it raised an exception, or killed the interpreter, which goes on
-                from its checkpoint.
+            SyntaxError: the code is not valid Python.
+            CodeExecutionError: it raised an exception, or killed the interpreter. The next cell
+                goes on from the last checkpoint.
             CodeInterpreterError: a name or a value of ``variables`` cannot be used, another cell is
-                running, or the container is gone; the last ends this interpreter.
+                running, or the container is gone. The last ends this interpreter.
         """
         if not isinstance(code, str):
             raise CodeInterpreterError(f"code must be a string, not {type(code).__name__}.")
         if not self._busy.acquire(blocking=False):
-            # A tool that waited here would wait for the cell that called it.
+            # Not waited for: a tool would wait for the cell that called it.
             raise CodeInterpreterError("This interpreter is executing another cell.")
         try:
             self._check_names(variables or {})
-            values = {name: plain(name, value) for name, value in (variables or {}).items()}
+            values = {name: as_json(name, value) for name, value in (variables or {}).items()}
             self.start()
             self._context = contextvars.copy_context()
             self._reported = self._escaped = None
             try:
                 self._bind_tools()
-                told = {
+                request = {
                     "code": code,
                     "small": self._large.load(values),
                     "large": self._large.names,
                     "fields": [field["name"] for field in self.output_fields or ()],
                 }
-                result = self._sandbox.execute(cell_source(told))
+                result = self._sandbox.execute(cell_source(request))
             except ContainersError as error:
                 self._fail(error)
             if self._escaped is not None:
                 raise self._escaped
-            return self._outcome(result)
+            return self._result(result)
         finally:
             self._busy.release()
 
     __call__ = execute
 
-    def _outcome(self, result: CellResult) -> Any:
-        """What a cell reported, which may be anything, as dspy wants it."""
+    def _result(self, result: CellResult) -> Any:
+        """Turn a cell's report, which may be anything, into what dspy expects."""
         report = self._reported if isinstance(self._reported, dict) else {}
         changed = report.get("changed")
         if result.status != "ok" or not isinstance(changed, list):
@@ -228,30 +232,30 @@ class ContainerInterpreter:
     # Tools
 
     def _bind_tools(self) -> None:
-        """Tell the guest the names of the tools; which functions these are is looked up here."""
+        """Tell the guest the names of the tools. Each call looks up its function here."""
         names = frozenset(self.tools)
         if names != self._bound:
             stubs: dict[str, Any] = {name: functools.partial(self._call, name) for name in names}
-            self._sandbox.set_tools({**stubs, REPORT: self._take_report})
+            self._sandbox.set_tools({**stubs, REPORT: self._receive_report})
             self._bound = names
 
-    def _take_report(self, text: str) -> None:
+    def _receive_report(self, text: str) -> None:
         self._reported = json.loads(text)
 
     def _call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Answer a cell's call, in a thread of the sandbox, with the caller's dspy.settings."""
+        """Answer a cell's call in a thread of the sandbox, with the dspy.settings of the caller."""
         try:
             return self._context.copy().run(self.invoke_tool, name, args, kwargs)
         except Exception:
             raise
         except BaseException as error:
-            # Cancellation and its like are for whoever waits for the cell, as with dspy's own.
+            # As in dspy's own interpreter, cancellation and the like reach the caller of execute().
             self._escaped = error
             raise RuntimeError(f"{type(error).__name__}: {error}") from None
 
     @_traced
     def invoke_tool(self, tool_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a tool of the host; for callbacks that watch the calls of cells.
+        """Call a tool of the host, as a cell does. dspy's callbacks see each call.
 
         Raises:
             CodeInterpreterError: there is no such tool, or its result cannot be sent.
@@ -259,7 +263,7 @@ class ContainerInterpreter:
         tool = self.tools.get(tool_name)
         if tool is None:
             raise CodeInterpreterError(f"There is no tool {tool_name!r}.")
-        return plain(f"The result of {tool_name}", call_tool(tool, args, kwargs))
+        return as_json(f"The result of {tool_name}", call_tool(tool, args, kwargs))
 
     def _check_names(self, variables: Mapping[str, Any] | None = None) -> None:
         for kind, names, taken in (

@@ -1,4 +1,4 @@
-"""What dspy's program and its cells give each other: variables, arguments and results, as JSON."""
+"""Variables, arguments and results as they travel between dspy and its cells: as JSON."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pydantic_core import to_jsonable_python
 
 from rlm_containers.sandbox import Sandbox
 
-#: From this many characters on a variable is loaded once, and not sent with every cell.
+#: A variable of at least this many characters is loaded once, and not sent with every cell.
 _LARGE = 4096
 
 
-def plain(what: str, value: Any) -> Any:
-    """A value as JSON has it.
+def as_json(what: str, value: Any) -> Any:
+    """Convert a value to what JSON can express.
 
     Args:
-        what: what it is, to be named in the error.
-        value: anything that can be expressed as JSON, and what pydantic makes JSON of.
+        what: names the value in the error.
+        value: anything that JSON can express or that pydantic can convert.
 
     Raises:
-        CodeInterpreterError: it cannot.
+        CodeInterpreterError: it cannot be converted.
     """
     try:
         return to_jsonable_python(value)
@@ -34,7 +34,7 @@ def plain(what: str, value: Any) -> Any:
 
 
 class LargeVariables:
-    """The large ones of the variables that cells are given, each sent when it has changed.
+    """The large variables that cells are given. Each is sent only when it has changed.
 
     Args:
         sandbox: where the cells run.
@@ -42,15 +42,15 @@ class LargeVariables:
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
-        self._loaded: dict[str, tuple[type, int]] = {}  # kind and hash
+        self._loaded: dict[str, tuple[type, int]] = {}  # type and hash
 
     @property
     def names(self) -> list[str]:
-        """Those that are there."""
+        """The names of those that are loaded."""
         return list(self._loaded)
 
     def load(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Load what is large and not there yet; give back what goes with the cell."""
+        """Load the large values that are not loaded yet, and return the small ones."""
         small = {}
         for name, value in values.items():
             text = value if isinstance(value, str) else json.dumps(value)
@@ -63,13 +63,13 @@ class LargeVariables:
         return small
 
     def forget(self, names: Iterable[object]) -> None:
-        """Have those be sent again that are no longer what was sent."""
-        gone = list(names)
-        self._loaded = {name: mark for name, mark in self._loaded.items() if name not in gone}
+        """Send these variables anew next time, because cells have changed them."""
+        changed = list(names)  # anything, hashable or not
+        self._loaded = {name: mark for name, mark in self._loaded.items() if name not in changed}
 
 
 def call_tool(tool: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a function of the host with what a cell has given it, and wait if it is async.
+    """Call a function of the host with a cell's arguments, and wait if it is async.
 
     Raises:
         TypeError: the arguments do not fit.
@@ -91,8 +91,8 @@ def _by_name(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Name the positional arguments of a call: dspy's wrappers of tools take keywords only."""
     try:
-        signature = inspect.signature(getattr(tool, "func", tool))  # of what a dspy.Tool wraps
-    except ValueError:  # some functions in C do not tell
+        signature = inspect.signature(getattr(tool, "func", tool))  # a dspy.Tool wraps a function
+    except ValueError:  # some functions in C have no signature
         return args, kwargs
     bound = signature.bind(*args, **kwargs)
     kinds = {parameter.kind for parameter in signature.parameters.values()}

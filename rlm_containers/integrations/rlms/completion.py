@@ -1,7 +1,7 @@
-"""A completion of an RLM through rlms, with any of its backends, and what it did for it.
+"""Asks an RLM of rlms one question, with any of its backends, and records what it does.
 
-Keys are taken from the environment and from nowhere else: what is an argument can be read by any
-local user, and what is in a file may be committed.
+Keys come from environment variables only: any local user can read a process's arguments, and a file
+may be committed.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _KEYS = {
     "vllm": "VLLM_API_KEY",
 }
 
-# What vLLM's own documentation has clients say to a server that asks for no key.
+# The key that vLLM's documentation gives clients of a server that asks for none.
 _NO_KEY = "EMPTY"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A language model, and the way to it.
+    """A language model, and where it is served.
 
     Attributes:
-        name: its name, as the backend knows it.
-        backend: one of :data:`BACKENDS`.
-        base_url: another server that speaks the backend's protocol.
+        name: the model's name at its backend.
+        backend: one of rlms's backends, such as ``"openai"``.
+        base_url: the address of another server with the backend's protocol.
     """
 
     name: str
@@ -60,14 +60,14 @@ class Model:
 
     @property
     def key_variable(self) -> str:
-        """The environment variable that has its key."""
+        """The environment variable that holds the key."""
         return _KEYS.get(self.backend, f"{self.backend.upper()}_API_KEY")
 
     def arguments(self) -> dict[str, Any]:
-        """What rlms's client takes.
+        """Return the arguments of rlms's client.
 
         Raises:
-            OptionError: there is no such backend, or no key for it.
+            OptionError: there is no such backend, or its key or address is missing.
         """
         if self.backend not in BACKENDS:
             raise OptionError(
@@ -93,7 +93,7 @@ class Model:
         return arguments
 
     def describe(self) -> str:
-        """The backend and the server, without a password in its address."""
+        """Return the backend and its server, for people. No password is in it."""
         if self.base_url is None:
             return self.backend
         parts = urlsplit(self.base_url)
@@ -102,14 +102,14 @@ class Model:
 
 
 class Completion:
-    """One question to an RLM, whose cells run in a container.
+    """Asks an RLM one question. Its cells run in a container.
 
     Args:
-        question: what to ask.
-        context: what to look into; without one the question itself is the context.
+        question: the question.
+        context: the text or data to look into; without it, the question is the context.
         model: the root model.
-        sub_model: answers ``llm_query()`` in cells; the root model if there is none.
-        options: those of the sandbox.
+        sub_model: answers ``llm_query()`` in cells; the root model by default.
+        options: options of the sandbox.
         on_turn: called after each turn.
         limits: further arguments of ``rlm.RLM``: ``max_iterations``, ``max_timeout`` (seconds),
             ``max_budget`` (US dollars), ``max_tokens``, ``max_errors``, ``max_depth``.
@@ -159,7 +159,7 @@ class Completion:
 
     @property
     def trajectory(self) -> Trajectory:
-        """What has been done, until now or to the end."""
+        """What the RLM has done so far."""
         took = self._so_far.seconds
         if not took and self._start is not None:
             took = time.perf_counter() - self._start
@@ -169,12 +169,12 @@ class Completion:
         """Ask, and wait for the answer.
 
         Returns:
-            What was done for it. There is an ``answer`` in it.
+            The trajectory, with its ``answer``.
 
         Raises:
             CompletionError: the model failed, or a limit was reached.
-            ContainersError: there is no sandbox to be had.
-            KeyboardInterrupt: Ctrl-C.
+            ContainersError: the sandbox could not start, or was lost.
+            KeyboardInterrupt: the user pressed Ctrl-C.
         """
         self._start = time.perf_counter()
         self._so_far = replace(self._so_far, started=datetime.now(UTC))
@@ -238,7 +238,7 @@ def _describe_environment(
 
 
 def _without_keys(text: str, *models: Model | None) -> str:
-    """What a server says of a bad key may have the key in it."""
+    """Remove keys from an error: a server may quote a key that it refuses."""
     for model in models:
         key = os.environ.get(model.key_variable) if model else None
         if key:

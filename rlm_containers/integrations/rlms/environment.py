@@ -31,13 +31,13 @@ class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):
         validate_custom_tools(kwargs.get("custom_tools"))
         ContainerREPL.__init__(self, *args, **kwargs)
 
-    def execute_code(self, code: str) -> ContainerResult:
-        """Run a cell and give its outcome as rlms's ``REPLResult``."""
-        return ContainerResult(self.run_cell(code), self.sandbox)
+    def execute_code(self, code: str) -> ContainerResult:  # type: ignore[override]
+        """Run a cell and return its result as rlms's ``REPLResult``."""
+        return ContainerResult(super().execute_code(code), self.sandbox)
 
-    async def aexecute_code(self, code: str) -> ContainerResult:
-        """The same for an event loop."""
-        return ContainerResult(await self.arun_cell(code), self.sandbox)
+    async def aexecute_code(self, code: str) -> ContainerResult:  # type: ignore[override]
+        """As :meth:`execute_code`, for an event loop."""
+        return ContainerResult(await super().aexecute_code(code), self.sandbox)
 
 
 class ContainerResult(REPLResult):

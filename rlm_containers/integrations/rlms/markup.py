@@ -1,4 +1,4 @@
-"""Making HTML of what nobody trusts: text, code and pictures that models and containers made."""
+"""Makes HTML of untrusted text, code and pictures, which models and containers made."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from pygments.lexers.python import PythonLexer
 from rlm_containers.integrations.rlms.trajectory import Figure
 
 #: Characters of one text that are shown.
-_MOST = 200_000
+_MAX_TEXT = 200_000
 
-#: Bytes of one picture that are shown.
-_LARGEST = 10 * 1024**2
+#: The most bytes of a picture that is shown.
+_MAX_PICTURE = 10 * 1024**2
 
-# In an <img> a browser runs no script of any of them, an SVG's neither.
+# In an <img>, a browser runs no script, not even that of an SVG.
 _PICTURES = frozenset(("image/gif", "image/jpeg", "image/png", "image/svg+xml", "image/webp"))
 
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])?")
-# What HTML cannot have in it; and marks that make text run in the other direction.
+# Characters that HTML cannot contain, and marks that reverse the direction of text.
 _IMPOSSIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
 )
 
-# "nowrap": the <pre> around it is ours.
+# Without a <pre>: code_block() adds it.
 _FORMATTER = HtmlFormatter(nowrap=True)
 
 
 def escape(text: str) -> str:
-    """Text as a part of HTML, of an attribute too, cut if it is very long."""
-    cut = len(text) - _MOST
-    text = _IMPOSSIBLE.sub("\N{REPLACEMENT CHARACTER}", _ESCAPES.sub("", text[:_MOST]))
+    """Return text as HTML, for elements and attributes, cut if it is very long."""
+    cut = len(text) - _MAX_TEXT
+    text = _IMPOSSIBLE.sub("\N{REPLACEMENT CHARACTER}", _ESCAPES.sub("", text[:_MAX_TEXT]))
     return html.escape(text) + (f" … {cut:,} characters more" if cut > 0 else "")
 
 
 def element(name: str, *children: str, classes: str = "", **attributes: str) -> str:
-    """An element. Its children are HTML already, its attributes are not."""
+    """Return an element. Its children are HTML already, its attributes are plain text."""
     if classes:
         attributes["class"] = classes
     words = "".join(f' {key}="{escape(value)}"' for key, value in attributes.items())
@@ -48,27 +48,26 @@ def element(name: str, *children: str, classes: str = "", **attributes: str) -> 
 
 
 def details(summary: str, *children: str, classes: str = "", is_open: bool = False) -> str:
-    """Something that can be opened and shut, with HTML in it."""
-    # Without a script: <details> needs none.
+    """Return a part of the page that opens and closes. All arguments are HTML already."""
     attributes = {"open": ""} if is_open else {}
     return element("details", element("summary", summary), *children, classes=classes, **attributes)
 
 
 def text_block(text: str, classes: str = "") -> str:
-    """Text with its line breaks; nothing if there is none."""
+    """Return text with its line breaks; an empty string if there is none."""
     return element("pre", escape(text), classes=classes) if text.strip() else ""
 
 
 def code_block(code: str) -> str:
-    """Python, in colours."""
-    text = _IMPOSSIBLE.sub("\N{REPLACEMENT CHARACTER}", code[:_MOST])
+    """Return Python code with colours."""
+    text = _IMPOSSIBLE.sub("\N{REPLACEMENT CHARACTER}", code[:_MAX_TEXT])
     return element(
         "pre", element("code", highlight(text, PythonLexer(), _FORMATTER)), classes="code"
     )
 
 
 def style_of_code() -> str:
-    """The style sheet that goes with :func:`code_block`, for light and for dark."""
+    """Return the style sheet of :func:`code_block`, light and dark."""
     light, dark = (
         HtmlFormatter(style=style).get_style_defs(".code")  # type: ignore[no-untyped-call]
         for style in ("default", "github-dark")
@@ -77,10 +76,10 @@ def style_of_code() -> str:
 
 
 def picture(figure: Figure) -> str:
-    """A picture, or a line that says why it is not shown."""
+    """Return a picture, or a line that says why it is not shown."""
     if figure.mime_type not in _PICTURES:
         return element("p", escape(f"{figure.name} ({figure.mime_type})"), classes="aside")
-    if len(figure.data) > _LARGEST:
+    if len(figure.data) > _MAX_PICTURE:
         size = f"{len(figure.data) / 1024**2:.1f} MiB"
         return element("p", escape(f"{figure.name} is too large: {size}"), classes="aside")
     data = base64.b64encode(figure.data).decode("ascii")
@@ -89,7 +88,7 @@ def picture(figure: Figure) -> str:
 
 
 def seconds(number: float) -> str:
-    """A time, for people."""
+    """Return a time for people to read."""
     if number < 0.9995:
         return f"{number * 1000:.0f} ms"
     if number < 99.95:
@@ -99,7 +98,7 @@ def seconds(number: float) -> str:
 
 
 def rows(pairs: Iterable[tuple[str, str]]) -> str:
-    """A table of names and values, both text."""
+    """Return a table of names and values, both plain text."""
     return element(
         "table",
         *(

@@ -1,4 +1,4 @@
-"""The page itself."""
+"""The report on a trajectory: one page of HTML."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from rlm_containers.integrations.rlms.trajectory import (
     Turn,
 )
 
-# No script runs on the page and nothing is fetched by it, whatever has got into it.
+# Whatever has got into the page, no script runs on it and it fetches nothing.
 _POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
 
-# The cells in a message, which are shown by themselves.
+# The cells in a message. They are shown separately.
 _CELLS = re.compile(r"```repl\s*\n.*?\n```", re.DOTALL)
 
-#: Recursive RLMs within recursive RLMs that are shown.
+#: How many levels of recursive RLMs are shown.
 _DEPTH = 8
 
 
@@ -52,7 +52,7 @@ def write_report(trajectory: Trajectory, path: Path) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(page)
-        # mkstemp makes files that only their owner can read; a report is like any other file.
+        # mkstemp makes files that only their owner can read. A report is an ordinary file.
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(name, 0o666 & ~mask)
@@ -63,9 +63,9 @@ def write_report(trajectory: Trajectory, path: Path) -> None:
 
 
 def render_report(trajectory: Trajectory) -> str:
-    """A page of HTML: the question and the answer, times, turns, cells, calls and figures.
+    """Return a page of HTML: question and answer, times, turns, cells, calls and figures.
 
-    All of it is in the page, styles and pictures too; it needs no script and no network.
+    The page contains its styles and pictures. It needs no script and no network.
     """
     title = trajectory.question or trajectory.model
     style = (
@@ -81,7 +81,7 @@ def render_report(trajectory: Trajectory) -> str:
     )
     body = element(
         "main",
-        _outcome(trajectory),
+        _answer(trajectory),
         _facts(trajectory),
         _timeline(trajectory),
         element("h2", "Turns"),
@@ -91,12 +91,11 @@ def render_report(trajectory: Trajectory) -> str:
     return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
 
 
-def _outcome(trajectory: Trajectory) -> str:
+def _answer(trajectory: Trajectory) -> str:
+    heading = element("h1", escape(trajectory.question or "A completion"))
     if trajectory.answer is not None:
-        outcome = element("h2", "Answer") + text_block(trajectory.answer, "answer")
-    else:
-        outcome = element("h2", "No answer") + text_block(trajectory.error or "", "error")
-    return element("h1", escape(trajectory.question or "A completion")) + outcome
+        return heading + element("h2", "Answer") + text_block(trajectory.answer, "answer")
+    return heading + element("h2", "No answer") + text_block(trajectory.error or "", "error")
 
 
 def _facts(trajectory: Trajectory) -> str:
@@ -123,14 +122,14 @@ def _facts(trajectory: Trajectory) -> str:
 
 
 def _timeline(trajectory: Trajectory) -> str:
-    """A bar for each turn: how much of it was the model, its cells, and what they asked."""
+    """Return a bar for each turn: the time of the model, of its cells, and of their calls."""
     longest = max((turn.seconds for turn in trajectory.turns), default=0.0)
     if not longest:
         return ""
     bars = []
     for number, turn in enumerate(trajectory.turns, 1):
         in_cells = min(turn.seconds, sum(cell.seconds for cell in turn.cells))
-        # Calls that run at the same time take longer together than their cell.
+        # Together, calls that run at the same time take longer than their cell.
         in_calls = sum(
             min(cell.seconds, sum(call.seconds for call in cell.calls)) for cell in turn.cells
         )

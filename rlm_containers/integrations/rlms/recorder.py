@@ -1,4 +1,4 @@
-"""What rlms records of an RLM, as a trajectory of ours."""
+"""Records the turns of an RLM as parts of a Trajectory."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from rlm_containers.integrations.rlms.trajectory import (
 
 logger = logging.getLogger("rlm_containers")
 
-#: Bytes of one figure that are kept for the report.
+#: The most bytes of a figure that is kept for the report.
 _LARGEST_FIGURE = 10 * 1024**2
 
 
 class Recorder(RLMLogger):
-    """Takes down the turns of the root model, as rlms's logger.
+    """A logger of rlms that records the turns of the root model.
 
     Args:
-        on_turn: called after each.
+        on_turn: called after each turn.
 
     Attributes:
-        turns: what there has been until now.
+        turns: the turns so far.
     """
 
     def __init__(self, on_turn: Callable[[Turn], None] | None) -> None:
@@ -43,7 +43,7 @@ class Recorder(RLMLogger):
         self._on_turn = on_turn
 
     def log(self, iteration: RLMIteration) -> None:
-        """Take down one turn. rlms calls it."""
+        """Record one turn. rlms calls this."""
         super().log(iteration)
         figures = [_figures(block.result) for block in iteration.code_blocks]
         raw: dict[str, Any] = iteration.to_dict()  # type: ignore[no-untyped-call]
@@ -54,7 +54,7 @@ class Recorder(RLMLogger):
 
 
 def _figures(result: object) -> tuple[Figure, ...]:
-    """The pictures of a result, while their files are still there."""
+    """Fetch the pictures of a result now, while their files exist."""
     if not isinstance(result, ContainerResult):
         return ()
     found = []
@@ -113,7 +113,7 @@ def _call(raw: Mapping[str, Any]) -> TrajectoryCall:
 
 
 def usage_of(summary: UsageSummary) -> tuple[ModelUsage, ...]:
-    """What each model has cost, as rlms has added it up."""
+    """Return what each model has used, as rlms counted it."""
     return tuple(
         ModelUsage(
             model=model,

@@ -1,4 +1,4 @@
-"""What an RLM did for one answer: its turns, their cells, and the calls of language models."""
+"""What an RLM did for one answer: its turns, their cells, and the language model calls in them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from datetime import datetime
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A picture that a cell has made.
+    """A picture that a cell made.
 
     Attributes:
         name: the name of its file.
-        mime_type: for instance ``"image/png"``.
-        data: what is in the file. It comes from a container.
+        mime_type: such as ``"image/png"``.
+        data: the contents of the file, which come from a container.
     """
 
     name: str
@@ -24,14 +24,14 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryCall:
-    """A call of a language model that a cell made.
+    """A language model call of a cell.
 
     Attributes:
         model: the model's name.
-        prompt: what was asked; messages as JSON.
+        prompt: the prompt; messages as JSON.
         response: the answer.
         seconds: how long it took.
-        trajectory: what a recursive RLM did for the answer, if it was one.
+        trajectory: what the child RLM of a recursive call did; ``None`` for a plain call.
     """
 
     model: str
@@ -47,11 +47,11 @@ class TrajectoryCell:
 
     Attributes:
         code: its source.
-        stdout: what it printed.
-        stderr: the same for standard error, tracebacks included.
-        seconds: how long it ran, calls of language models included.
-        variables: what there was after it, as short forms by their names.
-        calls: what it asked.
+        stdout: its standard output.
+        stderr: its standard error, tracebacks included.
+        seconds: how long it ran, language model calls included.
+        variables: the variables after it: a short form of each by its name.
+        calls: its language model calls.
         figures: the pictures that it made.
     """
 
@@ -70,8 +70,8 @@ class Turn:
 
     Attributes:
         response: the message.
-        seconds: how long it took, the cells included.
-        cells: its cells.
+        seconds: how long the turn took, its cells included.
+        cells: the cells.
     """
 
     response: str
@@ -81,7 +81,15 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelUsage:
-    """What one model has cost. ``cost`` is in US dollars, where the provider tells."""
+    """What one model has used.
+
+    Attributes:
+        model: the model's name.
+        calls: how often it was called.
+        input_tokens: tokens that it read.
+        output_tokens: tokens that it wrote.
+        cost: in US dollars; ``None`` if the provider does not say.
+    """
 
     model: str
     calls: int
@@ -92,20 +100,20 @@ class ModelUsage:
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """The way to an answer.
+    """What an RLM did for one answer.
 
     Attributes:
         model: the name of the root model.
-        turns: what was done.
-        question: what was asked.
-        context: what there was to look into: names, and the number of characters.
+        turns: its turns.
+        question: the question.
+        context: the name of each context, and its length in characters.
         answer: the answer; ``None`` if there is none.
-        error: why there is none.
-        backend: whose API the model was asked through.
-        environment: where the cells ran: the image, say, by what to call it.
-        started: when.
+        error: why there is no answer.
+        backend: the backend and server of the model, for people.
+        environment: where the cells ran, as labels and values: ``("image", "python:3.12")``.
+        started: when it began.
         seconds: how long it took.
-        usage: what it has cost.
+        usage: what each model has used.
     """
 
     model: str
@@ -122,10 +130,10 @@ class Trajectory:
 
     @property
     def cells(self) -> Iterator[TrajectoryCell]:
-        """The cells of all turns, those of recursive calls not among them."""
+        """The cells of all turns, without those of recursive calls."""
         return (cell for turn in self.turns for cell in turn.cells)
 
     @property
     def calls(self) -> Iterator[TrajectoryCall]:
-        """The calls that these cells made."""
+        """The language model calls of these cells."""
         return (call for cell in self.cells for call in cell.calls)

@@ -7,7 +7,7 @@ from rlm_containers.sessions.places import sessions_directory
 from rlm_containers.sessions.transfer import export_session
 
 from rlm_containers import Sandbox
-from tests.engine.values import VALUES
+from tests.behaviour.values import VALUES
 
 out = pathlib.Path(sys.argv[1]); out.mkdir(parents=True, exist_ok=True)
 image = "localhost/rlm-containers/python:3.11-slim-compiled"

@@ -1,4 +1,4 @@
-"""``rlm-containers ask``: real rlms, a server that speaks OpenAI's protocol, and no engine."""
+"""``rlm-containers ask`` with real rlms and an OpenAI-compatible server, without an engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ANSWER = "```repl\nanswer['content'] = y + '!'\nanswer['ready'] = True\n```"
 
 @pytest.fixture(autouse=True)
 def collected() -> Iterator[None]:
-    """Nothing is left for the tests of other modules to warn of."""
+    """Collect garbage here, so that its warnings do not appear in other modules' tests."""
     yield
     gc.collect()
 
@@ -60,7 +60,7 @@ def test_a_question_about_a_text(program: Program, text: str, tmp_path: Path) ->
     assert third.startswith("turn 3: ")
     assert reported == f"report: {report}"
     assert summary.endswith("turns: 3, cells: 3, calls: 1, 40 tokens")
-    # What the model was asked, and with which key.
+    # The requests to the server, and their key.
     assert {request["key"] for request in server.requests} == {KEY}
     assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
     assert [request["model"] for request in server.requests] == ["root", "root", "other", "root"]
@@ -73,25 +73,25 @@ def test_a_question_about_a_text(program: Program, text: str, tmp_path: Path) ->
 
 
 def test_json(program: Program, text: str) -> None:
-    # Without another model for it, the query of the cell is the root's to answer.
+    # Without --sub-model the root model answers llm_query().
     with serve_openai(QUERY, "said", ANSWER) as server:
         done = program(
             "ask", "What?", "--context", text, "--context", text, "--model", "root", "--json",
             "--base-url", server.url, "--max-tokens", "1000",
         )  # fmt: skip
     found = json.loads(done.stdout)
-    # One file that is named twice is one file.
+    # The same file given twice is one file.
     assert (done.returncode, found["turns"], found["cells"], found["calls"]) == (0, 2, 2, 1)
     assert found["answer"] == "said!"
     (usage,) = found["usage"]
     assert usage == {
         "model": "root", "calls": 3, "input_tokens": 21, "output_tokens": 9, "cost": None,
     }  # fmt: skip
-    # No key was there, and none was needed: the server is one's own.
+    # With --base-url no key is needed.
     assert {request["key"] for request in server.requests} == {"EMPTY"}
 
 
-def test_the_trace_shows_cells_and_what_they_print(program: Program) -> None:
+def test_the_trace_shows_cells_and_their_output(program: Program) -> None:
     with serve_openai(
         "```repl\nx = 1\nprint('out')\n1/0\n```", "```repl\ny = 'z'\n```\n" + ANSWER
     ) as s:
@@ -127,7 +127,7 @@ def test_a_model_that_fails(program: Program, tmp_path: Path) -> None:
     page = report.read_text()
     assert "No answer" in page
     assert "Let me look." in page  # what was done until then
-    assert KEY not in page + done.stderr  # the server has said it
+    assert KEY not in page + done.stderr  # although the server's error contains it
 
 
 def test_a_limit(program: Program) -> None:

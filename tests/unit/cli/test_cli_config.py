@@ -1,4 +1,4 @@
-"""``rlm-containers config``, and what the other commands make of the configuration."""
+"""``rlm-containers config``, and how other commands use the configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.unit.terminal import Program
 
 @pytest.fixture
 def file(program: Program) -> Path:
-    """The configuration file, which is not there yet."""
+    """Return the path of the configuration file, which does not exist yet."""
     path = program.home / "config" / "rlm-containers" / "config.toml"
     path.parent.mkdir(parents=True)
     return path
@@ -22,7 +22,7 @@ def test_the_path(program: Program, file: Path) -> None:
     assert program("config", "path").stdout == f"{file}\n"
 
 
-def test_where_each_value_comes_from(program: Program, file: Path) -> None:
+def test_show_names_the_source_of_each_value(program: Program, file: Path) -> None:
     file.write_text('image = "a:1"\n[env]\nSECRET = "xyz"\n[profiles.big]\nmemory = "2g"\n')
     arguments = ("config", "show", "--profile", "big", "--pids", "64", "--json")
     done = program(*arguments, RLM_CONTAINERS_CPUS="0.5")
@@ -38,7 +38,7 @@ def test_where_each_value_comes_from(program: Program, file: Path) -> None:
     assert "xyz" not in table + done.stdout
 
 
-def test_a_mistake_in_the_file(program: Program, file: Path) -> None:
+def test_a_wrong_file(program: Program, file: Path) -> None:
     file.write_text("memroy = 1\n")
     for arguments in (["config", "check"], ["config", "show"], ["run", "-c", "1"]):
         done = program(*arguments)
@@ -50,15 +50,15 @@ def test_a_mistake_in_the_file(program: Program, file: Path) -> None:
     assert check["status"] == "failed"
 
 
-def test_a_file_that_is_right(program: Program, file: Path) -> None:
-    assert "which is fine" in program("config", "check").stdout
+def test_a_correct_file(program: Program, file: Path) -> None:
+    assert "none is needed" in program("config", "check").stdout
     file.write_text('[profiles.big]\nmemory = "2g"\n')
     done = program("config", "check", RLM_CONTAINERS_MEMROY="1g")
-    assert (done.returncode, done.stdout) == (0, f"{file} is right, with the profiles big.\n")
+    assert (done.returncode, done.stdout) == (0, f"{file} is correct, with the profiles big.\n")
     assert "RLM_CONTAINERS_MEMROY is no option" in done.stderr
 
 
-def test_a_command_takes_what_is_configured(program: Program, file: Path) -> None:
+def test_commands_use_the_configuration(program: Program, file: Path) -> None:
     file.write_text('[env]\nPLACE = "file"\n[profiles.other]\nenv = { PLACE = "profile" }\n')
     code = "import os; print(os.environ['PLACE'])"
     assert program("run", "-c", code).stdout == "file\n"

@@ -1,4 +1,4 @@
-"""Help, completion, ``ps`` and everything else that starts no container."""
+"""Help, completion, ``ps``, ``prune`` and the log, which start no container."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_command_is_documented(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["run", "repl", "ask"])
-def test_every_option_of_the_sandbox_is_an_option_with_help(command: str) -> None:
+def test_every_option_of_the_sandbox_has_help(command: str) -> None:
     _, _, text = help_of(command).partition("Options of the sandbox:")
     flat = " ".join(text.split())
     for field in dataclasses.fields(SandboxOptions):
@@ -72,13 +72,13 @@ def test_every_option_of_the_sandbox_is_an_option_with_help(command: str) -> Non
     assert ":func:" not in flat
 
 
-def test_a_word_that_is_no_command(program: Program) -> None:
+def test_a_misspelt_command(program: Program) -> None:
     done = program("rnu")
     assert done.returncode == 2
     assert "Did you mean 'run'?" in done.stderr
 
 
-def test_without_a_command_there_is_help(program: Program) -> None:
+def test_no_command_prints_help(program: Program) -> None:
     done = program()
     assert "Usage: rlm-containers" in done.stdout + done.stderr
 
@@ -88,7 +88,7 @@ def test_the_version(program: Program) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_for_a_shell(shell: str) -> None:
+def test_completion_scripts(shell: str) -> None:
     done = CliRunner().invoke(program, ["completion", shell])
     assert done.exit_code == 0
     assert "_RLM_CONTAINERS_COMPLETE" in done.output
@@ -144,7 +144,7 @@ RECORD = {
 
 @pytest.fixture
 def engines(bin_: Path) -> Program:
-    """The command line, with a docker that has two containers and a podman that has none."""
+    """Return the command line with a docker that has two containers and an empty podman."""
     docker, podman = fake_docker(bin_), fake_podman(bin_)
     gone = {**RECORD, "Names": "rlm-2\x1b[2J", "State": "exited"}
     dead = replace(Owner.current(), pid=999999999)
@@ -180,7 +180,7 @@ def test_ps_as_json(engines: Program) -> None:
     assert (second["owner"], second["owner_alive"]) == (999999999, False)
 
 
-def test_prune_says_what_would_go(engines: Program) -> None:
+def test_prune_dry_run(engines: Program) -> None:
     found = json.loads(engines("prune", "--dry-run", "--json").stdout)
     assert found == {
         "containers": ["rlm-2\x1b[2J"], "networks": ["rlm-net"], "workspaces": [], "errors": []
@@ -188,21 +188,21 @@ def test_prune_says_what_would_go(engines: Program) -> None:
     done = engines("prune", "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split() for line in done.stdout.splitlines()] == [
-        ["KIND", "NAME", "WHAT", "BECAME", "OF", "IT"],
-        ["container", "rlm-2\ufffd[2J", "would", "go"],
-        ["network", "rlm-net", "would", "go"],
+        ["KIND", "NAME", "RESULT"],
+        ["container", "rlm-2\ufffd[2J", "would", "be", "removed"],
+        ["network", "rlm-net", "would", "be", "removed"],
     ]
 
 
-def test_prune_says_what_could_not_go(engines: Program) -> None:
-    # These engines know no command that removes networks.
+def test_prune_reports_failures(engines: Program) -> None:
+    # The fake engines know no command that removes networks.
     done = engines("prune")
     assert done.returncode == 1
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["KIND", "container"]
     assert done.stderr.startswith("error: docker could not remove the network rlm-net: ")
 
 
-def test_prune_where_nothing_is_left(engines: Program) -> None:
+def test_prune_with_nothing_to_remove(engines: Program) -> None:
     done = engines("prune", "--runtime", "podman")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "nothing is left behind\n")
 
@@ -223,7 +223,7 @@ def test_ps_in_a_terminal(engines: Program) -> None:
 
 def test_ps_without_any_engine(bin_: Path) -> None:
     done = Program(bin_.parent / "home")("ps")
-    # The runtime without containers that the tests have is there, and has none.
+    # The tests' runtime answers, and has no containers.
     assert (done.returncode, done.stderr) == (0, "")
     done = Program(bin_.parent / "home")("ps", "--runtime", "docker")
     assert done.returncode == 125

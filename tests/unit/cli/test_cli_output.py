@@ -1,4 +1,4 @@
-"""What of a container's output reaches a terminal."""
+"""The part of a container's output that reaches a terminal, and progress bars."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 
 import pytest
 
-from rlm_containers.cli.terminal import OutputWriter, harmless
+from rlm_containers.cli.terminal import OutputWriter, Steps, harmless
 
 
 class Screen(io.StringIO):
-    """A stream that is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -24,7 +24,7 @@ CASES = [
     ("\x1b]52;c;aGVsbG8=\x1b\\text", "]52;c;aGVsbG8=\\text"),  # the clipboard
     ("\x1b[2J\x1b[Hgone", "[2J[Hgone"),
     ("\x1b[1Aup", "[1Aup"),
-    ("\x1b[6nwhere", "[6nwhere"),  # an answer would be typed
+    ("\x1b[6nwhere", "[6nwhere"),  # the terminal would type an answer
     ("\x9b2J\x90q\x9c", "2Jq"),
     ("\x00\x07\x7f", ""),
     ("\x1b\x1b[31mx", "\x1b[31mx"),
@@ -32,14 +32,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("text", "shown"), CASES)
-def test_a_terminal_gets_colours_and_nothing_else_that_acts(text: str, shown: str) -> None:
+def test_a_terminal_gets_no_control_sequences_but_colours(text: str, shown: str) -> None:
     screen = Screen()
     OutputWriter(screen).write(text)
     assert screen.getvalue() == shown
 
 
 @pytest.mark.parametrize(("text", "shown"), CASES)
-def test_it_makes_no_difference_where_output_is_cut(text: str, shown: str) -> None:
+def test_control_sequences_in_pieces(text: str, shown: str) -> None:
     screen = Screen()
     writer = OutputWriter(screen)
     for char in text:
@@ -47,20 +47,20 @@ def test_it_makes_no_difference_where_output_is_cut(text: str, shown: str) -> No
     assert screen.getvalue() == shown
 
 
-def test_what_is_no_terminal_gets_it_all() -> None:
+def test_a_file_gets_everything() -> None:
     file = io.StringIO()
     OutputWriter(file).write("\x1b]0;a title\x07\x00")
     assert file.getvalue() == "\x1b]0;a title\x07\x00"
 
 
-def test_a_locale_without_the_characters() -> None:
+def test_an_encoding_that_lacks_characters() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     OutputWriter(stream).write("naïve ✓\n")
     assert raw.getvalue() == b"na\\xefve \\u2713\n"
 
 
-def test_whether_a_line_is_finished() -> None:
+def test_in_line() -> None:
     writer = OutputWriter(Screen())
     assert not writer.in_line
     writer.write("a")
@@ -80,6 +80,38 @@ def test_whether_a_line_is_finished() -> None:
         (5, "5"),
     ],
 )
-def test_a_line_in_a_message(text: object, line: str) -> None:
+def test_harmless(text: object, line: str) -> None:
     assert harmless(text) == line
     assert harmless("x" * 2000) == "x" * 1000
+
+
+# Progress
+
+DOCKER_PULL = """\
+3.11-slim: Pulling from library/python
+af302e5c37e9: Pulling fs layer
+eeae4b9a4d45: Already exists
+af302e5c37e9: Verifying Checksum
+af302e5c37e9: Download complete
+af302e5c37e9: Pull complete
+Digest: sha256:4c8f8b1c
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "progress"),
+    [
+        (DOCKER_PULL, [(0, 0), (0, 1), (1, 2), (1, 2), (1, 2), (2, 2), (2, 2)]),
+        ("Step 1/4 : FROM x\n ---> abc\nStep 2/4 : RUN y", [(0, 4), (0, 4), (1, 4)]),
+        ("STEP 1/3: FROM x\nSTEP 3/3: RUN y", [(0, 3), (2, 3)]),
+        ("#5 [2/4] RUN pip\n#6 [base 1/2] FROM z\n#5 DONE 0.3s", [(1, 4), (1, 4), (1, 4)]),
+        ("Copying blob sha256:abc\nWriting manifest", [(0, 0), (0, 0)]),
+        ("Step 9/0 : x", [(0, 0)]),
+    ],
+)
+def test_steps(log: str, progress: list[tuple[int, int]]) -> None:
+    steps, seen = Steps(), []
+    for line in log.splitlines():
+        steps.read(line)
+        seen.append((steps.done, steps.total))
+    assert seen == progress

@@ -18,7 +18,7 @@ CTRL_C, CTRL_D = "\x03", "\x04"
 
 
 class Conversation:
-    """A prompt, and the cells that are typed at it."""
+    """Types cells and commands at a prompt."""
 
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def conversation(made_bundle: Bundle, home: Path) -> Iterator[Conversation]:
-    """One that the tests of this module share."""
+    """Start a prompt that the tests of this module share."""
     program = Program(home, RLM_CONTAINERS_RUNTIME="local")
     with program.terminal("repl") as terminal:
         yield Conversation(terminal)
@@ -67,12 +67,12 @@ def test_values_are_shown_and_variables_live_on(conversation: Conversation) -> N
 
 
 def test_a_cell_of_several_lines(conversation: Conversation) -> None:
-    # The second and third line are indented by the prompt, and an empty one ends the block.
+    # The prompt indents the second and third line; an empty line ends the block.
     conversation.cell("for i in range(2):\rif i:\rprint('i is', i)\r", "i is 1")
     conversation.cell("('a'\r'b')", "'ab'")
 
 
-def test_a_mistake(conversation: Conversation) -> None:
+def test_errors(conversation: Conversation) -> None:
     conversation.cell("1 / 0", "ZeroDivisionError: division by zero")
     conversation.cell("1 +* 2", "SyntaxError: invalid syntax")
 
@@ -92,11 +92,11 @@ def test_completion_of_attributes(conversation: Conversation) -> None:
     conversation.cell("", "'aha'")
 
 
-def test_what_cells_are_promised_is_completed_too(conversation: Conversation) -> None:
+def test_completion_of_the_names_that_every_cell_has(conversation: Conversation) -> None:
     conversation.prompt()
     conversation.terminal.type("SHOW\t")
     conversation.terminal.see("> SHOW_VARS")
-    conversation.terminal.type(CTRL_C)  # gives up the line
+    conversation.terminal.type(CTRL_C)  # discards the line
     conversation.cell("'next'", "'next'")
 
 
@@ -132,7 +132,7 @@ def test_commands(conversation: Conversation, home: Path) -> None:
     conversation.command(":wrong", "There is no :wrong")
 
 
-def test_history_is_there_the_next_time(conversation: Conversation, home: Path) -> None:
+def test_history_is_kept_for_the_next_time(conversation: Conversation, home: Path) -> None:
     conversation.cell("'to be remembered'", "'to be remembered'")
     file = home / "state" / "rlm-containers" / "history"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -197,8 +197,8 @@ def test_without_a_terminal(program: Program) -> None:
         ("match x:\n    case 1: pass\n", True),
         ("@decorator", False),
         ("a\\", False),
-        ("type X[T = int] = T", True),  # whatever this Python thinks of it
+        ("type X[T = int] = T", True),  # valid from Python 3.12 on
     ],
 )
-def test_when_a_cell_is_complete(code: str, complete: bool) -> None:
+def test_is_complete(code: str, complete: bool) -> None:
     assert is_complete(code) == complete

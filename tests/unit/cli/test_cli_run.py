@@ -26,7 +26,7 @@ def test_a_cell_from_an_argument(program: Program) -> None:
         ("import os; os.kill(os.getpid(), 9)", 137, "was killed by SIGKILL"),
     ],
 )
-def test_the_exit_code_is_the_cells(program: Program, code: str, exit_code: int, said: str) -> None:
+def test_the_exit_code_of_the_cell(program: Program, code: str, exit_code: int, said: str) -> None:
     done = program("run", "-c", f"print('out')\n{code}")
     assert (done.returncode, done.stdout) == (exit_code, "out\n")
     assert said in done.stderr
@@ -40,7 +40,7 @@ def test_a_file_with_arguments(program: Program, tmp_path: Path) -> None:
     assert 'File "<program.py>", line 2' in done.stderr
 
 
-def test_standard_input_is_a_program_too(program: Program) -> None:
+def test_a_program_from_standard_input(program: Program) -> None:
     assert program("run", "-", input_="print('in')").stdout == "in\n"
     assert program("run", input_="import sys; sys.exit(4)").returncode == 4
 
@@ -101,7 +101,7 @@ def test_wrong_usage(program: Program, arguments: list[str], said: str) -> None:
     assert said in done.stderr
 
 
-def test_files_that_are_no_text(program: Program, tmp_path: Path) -> None:
+def test_files_that_are_not_text(program: Program, tmp_path: Path) -> None:
     file = tmp_path / "bytes"
     file.write_bytes(b"\xff\xfe\x00")
     for arguments in (["--context", str(file), "-c", "1"], [str(file)]):
@@ -140,7 +140,7 @@ def test_figures(program: Program, tmp_path: Path) -> None:
     assert second.startswith(f"figure: {place}/figure-1.png (image/png, ")
     for path in place.iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
-    # What is there stays as it is.
+    # Existing files are kept.
     found = json.loads(program("run", "--json", *options, "-c", PLOT).stdout)
     assert [figure["path"] for figure in found["artifacts"]] == [
         f"{place}/plot-2.png",
@@ -149,7 +149,7 @@ def test_figures(program: Program, tmp_path: Path) -> None:
     assert len(list(place.iterdir())) == 4
 
 
-def test_the_limit_of_time(program: Program) -> None:
+def test_cell_timeout(program: Program) -> None:
     done = program("run", "--cell-timeout", "0.2", "-c", "import time; time.sleep(60)")
     assert done.returncode == 124
     assert "KeyboardInterrupt" in done.stderr
@@ -166,7 +166,7 @@ def test_ctrl_c_interrupts_the_cell(program: Program) -> None:
         assert "^Cend" in terminal.lines
 
 
-def test_ctrl_c_three_times_gives_up_a_cell_that_will_not_end(program: Program) -> None:
+def test_ctrl_c_three_times_gives_up_the_sandbox(program: Program) -> None:
     code = (
         "import time\nprint('go', flush=True)\nwhile True:\n  try: time.sleep(60)\n"
         "  except KeyboardInterrupt: print('no', flush=True)"
@@ -200,7 +200,7 @@ def test_a_cells_output_cannot_act_on_the_terminal(program: Program) -> None:
         assert "\x1b[31mred" in terminal.raw
 
 
-def test_the_end_of_a_pipe_is_no_traceback(program: Program, tmp_path: Path) -> None:
+def test_a_closed_pipe_causes_no_traceback(program: Program, tmp_path: Path) -> None:
     import subprocess
     import sys
 

@@ -14,7 +14,7 @@ from tests.unit.terminal import Program
 
 @pytest.fixture(scope="module")
 def kept(made_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Program:
-    """The command line, with a session ``work`` that tests of this module leave as it is."""
+    """Return the command line with a session ``work``, which no test may change."""
     program = Program(tmp_path_factory.mktemp("home"), RLM_CONTAINERS_RUNTIME="local")
     code = "x = 6 * 7\nbig = 'text ' * 1000"
     assert program("run", "--session", "work", "-c", code).returncode == 0
@@ -25,7 +25,7 @@ def listed(program: Program) -> list[str]:
     return [info["name"] for info in json.loads(program("sessions", "list", "--json").stdout)]
 
 
-def test_a_session_goes_on(kept: Program) -> None:
+def test_resuming_a_session(kept: Program) -> None:
     done = kept("run", "--session", "work", "-c", "print(x, len(big))")
     assert (done.returncode, done.stdout) == (0, "42 5000\n")
 
@@ -81,7 +81,7 @@ def test_export_and_import(kept: Program, tmp_path: Path) -> None:
     assert "error: " in done.stderr
 
 
-def test_a_session_that_is_not_there(kept: Program) -> None:
+def test_a_missing_session(kept: Program) -> None:
     for arguments in (["show"], ["snapshots"], ["remove", "--yes"], ["snapshot"]):
         done = kept("sessions", *arguments, "nonesuch")
         assert done.returncode == 125
@@ -106,7 +106,7 @@ def test_removal_asks_first(doomed: Program) -> None:
     assert "doomed" not in listed(doomed)
 
 
-def test_one_at_a_time(doomed: Program) -> None:
+def test_a_session_in_use(doomed: Program) -> None:
     with doomed.terminal("repl", "--session", "doomed") as terminal:
         terminal.see("[1] >")
         terminal.type("x\r")

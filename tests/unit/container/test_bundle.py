@@ -1,4 +1,4 @@
-"""The directory that every container gets: what is in it, who can read it, on which Python it runs."""
+"""The bundle: what is in it, who can read it, and on which Pythons it runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PYENV = Path.home() / ".pyenv" / "versions"
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Another cache, in which there is no bundle yet; it becomes this process's."""
+    """Give this process another cache, without a bundle in it."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     _plan.cache_clear()
     yield tmp_path / "cache"
@@ -34,7 +34,7 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def interpreters() -> list[Path]:
-    """The Pythons of pyenv on this machine."""
+    """Find the Pythons of pyenv on this machine."""
     found = {path.resolve().parent.parent for path in PYENV.glob("*/bin/python")}
     return sorted(path / "bin" / "python" for path in found)
 
@@ -67,9 +67,10 @@ def files(made: Bundle) -> set[str]:
     }
 
 
-def test_what_is_in_it(made_bundle: Bundle) -> None:
+def test_the_bundle_has_the_guest_and_its_packages(made_bundle: Bundle) -> None:
     found = files(made_bundle)
-    assert {f"guest/rlm_guest/{source.name}" for source in GUEST.glob("*.py")} <= found
+    guest = {f"guest/rlm_guest/{source.relative_to(GUEST)}" for source in GUEST.rglob("*.py")}
+    assert guest == {name for name in found if name.startswith("guest/")}
     assert {"dill/dill/__init__.py", "dill/dill/_dill.py"} <= found
     for package in ("requests", "urllib3", "idna", "certifi", "charset_normalizer"):
         assert f"requests/{package}/__init__.py" in found
@@ -77,23 +78,23 @@ def test_what_is_in_it(made_bundle: Bundle) -> None:
     assert {Path(name).parts[0] for name in found} == {"guest", "dill", "requests"}
 
 
-def test_nothing_in_it_belongs_to_one_machine(made_bundle: Bundle) -> None:
+def test_the_bundle_has_nothing_compiled_for_this_machine(made_bundle: Bundle) -> None:
     assert not [name for name in files(made_bundle) if name.endswith((".so", ".pyd", ".dll"))]
     assert not [path for path in made_bundle.path.rglob("*") if path.is_symlink()]
 
 
-def test_it_is_small(made_bundle: Bundle) -> None:
+def test_the_bundle_is_small(made_bundle: Bundle) -> None:
     size = sum(p.stat().st_size for p in made_bundle.path.rglob("*") if p.is_file())
     assert size < 10_000_000
 
 
 def test_the_guest_is_the_one_of_this_version(made_bundle: Bundle) -> None:
-    for source in GUEST.glob("*.py"):
-        copy = made_bundle.path / "guest" / "rlm_guest" / source.name
+    for source in GUEST.rglob("*.py"):
+        copy = made_bundle.path / "guest" / "rlm_guest" / source.relative_to(GUEST)
         assert copy.read_bytes() == source.read_bytes()
 
 
-def test_it_is_made_once(made_bundle: Bundle) -> None:
+def test_the_bundle_is_made_once(made_bundle: Bundle) -> None:
     assert guest_bundle() is made_bundle
     _plan.cache_clear()
     stamp = made_bundle.path.stat().st_mtime_ns
@@ -101,7 +102,7 @@ def test_it_is_made_once(made_bundle: Bundle) -> None:
     assert made_bundle.path.stat().st_mtime_ns == stamp
 
 
-def test_it_is_made_again_when_it_was_removed(fresh: Path) -> None:
+def test_the_bundle_is_made_again_after_its_removal(fresh: Path) -> None:
     made = guest_bundle()
     shutil.rmtree(fresh)
     assert guest_bundle().path.is_dir()
@@ -110,7 +111,7 @@ def test_it_is_made_again_when_it_was_removed(fresh: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o777, 0o022, 0])
-def test_everybody_can_read_it_and_nobody_else_write_it(fresh: Path, mask: int) -> None:
+def test_everybody_can_read_the_bundle_and_only_its_owner_write_it(fresh: Path, mask: int) -> None:
     before = os.umask(0o022)
     os.umask(mask if mask != 0o777 else 0o277)  # the user itself must be able to write
     try:
@@ -122,7 +123,7 @@ def test_everybody_can_read_it_and_nobody_else_write_it(fresh: Path, mask: int) 
         assert mode == (0o755 if path.is_dir() else 0o644), path
 
 
-def test_nothing_half_made_stays(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_nothing_behind(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -157,7 +158,7 @@ def test_a_package_that_is_missing_is_named(fresh: Path, monkeypatch: pytest.Mon
     assert "pip install" in caught.value.remedy
 
 
-def test_many_processes_may_make_it_at_once(fresh: Path) -> None:
+def test_many_processes_may_make_the_bundle_at_once(fresh: Path) -> None:
     program = (
         "import sys\nfrom rlm_containers.container.bundle import guest_bundle\nsys.stdin.readline()\n"
         "made = guest_bundle()\n"
@@ -192,20 +193,25 @@ def test_another_version_of_the_guest_is_another_bundle(
     first = guest_bundle()
     changed = tmp_path / "guest"
     shutil.copytree(GUEST, changed)
-    (changed / "wire.py").write_text((GUEST / "wire.py").read_text() + "# changed\n")
     monkeypatch.setattr(bundle, "_GUEST", changed)
-    _plan.cache_clear()
-    second = guest_bundle()
-    assert first.path != second.path
+    seen = {first.path}
+    for name in ("wire.py", "inner/__init__.py", "inner/more.py"):
+        (changed / "inner").mkdir(exist_ok=True)
+        with open(changed / name, "a") as file:
+            file.write("# changed\n")
+        _plan.cache_clear()
+        made = guest_bundle()
+        assert made.path not in seen, name
+        seen.add(made.path)
+        assert "# changed" in (made.path / "guest" / "rlm_guest" / name).read_text()
     assert first.path.is_dir()  # containers may still have it mounted
-    assert "# changed" in (second.path / "guest" / "rlm_guest" / "wire.py").read_text()
 
 
 # The boot program
 
 
 @pytest.mark.skipif(not interpreters(), reason="there is no pyenv with other Pythons")
-def test_it_runs_on_every_python_that_it_says_and_no_other(
+def test_the_guest_runs_on_every_python_that_is_new_enough(
     made_bundle: Bundle, tmp_path: Path
 ) -> None:
     for python in interpreters():
@@ -259,7 +265,7 @@ def test_an_image_that_has_its_own_dill_uses_that(made_bundle: Bundle, tmp_path:
     assert run_python(program, path=[str(tmp_path)]).stdout == "True\n"
 
 
-def test_modules_in_the_working_directory_are_not_the_guests(
+def test_the_guest_ignores_modules_in_the_working_directory(
     made_bundle: Bundle, tmp_path: Path
 ) -> None:
     for name in ("json", "socket", "rlm_guest", "select", "dill"):
@@ -268,6 +274,6 @@ def test_modules_in_the_working_directory_are_not_the_guests(
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_the_guests_path_has_no_more_than_it_needs(made_bundle: Bundle) -> None:
+def test_each_folder_of_the_guests_path_has_one_package(made_bundle: Bundle) -> None:
     for folder in guest_path(made_bundle):
         assert len(os.listdir(folder)) == 1

@@ -1,6 +1,6 @@
-"""From an image to a guest that is up: the image that is missing, the Python that is, and the rest.
+"""Starting a container: missing images, missing Pythons, and engines that fail.
 
-The engines are command lines that say what real ones say, see ``tests.unit.engines``.
+The engines are programs that print what real ones print, see ``tests.unit.engines``.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ NO_IMAGE = "docker: Error response from daemon: No such image: python:3.11-slim.
 def fake(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> FakeCli:
-    """A command line of each kind."""
+    """A fake docker, and a fake podman."""
     for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
         monkeypatch.delenv(name, raising=False)
     return (fake_docker if request.param == "docker" else fake_podman)(tmp_path)
 
 
 def start(cli: FakeCli, **options: object) -> None:
-    """Start a sandbox that cannot come up; nothing of it may be left."""
+    """Start a sandbox that cannot come up, and check that nothing of it is left."""
     before = set(workspaces_directory().glob("*"))
     box = Sandbox(runtime=str(cli.path), **options)  # type: ignore[arg-type]
     try:
@@ -83,7 +83,7 @@ def test_an_image_with_too_old_a_python(fake: FakeCli) -> None:
     assert len(fake.called("run")) == 1
 
 
-def test_an_image_that_is_pulled_and_then_there(fake: FakeCli) -> None:
+def test_a_missing_image_is_pulled(fake: FakeCli) -> None:
     fake.script(
         "run", f"[ -e {fake.path}.pulled ] || {{ echo '{NO_IMAGE}' >&2; exit 125; }}; exit 9"
     )
@@ -104,7 +104,7 @@ def test_an_image_that_cannot_be_pulled(fake: FakeCli) -> None:
     assert len(fake.called("run")) == 1
 
 
-def test_an_image_that_is_there_is_never_pulled(fake: FakeCli) -> None:
+def test_a_present_image_is_never_pulled(fake: FakeCli) -> None:
     fake.answer("run", stderr=NO_IMAGE, exit_code=125)
     fake.answer("image inspect", {"Id": "x"})
     with pytest.raises(ImageNotFoundError):
@@ -156,10 +156,10 @@ def test_an_engine_that_stays_busy_is_an_error(fake: FakeCli) -> None:
     assert len(fake.called("run")) == 3
     names = {o for call in fake.called("run") for o in call if o.startswith("--name")}
     assert len(names) == 1
-    assert len(fake.called("rm")) >= 2  # whatever there is of it must not be in its own way
+    assert len(fake.called("rm")) >= 2  # a half-made container must not block the next try
 
 
-def test_a_guest_without_memory_to_come_up(tmp_path: Path) -> None:
+def test_a_guest_that_is_killed_for_memory_at_its_start(tmp_path: Path) -> None:
     cli = fake_docker(tmp_path)
     cli.answer("run", exit_code=137)
     cli.answer("events", "0123456789ab\n")
@@ -171,7 +171,7 @@ def test_a_guest_without_memory_to_come_up(tmp_path: Path) -> None:
         start(cli, memory="32m")
 
 
-def test_what_a_client_leaves_is_left_in_the_workspace(
+def test_the_client_runs_in_the_workspace_unless_arguments_have_relative_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Podman's monitor leaves a file where its client was called.
@@ -194,7 +194,7 @@ def test_what_a_client_leaves_is_left_in_the_workspace(
     assert places[2:] == [here, here]
 
 
-def test_an_image_whose_files_the_engine_does_not_see(fake: FakeCli) -> None:
+def test_an_engine_that_cannot_mount_the_bundle(fake: FakeCli) -> None:
     stderr = "Traceback …\nModuleNotFoundError: No module named 'rlm_guest'\n"
     fake.answer("run", stderr=stderr, exit_code=1)
     with pytest.raises(SandboxStartError, match="does not see") as caught:
@@ -218,7 +218,7 @@ def test_an_engine_that_hangs(fake: FakeCli) -> None:
 
 
 def test_an_engine_that_makes_the_container_too_late(fake: FakeCli) -> None:
-    # It cannot remove yet what it is still making, and has made it when the client ends.
+    # It cannot remove a container that it is still making, and has made it when the client ends.
     fake.script("run", "cat >/dev/null; exit 125")
     fake.script(
         "rm",
@@ -238,7 +238,7 @@ def test_an_engine_that_is_gone(fake: FakeCli) -> None:
     assert not fake.called("run")
 
 
-def test_what_is_asked_of_the_engine(fake: FakeCli) -> None:
+def test_the_engines_arguments(fake: FakeCli) -> None:
     fake.answer("run", exit_code=1)
     with pytest.raises(ContainersError):
         start(
@@ -253,7 +253,7 @@ def test_what_is_asked_of_the_engine(fake: FakeCli) -> None:
     assert "--pull=never" in call
     assert {"--memory=1000000000", "--pids-limit=50", "--cpus=1"} <= set(call)
     assert call.index("--cpus=1") < call.index("quay.io/a/b:1")
-    # Whoever lists this machine's processes sees no secret.
+    # Anybody on this machine can list the arguments of processes.
     assert not [argument for argument in call if "s3cret" in argument or "SECRET" in argument]
 
 
@@ -272,7 +272,7 @@ def test_no_secret_is_an_argument_of_anything(
         assert "s3cret-value" not in repr(spec)
 
 
-def test_python_where_there_is_no_python3(local: LocalRuntime, made_bundle: Bundle) -> None:
+def test_an_image_with_python_and_no_python3(local: LocalRuntime, made_bundle: Bundle) -> None:
     local.programs.append(("/bin/sh", "-c", 'printf "%s" "$0" >&2; exit 127', NO_PYTHON3[0]))
     with Sandbox(runtime=local) as box:
         assert box.execute("print(1)").stdout == "1\n"
@@ -287,7 +287,7 @@ def test_a_third_partys_error_is_raised_as_it_is(local: LocalRuntime) -> None:
 
 
 @pytest.mark.parametrize("name", ["with,comma", "with:colon"])
-def test_a_cache_that_cannot_be_mounted_is_our_error(
+def test_a_cache_path_that_cannot_be_mounted(
     local: LocalRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""Which limits a sandbox gets on which engine, and what is said of those that it does not get."""
+"""Which limits a sandbox gets on which engine, and what is logged about the others."""
 
 from __future__ import annotations
 
@@ -59,23 +59,23 @@ def test_a_machine_of_unknown_size() -> None:
     assert (found.memory, found.cpus, found.pids) == (None, 64, 1024)
 
 
-def test_none_is_none() -> None:
+def test_none_means_no_limit() -> None:
     found = limits(memory=None, pids=None)
     assert (found.memory, found.pids) == (None, None)
 
 
-def test_what_is_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_limits_that_were_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     found = limits(memory="1g", cpus=0.5, pids=99)
     assert (found.memory, found.cpus, found.pids) == (GIB, 0.5, 99)
     assert not said(caplog)
 
 
-def test_more_memory_than_there_is_may_be_asked_for() -> None:
+def test_more_memory_than_the_machine_has() -> None:
     assert limits(memory="1t").memory == 1024 * GIB
 
 
 @pytest.mark.parametrize(("cpus", "kept"), [(7.99, 7.99), (8, None), (64, None)])
-def test_no_more_processors_than_there_are(cpus: float, kept: float | None) -> None:
+def test_a_limit_of_all_processors_is_left_out(cpus: float, kept: float | None) -> None:
     # Docker refuses more.
     assert limits(cpus=cpus).cpus == kept
 
@@ -98,7 +98,7 @@ def test_defaults_that_are_not_enforced_do_not_warn(caplog: pytest.LogCaptureFix
     assert message == f"rlm-x: memory and pids will not be enforced by podman: {V1}"
 
 
-def test_what_was_asked_for_and_is_not_enforced_does(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_requested_limit_that_is_not_enforced_warns(caplog: pytest.LogCaptureFixture) -> None:
     found = limits(NONE, memory="1g", cpus=1, pids=99)
     assert (found.memory, found.cpus, found.pids) == (None, None, None)
     ((level, message),) = said(caplog)
@@ -106,7 +106,7 @@ def test_what_was_asked_for_and_is_not_enforced_does(caplog: pytest.LogCaptureFi
     assert message == f"rlm-x: memory, cpus and pids will not be enforced by podman: {V1}"
 
 
-def test_one_that_is_not_delegated(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_controller_that_is_not_delegated(caplog: pytest.LogCaptureFixture) -> None:
     found = limits({"cpus": NO_CPU}, cpus=1)
     assert (found.memory, found.cpus, found.pids) == (8 * GIB, None, 1024)
     assert said(caplog) == [
@@ -137,7 +137,7 @@ def test_strict_isolation_refuses(
     assert caught.value.container == "rlm-x"
 
 
-def test_strict_isolation_takes_what_is_waived() -> None:
+def test_strict_isolation_goes_without_limits_that_are_none() -> None:
     found = limits(NONE, isolation="strict", memory=None, pids=None)
     assert (found.memory, found.pids) == (None, None)
     found = limits({"cpus": NO_CPU}, isolation="strict")

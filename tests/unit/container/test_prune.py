@@ -1,4 +1,4 @@
-"""Removing what the dead have left, and nothing of the living."""
+"""Pruning removes what dead processes left, and nothing of living ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from rlm_containers import Sandbox
 from rlm_containers.container.prune import PrunedSandboxes, prune
 from rlm_containers.errors import EngineUnavailableError
-from rlm_containers.state import Owner, Workspace, record_of, workspaces_directory
+from rlm_containers.state import Owner, Workspace, owner_file, workspaces_directory
 from runtimes import ContainerRecord
 from runtimes.base import NetworkRecord
 from tests.support import eventually
@@ -22,13 +22,16 @@ from tests.unit.container.test_reaper import REPOSITORY
 from tests.unit.guests import PATIENCE, LocalRuntime
 from tests.unit.sessions import Boxes, run, workspace_of
 
+#: The module, which the package's function of the same name hides.
+PRUNE = sys.modules["rlm_containers.container.prune"]
+
 ME = (os.getuid(), os.getgid())
 GONE = replace(Owner.current(), started="1")
 STRANGER = replace(Owner.current(), started="1", host="another")
 
 
 class Engine(LocalRuntime):
-    """An engine with containers and networks of these owners on it."""
+    """An engine that has a container and a network of each of these owners."""
 
     def __init__(self, *owners: Owner | None) -> None:
         super().__init__()
@@ -56,8 +59,8 @@ def labels_of(owner: Owner | None) -> dict[str, str]:
 
 @pytest.fixture
 def left(private_cache: Path) -> Workspace:
-    """The workspace of somebody who is gone."""
-    workspace = Workspace("rlm-left", ME, GONE.json(runtime="x"))
+    """The workspace of an owner that is gone."""
+    workspace = Workspace.create("rlm-left", ME, GONE.json(runtime="x"))
     workspace.write("file", [b"x"])
     (workspace.path / "locked").mkdir()
     (workspace.path / "locked").chmod(0)
@@ -79,7 +82,7 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
         "rlm-old": "",  # of a version that kept no record
     }
     for name, record in others.items():
-        Workspace(name, ME, record)
+        Workspace.create(name, ME, record)
     strays = [
         workspaces_directory() / name for name in (".owner", "..owner", "....owner", "x.owner")
     ]
@@ -87,27 +90,29 @@ def test_workspaces_of_the_dead_only(left: Workspace, box: Sandbox) -> None:
         stray.write_text(GONE.json())
     assert prune() == PrunedSandboxes(workspaces=["rlm-left"])
     assert not left.path.exists()
-    assert not record_of(left.path).exists()
+    assert not owner_file(left.path).exists()
     for stray in strays:
         stray.unlink()
     for name in others:
         path = workspaces_directory() / name
         assert path.is_dir()
         path.rmdir()
-        record_of(path).unlink(missing_ok=True)
+        owner_file(path).unlink(missing_ok=True)
     run(box, "x = 1")
     assert workspace_of(box).is_dir()
     assert prune() == PrunedSandboxes()
 
 
-def test_a_record_alone_goes_too(left: Workspace) -> None:
+def test_an_owner_file_without_a_workspace_is_removed(left: Workspace) -> None:
     left.remove()
-    record_of(left.path).write_text(GONE.json())
+    owner_file(left.path).write_text(GONE.json())
     prune()
-    assert not record_of(left.path).exists()
+    assert not owner_file(left.path).exists()
 
 
-def test_links_of_the_dead_are_not_followed(left: Workspace, tmp_path: Path) -> None:
+def test_symlinks_in_workspaces_of_the_dead_are_not_followed(
+    left: Workspace, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     (left.path / "link").symlink_to(tmp_path)
     prune()
@@ -124,7 +129,7 @@ class Broken(Engine):
         raise EngineUnavailableError("it has stopped")
 
 
-def test_an_engine_that_does_not_answer_keeps_nothing_else(left: Workspace) -> None:
+def test_an_engine_that_does_not_answer_does_not_stop_the_rest(left: Workspace) -> None:
     good = Engine(GONE)
     pruned = prune([Broken(), good])
     assert good.removed == ["c0"]
@@ -132,22 +137,22 @@ def test_an_engine_that_does_not_answer_keeps_nothing_else(left: Workspace) -> N
     assert [str(error) for error in pruned.errors] == ["it has stopped"]
 
 
-def test_what_may_still_have_a_container_elsewhere_is_kept_for_the_next_start(
+def test_workspaces_of_other_engines_are_kept_for_their_next_start(
     left: Workspace,
 ) -> None:
     answering = Engine()
-    broken = Workspace("rlm-broken", ME, GONE.json(runtime=repr(Broken())))
-    here = Workspace("rlm-here", ME, GONE.json(runtime=repr(answering)))
+    broken = Workspace.create("rlm-broken", ME, GONE.json(runtime=repr(Broken())))
+    here = Workspace.create("rlm-here", ME, GONE.json(runtime=repr(answering)))
     pruned = prune([Broken(), answering], everywhere=False)
     assert pruned.workspaces == ["rlm-here"]
     assert not here.path.exists()
     for kept in (left, broken):
         assert kept.path.is_dir()
-        assert record_of(kept.path).exists()
+        assert owner_file(kept.path).exists()
     assert sorted(prune().workspaces) == ["rlm-broken", "rlm-left"]
 
 
-def test_one_that_cannot_be_removed_keeps_nothing_else() -> None:
+def test_a_container_that_cannot_be_removed_does_not_stop_the_rest() -> None:
     class Stubborn(Engine):
         def remove(self, name: str) -> None:
             if name == "c0":
@@ -161,7 +166,7 @@ def test_one_that_cannot_be_removed_keeps_nothing_else() -> None:
     assert len(pruned.errors) == 1
 
 
-# A host that is killed together with its reaper, as all are when a machine loses its power.
+# A host that is killed together with its reaper, as in a power failure.
 HOST = """
 import os, sys
 from rlm_containers import Sandbox
@@ -175,7 +180,7 @@ sys.stdin.read()
 """
 
 
-def test_what_a_killed_host_has_left_goes_with_the_next_start(
+def test_the_next_start_removes_what_a_killed_host_left(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with subprocess.Popen(
@@ -192,7 +197,7 @@ def test_what_a_killed_host_has_left_goes_with_the_next_start(
         host.wait(PATIENCE)
     path = workspaces_directory() / name
     assert path.is_dir()
-    monkeypatch.setattr("rlm_containers.container.prune._looked", set())
+    monkeypatch.setattr(PRUNE, "_pruned", set())
 
     class Named(Engine):
         def __repr__(self) -> str:
@@ -200,35 +205,33 @@ def test_what_a_killed_host_has_left_goes_with_the_next_start(
 
     boxes.local = Named()
     living = boxes()
-    assert eventually(lambda: not path.exists() and not record_of(path).exists(), PATIENCE)
+    assert eventually(lambda: not path.exists() and not owner_file(path).exists(), PATIENCE)
     run(living, "x = 1")
     assert workspace_of(living).is_dir()
-    # Once is enough, and costs the engine nothing where there is nobody's record.
+    # It is pruned once per process, and never asked if no owner file names the dead.
     assert boxes.local.asked == 1
     boxes()
     assert boxes.local.asked == 1
 
 
-def test_a_start_asks_no_engine_where_nobody_has_left_anything(
+def test_a_start_asks_no_engine_if_there_are_no_leftovers(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[object] = []
-    monkeypatch.setattr("rlm_containers.container.prune._looked", set())
-    monkeypatch.setattr(
-        "rlm_containers.container.prune.prune", lambda *where, **how: looked.append(where)
-    )
+    monkeypatch.setattr(PRUNE, "_pruned", set())
+    monkeypatch.setattr(PRUNE, "prune", lambda *where, **how: looked.append(where))
     boxes.local = Engine()
     box = boxes()
-    record = record_of(workspace_of(box))
-    assert Owner.from_json(record.read_text()) == Owner.current()
+    file = owner_file(workspace_of(box))
+    assert Owner.from_json(file.read_text()) == Owner.current()
     box.close()
-    assert not record.exists()
+    assert not file.exists()
     assert looked == []
 
 
-def test_a_workspace_that_cannot_be_made_leaves_no_record(private_cache: Path) -> None:
+def test_a_workspace_that_cannot_be_made_leaves_no_owner_file(private_cache: Path) -> None:
     (workspaces_directory() / "rlm-taken").mkdir(parents=True)
     with pytest.raises(Exception, match="could not be made"):
-        Workspace("rlm-taken", ME, GONE.json())
-    assert not record_of(workspaces_directory() / "rlm-taken").exists()
+        Workspace.create("rlm-taken", ME, GONE.json())
+    assert not owner_file(workspaces_directory() / "rlm-taken").exists()
     (workspaces_directory() / "rlm-taken").rmdir()

@@ -1,4 +1,4 @@
-"""Cleaning up after a host process that died, and only then."""
+"""The reaper cleans up if its host process dies, and only then."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from rlm_containers.container import Reaper
-from rlm_containers.state import record_of
+from rlm_containers.state import owner_file
 from tests.support import eventually
 from tests.unit.guests import PATIENCE, await_end
 
 REPOSITORY = Path(__file__).parents[3]
 
-# Makes a reaper and says its process id; then lives until it is killed.
+# Makes a reaper, prints its process id, and waits to be killed.
 OWNER = """
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ sys.stdin.read()
 def owner(
     workspace: Path, *command: str, client: int | None = None
 ) -> tuple[subprocess.Popen[str], int]:
-    """A process with a reaper, and the reaper's process id."""
+    """Start a process with a reaper, and return it with the reaper's process id."""
     if client is None:
         gone = subprocess.Popen("true")
         gone.wait()
@@ -84,16 +84,16 @@ def test_an_owner_that_is_killed(tmp_path: Path, workspace: Path, number: int) -
     assert sorted(os.listdir(tmp_path)) == ["note"]  # a link in it was not followed
 
 
-def test_an_owner_that_ends_without_a_word(workspace: Path) -> None:
-    record_of(workspace).write_text("whose it is")
+def test_an_owner_that_ends_without_dismissing_its_reaper(workspace: Path) -> None:
+    owner_file(workspace).write_text("whose it is")
     process, reaper = owner(workspace, "true")
     process.communicate(timeout=PATIENCE)
     assert await_end(reaper)
     assert not workspace.exists()
-    assert not record_of(workspace).exists()
+    assert not owner_file(workspace).exists()
 
 
-def test_a_command_that_fails_or_is_not_there(workspace: Path) -> None:
+def test_a_remove_command_that_fails_or_is_missing(workspace: Path) -> None:
     for command in ("false", "/no/such/engine"):
         workspace.mkdir(exist_ok=True)
         process, reaper = owner(workspace, command)
@@ -109,7 +109,7 @@ def test_a_workspace_that_is_gone_already(workspace: Path, tmp_path: Path) -> No
     assert workspace.exists()
 
 
-def test_signals_to_it_do_not_keep_it_from_its_work(workspace: Path) -> None:
+def test_a_reaper_ignores_signals(workspace: Path) -> None:
     process, reaper = owner(workspace, "true")
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         assert eventually(functools.partial(ignores, reaper, number))
@@ -119,7 +119,7 @@ def test_signals_to_it_do_not_keep_it_from_its_work(workspace: Path) -> None:
     assert not workspace.exists()
 
 
-def test_the_client_is_waited_for(tmp_path: Path, workspace: Path) -> None:
+def test_a_reaper_waits_for_the_client(tmp_path: Path, workspace: Path) -> None:
     # It may still be making the container, which cannot be removed before it is there.
     note = tmp_path / "note"
     client = subprocess.Popen(("cat",), stdin=subprocess.PIPE)
@@ -132,9 +132,7 @@ def test_the_client_is_waited_for(tmp_path: Path, workspace: Path) -> None:
     assert not workspace.exists()
 
 
-def test_a_client_that_takes_long_is_cleaned_up_after_again(
-    tmp_path: Path, workspace: Path
-) -> None:
+def test_a_slow_clients_container_is_removed_again(tmp_path: Path, workspace: Path) -> None:
     # The first removal came too early: the client went on, and made the container after it.
     note = tmp_path / "note"
     client = subprocess.Popen(
@@ -157,7 +155,7 @@ def test_a_client_that_was_never_started(workspace: Path) -> None:
     assert not workspace.exists()
 
 
-def test_directories_that_a_cell_locked_go_too(workspace: Path) -> None:
+def test_directories_without_permissions_are_removed(workspace: Path) -> None:
     (workspace / "deep" / "deeper").mkdir()
     (workspace / "deep" / "deeper" / "file").write_text("x")
     (workspace / "deep" / "deeper").chmod(0)
@@ -168,14 +166,14 @@ def test_directories_that_a_cell_locked_go_too(workspace: Path) -> None:
     assert not workspace.exists()
 
 
-def test_the_terminals_signals_do_not_reach_it(workspace: Path) -> None:
+def test_a_reaper_has_a_session_of_its_own(workspace: Path) -> None:
     process, reaper = owner(workspace, "true")
     assert os.getsid(reaper) != os.getsid(process.pid)
     end(process, signal.SIGKILL)
     assert await_end(reaper)
 
 
-def test_one_that_is_dismissed_does_nothing(tmp_path: Path, workspace: Path) -> None:
+def test_a_dismissed_reaper_does_nothing(tmp_path: Path, workspace: Path) -> None:
     note = tmp_path / "note"
     reaper = Reaper("rlm-test", workspace, ("touch", str(note)))
     pid = reaper.pid
@@ -186,14 +184,14 @@ def test_one_that_is_dismissed_does_nothing(tmp_path: Path, workspace: Path) -> 
     assert not note.exists()
 
 
-def test_one_that_was_killed_can_be_dismissed(workspace: Path) -> None:
+def test_a_killed_reaper_can_be_dismissed(workspace: Path) -> None:
     reaper = Reaper("rlm-test", workspace, ("true",))
     os.kill(reaper.pid, signal.SIGKILL)
     reaper.dismiss()
     assert workspace.is_dir()
 
 
-def test_many_do_not_keep_each_other_waiting(tmp_path: Path) -> None:
+def test_many_reapers_are_dismissed_without_waiting_for_each_other(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
     paths = [tmp_path / str(number) for number in range(5)]
     for path in paths:

@@ -1,10 +1,15 @@
-"""Variables come back from the dead: what a session is after its interpreter was killed."""
+"""What a session has after its interpreter died: all variables that could be saved."""
 
 from __future__ import annotations
 
-from tests.unit.sessions import DIE, Boxes, revive, run
+import pytest
 
-VALUES = [
+from rlm_containers import Sandbox
+from tests.behaviour.values import CLEAR, VALUES, Value
+from tests.support import printed
+from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
+
+LITERALS = [
     "None",
     "[1, 2.5, 1j, True, b'bytes', 'ünï€🐍', ()]",
     "{'a': {1, 2}, (1, 2): frozenset((3,)), None: ...}",
@@ -31,10 +36,10 @@ VALUES = [
 
 def test_values_of_many_types_come_back(boxes: Boxes) -> None:
     box = boxes()
-    for number, value in enumerate(VALUES):
+    for number, value in enumerate(LITERALS):
         run(box, f"v{number} = {value}")
     revive(box)
-    for number, value in enumerate(VALUES):
+    for number, value in enumerate(LITERALS):
         run(box, f"assert v{number} == {value}, v{number}\nassert type(v{number}) is type({value})")
 
 
@@ -70,7 +75,7 @@ def test_functions_come_back_as_functions(boxes: Boxes) -> None:
         box,
         """
         assert times(2) == 7 and times.__doc__ == "Multiplies."
-        factor = 10  # functions see the session's variables, not copies of them
+        factor = 10  # functions see the session's variables, not copies
         assert times(2) == 21 and partial(2) == 120 and cached(1) == 11
         assert factorial(10) == 3628800
         assert step() == 3
@@ -167,7 +172,7 @@ def test_a_module_that_a_cell_wrote_comes_back(boxes: Boxes) -> None:
     run(box, "assert helper.work() == work() == 42 and isinstance(thing, helper.Thing)")
 
 
-def test_what_is_deleted_stays_deleted(boxes: Boxes) -> None:
+def test_deleted_variables_stay_deleted(boxes: Boxes) -> None:
     box = boxes()
     run(box, "a = 1\nb = 2")
     run(box, "del a")
@@ -208,3 +213,197 @@ def test_the_cell_that_dies_changes_nothing(boxes: Boxes) -> None:
     run(box, "a = 1")
     assert box.execute("a = 2\nb = 3\n" + DIE).status == "died"
     run(box, "assert a == 1 and 'b' not in globals()")
+
+
+# Each value of tests/behaviour/values.py by itself, which depends on no engine
+
+
+@pytest.fixture
+def fresh(shared: Sandbox) -> Sandbox:
+    """A sandbox without any variables."""
+    printed(shared, CLEAR)
+    return shared
+
+
+@pytest.mark.parametrize("value", VALUES, ids=[value.name for value in VALUES])
+def test_a_value_is_restored(fresh: Sandbox, value: Value) -> None:
+    printed(fresh, value.define)
+    revive(fresh)
+    assert printed(fresh, value.look) == value.expected + "\n"
+    # A restored value can be saved again.
+    revive(fresh)
+
+
+def test_the_expectations_hold_without_a_death(fresh: Sandbox) -> None:
+    # What is expected after a restore must hold for a live interpreter too.
+    for value in VALUES:
+        printed(fresh, CLEAR)
+        printed(fresh, value.define)
+        assert printed(fresh, value.look) == value.expected + "\n"
+
+
+# What variables share
+
+
+def test_two_names_of_one_object_stay_so(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        a = [1]
+        b = a
+        nested = {"a": a, "again": [a]}
+        loop = []; loop.append(loop)
+        class Node: pass
+        left, right = Node(), Node()
+        left.other, right.other = right, left
+        default = lambda x=a: x
+        long = "x" * 500_000
+        holder = {"long": long}
+        """,
+    )
+    revive(box)
+    run(
+        box,
+        """
+        b.append(2)
+        assert a == [1, 2] and nested["a"] is a and nested["again"][0] is a
+        assert loop[0] is loop
+        assert left.other is right and right.other is left
+        assert default() is a
+        assert holder["long"] is long
+        """,
+    )
+
+
+def test_a_long_string_outlives_the_variable_it_came_from(boxes: Boxes) -> None:
+    box = boxes()
+    run(box, "a = 'x' * 400_000\nb = [a]\nc = b'y' * 400_000")
+    revive(box)
+    run(box, "del a")
+    revive(box)
+    run(box, "assert b[0] == 'x' * 400_000\nassert c == b'y' * 400_000\ndel c")
+    revive(box)
+    run(box, "assert b[0] == 'x' * 400_000")
+
+
+def test_files_of_dropped_strings_are_removed(boxes: Boxes) -> None:
+    box = boxes()
+
+    def files() -> list[str]:
+        return sorted(path.name for path in (workspace_of(box) / ".blobs").iterdir())
+
+    run(box, "a, b = 'x' * 400_000, 'y' * 400_000")
+    settle(box)
+    assert len(files()) == 2
+    for _ in range(5):
+        run(box, "a = a + 'z'")
+    settle(box)
+    assert len(files()) == 3  # one is the previous checkpoint's
+    run(box, "n = 1")
+    settle(box)
+    assert len(files()) == 2
+    run(box, "del a, b")
+    run(box, "n = 2")
+    settle(box)
+    assert files() == []
+
+
+def test_a_long_string_is_written_once(boxes: Boxes) -> None:
+    box = boxes()
+    run(box, "big = 'x' * 1_000_000")
+    settle(box)
+    (before,) = (workspace_of(box) / ".blobs").iterdir()
+    stamp = before.stat().st_mtime_ns, before.stat().st_ino
+    for number in range(3):
+        run(box, f"x = {number}")
+    settle(box)
+    (after,) = (workspace_of(box) / ".blobs").iterdir()
+    assert (after.stat().st_mtime_ns, after.stat().st_ino) == stamp
+    assert (workspace_of(box) / "state.dill").stat().st_size < 100_000
+
+
+# What cannot be saved
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "(i for i in range(3))",
+        "__import__('threading').Thread(target=print)",
+        "__import__('socket').socket()",
+        "open('/dev/null')",
+        "__import__('sqlite3').connect(':memory:')",
+        "__import__('sys')._getframe()",
+        "[1, [2, (i for i in range(3))]]",
+        "Refuses()",
+        "Exits()",
+        "Interrupts()",
+        "Endless()",
+        "nested(20_000)",
+    ],
+)
+def test_an_unsaveable_value_is_named_and_costs_nothing_else(boxes: Boxes, value: str) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        class Refuses:
+            def __reduce__(self): raise ValueError("not me")
+        class Exits:
+            def __reduce__(self): raise SystemExit(5)
+        class Interrupts:
+            def __reduce__(self): raise KeyboardInterrupt
+        class Endless:
+            def __reduce__(self): return self.__reduce__()
+        def nested(depth):
+            value = []
+            for _ in range(depth): value = [value]
+            return value
+        before = [1, 2]
+        """,
+    )
+    run(box, f"odd = {value}\nafter = before")
+    (unsaved,) = box.unsaved
+    assert unsaved.name == "odd"
+    assert unsaved.reason
+    assert len(str(unsaved)) < 500
+    run(box, "assert odd is not None")  # the live interpreter still has it
+    assert "odd" in revive(box, "odd").stderr
+    run(box, "after.append(3)\nassert before == [1, 2, 3]\nassert isinstance(Refuses(), Refuses)")
+    assert "NameError" in box.execute("odd").stderr
+
+
+def test_files_that_cells_wrote_stay_as_they_are(boxes: Boxes) -> None:
+    box = boxes()
+    code = """
+        with open("out.txt", "w") as closed: closed.write("precious")
+        with open("out.bin", "wb") as closed_binary: closed_binary.write(b"precious")
+        still_open = open("log.txt", "w"); still_open.write("entry"); still_open.flush()
+    """
+    run(box, code)
+    result = box.execute(DIE)
+    assert result.status == "died"
+    for name, contents in (("out.txt", b"precious"), ("out.bin", b"precious")):
+        assert (workspace_of(box) / name).read_bytes() == contents
+    assert (workspace_of(box) / "log.txt").read_bytes() == b"entry"
+    assert "still_open" in result.lost
+
+
+def test_a_lost_variable_is_not_listed_as_unsaved(boxes: Boxes) -> None:
+    box = boxes()
+    run(box, "odd = (i for i in range(3))\nfine = 1")
+    assert [variable.name for variable in box.unsaved] == ["odd"]
+    revive(box, "odd")
+    run(box, "fine += 1")
+    assert list(box.unsaved) == []  # nobody has it any more
+
+
+def test_a_variable_that_becomes_saveable_is_no_longer_listed(boxes: Boxes) -> None:
+    box = boxes()
+    run(box, "odd = [i for i in range(3)], (i for i in range(3))")
+    assert [variable.name for variable in box.unsaved] == ["odd"]
+    run(box, "odd = list(odd[0])")
+    assert list(box.unsaved) == []
+    revive(box)
+    run(box, "assert odd == [0, 1, 2]")

@@ -1,4 +1,4 @@
-"""A state file that is damaged: what is in it is whole, or is reported as lost."""
+"""State files that are damaged or hostile. A variable is restored whole, or named as lost."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rlm_containers.container.bundle import Bundle
 from tests.unit.guests import PATIENCE, guest_path, run_python
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
-# Loads the state file once for every line of its input, an edit: [offset, replacement] to change
-# bytes, [length] to cut the file. Prints what came of each.
+# Loads the state file once for each line of its input, after an edit: [offset, replacement] replaces
+# a byte, [length] cuts the file. Prints a report of each.
 LOADER = """
 import json, os, sys
 from rlm_guest.namespace import Namespace
 kept = sys.modules["__main__"]  # this program, which the namespace replaces
 Namespace()
-from rlm_guest.checkpoint import Checkpoint
+from rlm_guest.state.checkpoint import Checkpoint
 directory = sys.argv[1]
 path = os.path.join(directory, "state.dill")
 good = open(path, "rb").read()
@@ -44,7 +44,7 @@ for line in sys.stdin:
 
 
 def loads(made: Bundle, directory: Path, edits: list[list[Any]]) -> list[dict[str, Any]]:
-    """What loading the state file gives after each of these edits."""
+    """Load the state file after each of these edits. Return the reports."""
     done = subprocess.run(
         (sys.executable, "-c", LOADER, str(directory)),
         input="\n".join(map(json.dumps, edits)),
@@ -67,7 +67,7 @@ def filled(boxes: Boxes) -> Sandbox:
     return box
 
 
-def test_a_file_that_was_not_touched_is_loaded(made_bundle: Bundle, filled: Sandbox) -> None:
+def test_an_undamaged_file_is_loaded(made_bundle: Bundle, filled: Sandbox) -> None:
     size = (workspace_of(filled) / "state.dill").stat().st_size
     (whole,) = loads(made_bundle, workspace_of(filled), [[size]])
     assert whole["values"] == ["C", "a", "answer", "b", "c", "f"]
@@ -88,7 +88,7 @@ def test_a_file_cut_anywhere_is_reported_and_not_half_loaded(
         assert "state.dill cannot be read" in reason
 
 
-def test_a_flipped_bit_is_noticed_wherever_it_is(made_bundle: Bundle, filled: Sandbox) -> None:
+def test_a_flipped_bit_is_noticed_anywhere(made_bundle: Bundle, filled: Sandbox) -> None:
     raw = (workspace_of(filled) / "state.dill").read_bytes()
     chance = random.Random(1)
     places = sorted({*range(0, len(raw), 31), *range(len(raw) - 28, len(raw))})
@@ -96,7 +96,7 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(made_bundle: Bundle, filled: Sa
     for edit, found in zip(edits, loads(made_bundle, workspace_of(filled), edits), strict=True):
         assert found["values"] == [], edit
         names = {name for name, _, _ in found["lost"]}
-        # Unless the index is damaged, too, it still says what there was.
+        # Unless the index is damaged too, it says what there was.
         assert names in ({"*"}, {"*", "C", "f", "answer", "a", "b", "c"}), edit
 
 
@@ -108,7 +108,7 @@ def test_bytes_added_or_missing_are_noticed(made_bundle: Bundle, filled: Sandbox
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing", "directory", "other"])
-def test_the_session_goes_on_and_says_what_happened(filled: Sandbox, damage: str) -> None:
+def test_the_session_goes_on_and_names_what_it_lost(filled: Sandbox, damage: str) -> None:
     state = workspace_of(filled) / "state.dill"
     raw = state.read_bytes()
     if damage == "cut":
@@ -123,7 +123,7 @@ def test_the_session_goes_on_and_says_what_happened(filled: Sandbox, damage: str
             state.mkdir()
     result = filled.execute(DIE)
     assert result.status == "died"
-    assert sorted(result.lost) == ["*", "C", "a", "b", "c", "f"]  # by name, whatever the file says
+    assert sorted(result.lost) == ["*", "C", "a", "b", "c", "f"]  # named even if the index is gone
     assert "state.dill" in result.stderr
     assert "NameError" in filled.execute("a").stderr
     if damage != "directory":
@@ -132,7 +132,7 @@ def test_the_session_goes_on_and_says_what_happened(filled: Sandbox, damage: str
         run(filled, "assert d == 5")
 
 
-def test_a_record_that_fails_to_load_leaves_the_others_as_they_were(boxes: Boxes) -> None:
+def test_a_record_that_fails_to_load_does_not_change_the_others(boxes: Boxes) -> None:
     box = boxes()
     run(
         box,
@@ -160,7 +160,7 @@ def test_a_record_that_fails_to_load_leaves_the_others_as_they_were(boxes: Boxes
     )
 
 
-def test_what_a_failed_record_left_half_built_turns_up_nowhere(boxes: Boxes) -> None:
+def test_half_built_objects_of_a_failed_record_turn_up_nowhere(boxes: Boxes) -> None:
     box = boxes()
     run(
         box,
@@ -176,7 +176,7 @@ def test_what_a_failed_record_left_half_built_turns_up_nowhere(boxes: Boxes) -> 
         """,
     )
     result = box.execute(DIE)
-    # What is back is what it was; what cannot be is named. Never half of it.
+    # Each is restored whole or named as lost, never restored by half.
     expected = {"whole": "[1, 2]", "piece": "[1, 2]"}
     back = {name: text for name, text in result.locals.items() if name not in ("answer", "Bomb")}
     assert set(result.lost) | set(back) == {"first", "second", "inner", "outer", "piece", "whole"}
@@ -185,7 +185,7 @@ def test_what_a_failed_record_left_half_built_turns_up_nowhere(boxes: Boxes) -> 
     assert "whole" in back
 
 
-def test_what_others_have_in_common_with_a_failed_record_is_still_theirs(boxes: Boxes) -> None:
+def test_objects_shared_with_a_failed_record_are_restored(boxes: Boxes) -> None:
     box = boxes()
     run(
         box,
@@ -214,7 +214,7 @@ def test_what_others_have_in_common_with_a_failed_record_is_still_theirs(boxes: 
     )
 
 
-def test_a_blob_that_is_missing_or_changed_costs_its_variables_only(boxes: Boxes) -> None:
+def test_a_missing_or_changed_blob_costs_only_its_variables(boxes: Boxes) -> None:
     box = boxes()
     run(box, "gone = 'g' * 300_000\nshort = 'c' * 300_001\nother = 'o' * 300_002\nsmall = [1]")
     settle(box)
@@ -226,7 +226,7 @@ def test_a_blob_that_is_missing_or_changed_costs_its_variables_only(boxes: Boxes
     run(box, "assert small == [1]")
 
 
-def test_a_restore_that_kills_the_interpreter_is_not_tried_for_ever(boxes: Boxes) -> None:
+def test_a_restore_that_kills_the_interpreter_is_not_repeated_for_ever(boxes: Boxes) -> None:
     box = boxes()
     run(
         box,
@@ -248,14 +248,16 @@ def test_a_restore_that_kills_the_interpreter_is_not_tried_for_ever(boxes: Boxes
     run(box, "assert x == 5")
 
 
-def test_the_directory_needs_nothing_but_the_files(made_bundle: Bundle, filled: Sandbox) -> None:
-    # As when a sandbox is copied: what is loaded elsewhere is the same.
+def test_a_checkpoint_needs_only_the_files_in_its_directory(
+    made_bundle: Bundle, filled: Sandbox
+) -> None:
+    # Such as when a sandbox is copied and loaded elsewhere.
     program = """
 import sys
 from rlm_guest.namespace import Namespace
 kept = sys.modules["__main__"]  # this program, which the namespace replaces
 namespace = Namespace()
-from rlm_guest.checkpoint import Checkpoint
+from rlm_guest.state.checkpoint import Checkpoint
 values = namespace.values
 report = Checkpoint(sys.argv[1]).load(values)
 assert report["lost"] == [], report
@@ -264,3 +266,73 @@ assert type(values["c"]) is values["C"]
 """
     done = run_python(program, str(workspace_of(filled)), path=guest_path(made_bundle))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# A state file that runs code when it is loaded, which the host must never do
+
+# A class whose pickle writes down which process loads it.
+BOMB = """
+import os
+class Bomb:
+    def __reduce__(self):
+        note = "open({place!r} + '/' + str(__import__('os').getpid()), 'w').close()"
+        return (exec, (note,))
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The directory where a bomb writes down the process that has loaded it."""
+    directory = tmp_path / "exploded"
+    directory.mkdir()
+    return directory
+
+
+def bomb(box: Sandbox, place: Path) -> None:
+    run(box, BOMB.replace("{place!r}", repr(str(place))))
+
+
+def everything_that_the_host_does(box: Sandbox) -> None:
+    run(box, "x = 1")
+    box.load("context_0", "text")
+    box.load("history", [{"role": "user"}], keep=True)
+    settle(box)
+    box.reset_answer()
+    assert box.execute("1 / 0").status == "error"
+
+
+def test_only_the_interpreter_loads_a_bomb_that_the_session_saved(
+    boxes: Boxes, place: Path
+) -> None:
+    box = boxes()
+    bomb(box, place)
+    run(box, "bomb = Bomb()")
+    everything_that_the_host_does(box)
+    assert list(place.iterdir()) == []
+    assert box.execute(DIE).status == "died"
+    everything_that_the_host_does(box)
+    box.close()
+    loaded = [int(path.name) for path in place.iterdir()]
+    assert loaded  # the bomb works
+    assert os.getpid() not in loaded
+
+
+def test_the_host_does_not_load_a_bomb_that_a_cell_wrote(boxes: Boxes, place: Path) -> None:
+    # A plain pickle, under every name that anyone might load.
+    box = boxes()
+    bomb(box, place)
+    run(
+        box,
+        """
+        import pickle
+        for name in ("state.dill", "state.dill.previous", "context_0.txt", "x.pkl", "index.json"):
+            open(name, "wb").write(pickle.dumps(Bomb()) * 20)
+        del Bomb
+        """,
+    )
+    everything_that_the_host_does(box)
+    (workspace_of(box) / "state.dill").write_bytes(b"cos\nsystem\n(S'echo'\ntR." * 20)
+    assert box.execute(DIE).status == "died"
+    everything_that_the_host_does(box)
+    box.close()
+    assert str(os.getpid()) not in [path.name for path in place.iterdir()]

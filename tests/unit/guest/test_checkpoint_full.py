@@ -1,17 +1,21 @@
-"""No room for a checkpoint: the one before stays, and it is said that it is not the last.
+"""No space for a checkpoint: the last one stays, and the failure is reported.
 
-The limit is the kernel's, RLIMIT_FSIZE, set by a cell in its own interpreter: a write past it fails
-as it does on a full disk.
+Most tests have a cell set RLIMIT_FSIZE in its own interpreter. A write past that limit fails as on
+a full disk.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from rlm_containers import Sandbox
+from tests.support import on_ci
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
 LIMIT = """
@@ -20,7 +24,7 @@ hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 def limit(soft): resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 """
 
-# More than is kept in memory until it is written.
+# Longer than what a state file keeps in memory before it is written.
 LONG = "[f'{i:050}' for i in range(40_000)]"
 
 
@@ -38,7 +42,7 @@ def limited(boxes: Boxes) -> Sandbox:
 
 
 @pytest.mark.parametrize("value", ["list(range(100_000))", LONG, "'x' * 1_000_000"])
-def test_the_file_before_stays_and_the_failure_is_told(
+def test_the_last_file_stays_and_the_failure_is_reported(
     limited: Sandbox, caplog: pytest.LogCaptureFixture, value: str
 ) -> None:
     before = (workspace_of(limited) / "state.dill").read_bytes()
@@ -54,7 +58,7 @@ def test_the_file_before_stays_and_the_failure_is_told(
 
 @pytest.mark.parametrize("value", [LONG, "'x' * 1_000_000"])
 def test_nothing_half_written_stays_on_the_disk(limited: Sandbox, value: str) -> None:
-    # What was written of it would take the room that the next checkpoint needs.
+    # Half a file would take the space that the next checkpoint needs.
     run(limited, f"limit(100_000)\nbig = {value}")
     settle(limited)
     files = [path for path in workspace_of(limited).rglob("*") if path.is_file()]
@@ -62,7 +66,7 @@ def test_nothing_half_written_stays_on_the_disk(limited: Sandbox, value: str) ->
 
 
 @pytest.mark.parametrize("value", [LONG, "'x' * 1_000_000"])
-def test_once_there_is_room_all_is_saved(limited: Sandbox, value: str) -> None:
+def test_all_is_saved_once_there_is_space(limited: Sandbox, value: str) -> None:
     run(limited, f"limit(100_000)\nbig = {value}")
     assert [name for name, _ in unsaved(limited)] == ["*"]
     run(limited, "limit(hard)")
@@ -71,7 +75,7 @@ def test_once_there_is_room_all_is_saved(limited: Sandbox, value: str) -> None:
     run(limited, f"assert big == {value} and keep == [1]")
 
 
-def test_without_the_large_variable_all_is_saved(limited: Sandbox) -> None:
+def test_all_is_saved_without_the_large_variable(limited: Sandbox) -> None:
     run(limited, "limit(100_000)\nbig = 'x' * 1_000_000\nother = 5")
     assert [name for name, _ in unsaved(limited)] == ["*"]
     run(limited, "del big")
@@ -80,12 +84,12 @@ def test_without_the_large_variable_all_is_saved(limited: Sandbox) -> None:
     run(limited, "assert keep == [1] and other == 5")
 
 
-def test_a_death_after_that_says_what_is_missing(limited: Sandbox) -> None:
+def test_a_death_after_a_failed_checkpoint_says_what_is_missing(limited: Sandbox) -> None:
     run(limited, f"limit(100_000)\nbig = {LONG}\nkeep.append(2)")
     assert [name for name, _ in unsaved(limited)] == ["*"]
     result = limited.execute(DIE)
     assert result.status == "died"
-    # The variables are not those of the last cell, whatever else the message says.
+    # The variables are not those of the last cell.
     assert "lost" in result.stderr
     run(limited, "assert keep == [1] and 'big' not in globals()")
 
@@ -128,3 +132,80 @@ def test_an_unwritable_directory_is_reported(limited: Sandbox) -> None:
     assert "state.dill.new" in reason
     run(limited, "os.rmdir('state.dill.new')")
     assert unsaved(limited) == []
+
+
+# The limit of the option disk
+
+
+def test_a_file_that_grows_too_large(boxes: Boxes) -> None:
+    box = boxes(disk="1m")
+    result = box.execute("open('x', 'wb').write(bytes(2 << 20))")
+    assert (result.status, "File too large" in result.stderr) == ("error", True)
+    assert box.execute("import os\nos._exit(1)").status == "died"
+    assert "File too large" in box.execute("open('x', 'wb').write(bytes(2 << 20))").stderr
+
+
+def test_a_checkpoint_that_grows_too_large_is_reported(boxes: Boxes) -> None:
+    box = boxes(disk="1m")
+    box.execute("small = 1")
+    box.execute("large = list(range(1_000_000))")
+    (unsaved,) = box.unsaved
+    assert "File too large" in str(unsaved)
+    assert box.execute("print(len(large), small)").stdout == "1000000 1\n"
+
+
+# A full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file system of 4 MB."""
+    if os.getuid() != 0:
+        if on_ci():
+            pytest.fail("this must run in CI, and needs root to mount a file system")
+        pytest.skip("needs root, to mount a small file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=4m", "none", disk), check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(("umount", "-l", disk), check=True)
+
+
+@pytest.fixture
+def full(small_disk: Path, private_cache: Path, boxes: Boxes) -> Iterator[Sandbox]:
+    """A sandbox whose workspace is on that disk."""
+    (private_cache / "rlm-containers" / "workspaces").mkdir(parents=True, exist_ok=True)
+    place = private_cache / "rlm-containers" / "workspaces"
+    subprocess.run(("mount", "--bind", small_disk, place), check=True)
+    try:
+        box = boxes()
+        yield box
+        box.close()
+    finally:
+        subprocess.run(("umount", "-l", place), check=True)
+
+
+def test_on_a_full_disk_the_previous_file_makes_way(full: Sandbox) -> None:
+    # Two of these strings fit on the disk, three do not.
+    run(full, "text = 'x' * 1_500_000")
+    run(full, "text = 'y' * 1_500_000")
+    assert full.unsaved == ()
+    run(full, "text = 'z' * 1_500_000\nn = 5")
+    assert full.unsaved == ()
+    revive(full)
+    run(full, "assert text == 'z' * 1_500_000 and n == 5")
+
+
+def test_a_full_disk_keeps_the_last_file_and_is_reported(full: Sandbox) -> None:
+    run(full, "keep = [1]")
+    run(full, "import os\nfiller = open('filler', 'wb')")
+    run(full, "text = 'x' * 6_000_000\nkeep.append(2)")
+    ((name, reason),) = [(variable.name, variable.reason) for variable in full.unsaved]
+    assert (name, reason) == ("*", "[Errno 28] No space left on device")
+    result = full.execute(DIE)
+    assert "lost" in result.stderr
+    run(full, "assert keep == [1]\nm = 6")
+    revive(full)
+    run(full, "assert keep == [1] and m == 6")

@@ -1,24 +1,22 @@
-"""The checkpoint before the last, which a session goes back to when the last is damaged."""
+"""The checkpoint before the last one, which is used when the last one is damaged."""
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rlm_containers import CellResult, Sandbox
-from tests.support import on_ci
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
 Damage = Callable[[Path], None]
 
 
 def damaged(box: Sandbox, damage: Damage) -> CellResult:
-    """Damage the last checkpoint, and what comes of the interpreter's death."""
+    """Damage the last checkpoint and kill the interpreter. Return the result of that cell."""
     settle(box)
     damage(workspace_of(box) / "state.dill")
     result = box.execute(DIE)
@@ -70,15 +68,15 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "another version": (version, "it has format 9, and this is for format 2"),
     "a longer file": (longer, "end is missing"),
     "other contents": (other, "end is missing"),
-    "a directory": (replaced_by(Path.mkdir), "is no regular file"),
-    "a FIFO": (replaced_by(os.mkfifo), "is no regular file"),
+    "a directory": (replaced_by(Path.mkdir), "is not a regular file"),
+    "a FIFO": (replaced_by(os.mkfifo), "is not a regular file"),
     "a link to itself": (replaced_by(lambda path: path.symlink_to(path.name)), "symbolic links"),
     "a link to a device": (replaced_by(lambda path: path.symlink_to("/dev/zero")), "regular file"),
 }
 
 
 @pytest.mark.parametrize("what", DAMAGES)
-def test_a_damaged_checkpoint_costs_one_cell_and_that_is_said(boxes: Boxes, what: str) -> None:
+def test_a_damaged_checkpoint_costs_one_cell_and_is_reported(boxes: Boxes, what: str) -> None:
     damage, reason = DAMAGES[what]
     box = boxes()
     run(box, "def f(): return count\nsame = [1, 2]\ncount = 1")
@@ -90,23 +88,23 @@ def test_a_damaged_checkpoint_costs_one_cell_and_that_is_said(boxes: Boxes, what
     assert re.search(reason, result.stderr), result.stderr
     assert "new" in result.stderr.partition("These variables are lost")[2]
     run(box, "assert f() == 1 and same == [1, 2] and 'new' not in globals()")
-    if what != "a directory":  # which a cell must remove before anything can be saved again
+    if what != "a directory":  # nothing can be saved until a cell removes it
         run(box, "count = 3")
         revive(box)
         run(box, "assert f() == 3 and same == [1, 2]")
 
 
-def test_what_cannot_have_changed_is_not_called_older(boxes: Boxes) -> None:
+def test_variables_that_cannot_have_changed_are_not_called_older(boxes: Boxes) -> None:
     box = boxes()
     run(box, "import math\ndef f(): return 1\nfirst = [1]\nsecond = [2]\nthird = [3]")
     run(box, "second.append(2)")
-    result = damaged(box, flip(0))  # the index is whole, and says how far both are the same
+    result = damaged(box, flip(0))  # the index is whole, and shows how far both files are the same
     assert set(result.older) == {"second", "third"}
     assert result.lost == ()
 
 
-def test_the_variables_are_those_of_one_moment(boxes: Boxes) -> None:
-    # Not some of one file and some of the other: what is shared must stay shared.
+def test_all_variables_come_from_the_same_file(boxes: Boxes) -> None:
+    # Otherwise variables that share an object would not share it any more.
     box = boxes()
     run(box, "a = [1]\nb = {'a': a}\nn = 0")
     run(box, "a.append(2)\nn = 1")
@@ -114,7 +112,7 @@ def test_the_variables_are_those_of_one_moment(boxes: Boxes) -> None:
     run(box, "assert n == 0 and a == [1] and b['a'] is a")
 
 
-def test_what_was_never_saved_is_named_too(boxes: Boxes) -> None:
+def test_variables_that_were_never_saved_are_named_too(boxes: Boxes) -> None:
     box = boxes()
     run(box, "x = 1")
     run(box, "generator = (n for n in range(3))\nx = 2")
@@ -142,7 +140,7 @@ def test_two_damaged_files_lose_everything_by_name(boxes: Boxes, what: str) -> N
     run(box, "assert w == 5")
 
 
-def test_it_is_the_last_file_under_another_name_and_no_copy(boxes: Boxes) -> None:
+def test_the_previous_file_is_a_hard_link_and_not_a_copy(boxes: Boxes) -> None:
     box = boxes()
     state = workspace_of(box) / "state.dill"
     for number in range(4):
@@ -156,7 +154,7 @@ def test_it_is_the_last_file_under_another_name_and_no_copy(boxes: Boxes) -> Non
     assert names == ["state.dill", "state.dill.previous"]
 
 
-def test_a_cell_that_changes_nothing_does_not_use_up_the_one_before(boxes: Boxes) -> None:
+def test_a_cell_that_changes_nothing_keeps_the_previous_file(boxes: Boxes) -> None:
     box = boxes()
     run(box, "n = 1")
     run(box, "n = 2")
@@ -166,22 +164,22 @@ def test_a_cell_that_changes_nothing_does_not_use_up_the_one_before(boxes: Boxes
     run(box, "assert n == 1")
 
 
-def test_a_damaged_file_does_not_take_the_place_of_the_good_one(boxes: Boxes) -> None:
+def test_a_damaged_file_does_not_replace_the_previous_one(boxes: Boxes) -> None:
     box = boxes()
     run(box, "n = 1")
     run(box, "n = 2")
     settle(box)
     cut(5)(workspace_of(box) / "state.dill")
-    run(box, "n = 3")  # here and now the interpreter is alive, and saves
+    run(box, "n = 3")  # the interpreter is alive, and saves
     damaged(box, cut(5))
     run(box, "assert n == 1")
-    # What it came back from is still there after one more checkpoint.
+    # The file that was restored is still there after one more checkpoint.
     run(box, "n = 4")
     damaged(box, cut(5))
     run(box, "assert n == 1")
 
 
-def test_a_damaged_file_is_written_again_though_nothing_changed(boxes: Boxes) -> None:
+def test_a_damaged_file_is_written_again_even_if_nothing_changed(boxes: Boxes) -> None:
     box = boxes()
     run(box, "n = 1")
     settle(box)
@@ -191,7 +189,7 @@ def test_a_damaged_file_is_written_again_though_nothing_changed(boxes: Boxes) ->
     run(box, "assert n == 1")
 
 
-def test_long_strings_of_it_are_kept_as_long_as_it_is(boxes: Boxes) -> None:
+def test_long_strings_of_the_previous_file_stay_as_long_as_the_file(boxes: Boxes) -> None:
     box = boxes()
     run(box, "text = 'x' * 400_000\nn = 1")
     run(box, "text = 'y' * 400_000\nn = 2")
@@ -207,7 +205,9 @@ def test_long_strings_of_it_are_kept_as_long_as_it_is(boxes: Boxes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "document"])
-def test_loaded_files_of_it_are_kept_as_long_as_it_is(boxes: Boxes, kind: str) -> None:
+def test_loaded_files_of_the_previous_file_stay_as_long_as_the_file(
+    boxes: Boxes, kind: str
+) -> None:
     first: str | list[str] = "a" * 300_000 if kind == "text" else ["a"] * 50_000
     second: str | list[str] = "b" * 300_000 if kind == "text" else ["b"] * 50_000
     box = boxes()
@@ -218,7 +218,7 @@ def test_loaded_files_of_it_are_kept_as_long_as_it_is(boxes: Boxes, kind: str) -
     run(box, "assert n == 1 and data[0] == 'a' and data[-1] == 'a'")
     box.load("data", second)
     run(box, "n = 2")
-    revive(box)  # the successor must know as well what is to be removed
+    revive(box)  # the next worker must know too which files to remove
     for number in range(3):
         run(box, f"n = 'x{number}'")
     settle(box)
@@ -226,7 +226,7 @@ def test_loaded_files_of_it_are_kept_as_long_as_it_is(boxes: Boxes, kind: str) -
     assert len(files) == 1
 
 
-def test_files_of_an_earlier_interpreter_go_when_nothing_needs_them(boxes: Boxes) -> None:
+def test_unneeded_files_of_an_earlier_interpreter_are_removed(boxes: Boxes) -> None:
     box = boxes()
     run(box, "text = 'x' * 400_000")
     run(box, "text = 'y' * 400_000")
@@ -238,7 +238,7 @@ def test_files_of_an_earlier_interpreter_go_when_nothing_needs_them(boxes: Boxes
     run(box, "assert text == 'y' * 400_000")
 
 
-def test_where_there_are_no_hard_links(boxes: Boxes) -> None:
+def test_a_file_system_without_hard_links(boxes: Boxes) -> None:
     box = boxes()
     run(
         box,
@@ -258,9 +258,7 @@ def test_where_there_are_no_hard_links(boxes: Boxes) -> None:
     "obstacle",
     ["os.mkdir('state.dill.previous')", "os.mkdir('state.dill.previous.new')"],
 )
-def test_a_previous_file_that_cannot_be_made_costs_nothing_else(
-    boxes: Boxes, obstacle: str
-) -> None:
+def test_failing_to_keep_a_previous_file_costs_nothing_else(boxes: Boxes, obstacle: str) -> None:
     box = boxes()
     run(box, f"import os, shutil\nshutil.rmtree('state.dill.previous', True)\n{obstacle}")
     run(box, "n = 1")
@@ -270,9 +268,9 @@ def test_a_previous_file_that_cannot_be_made_costs_nothing_else(
     run(box, "assert n == 2")
 
 
-def test_left_over_temporary_files_are_in_nobodys_way(boxes: Boxes) -> None:
+def test_leftover_temporary_files_are_replaced(boxes: Boxes) -> None:
     box = boxes()
-    run(box, "long = [f'{i:050}' for i in range(40_000)]")  # more than is kept in memory
+    run(box, "long = [f'{i:050}' for i in range(40_000)]")  # longer than what is kept in memory
     settle(box)
     victim = workspace_of(box) / "victim"
     victim.write_bytes(b"untouched")
@@ -310,57 +308,3 @@ def test_a_restore_that_kills_the_interpreter_falls_back(boxes: Boxes) -> None:
     run(box, "assert n == 1 and other == [2]\nn = 3")
     revive(box)
     run(box, "assert n == 3")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A file system of 4 MB that workspaces are made on."""
-    if os.getuid() != 0:
-        if on_ci():
-            pytest.fail("this must run in CI, and needs root to mount a file system")
-        pytest.skip("needs root, to mount a small file system")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=4m", "none", disk), check=True)
-    try:
-        yield disk
-    finally:
-        subprocess.run(("umount", "-l", disk), check=True)
-
-
-@pytest.fixture
-def full(small_disk: Path, private_cache: Path, boxes: Boxes) -> Iterator[Sandbox]:
-    """A sandbox whose workspace is on that disk."""
-    (private_cache / "rlm-containers" / "workspaces").mkdir(parents=True, exist_ok=True)
-    place = private_cache / "rlm-containers" / "workspaces"
-    subprocess.run(("mount", "--bind", small_disk, place), check=True)
-    try:
-        box = boxes()
-        yield box
-        box.close()
-    finally:
-        subprocess.run(("umount", "-l", place), check=True)
-
-
-def test_on_a_full_disk_the_last_one_is_worth_more(full: Sandbox) -> None:
-    # Two long strings fit and three do not: there is no room for the old one and the new.
-    run(full, "text = 'x' * 1_500_000")
-    run(full, "text = 'y' * 1_500_000")
-    assert full.unsaved == ()
-    run(full, "text = 'z' * 1_500_000\nn = 5")
-    assert full.unsaved == ()
-    revive(full)
-    run(full, "assert text == 'z' * 1_500_000 and n == 5")
-
-
-def test_a_full_disk_keeps_what_was_saved_and_says_so(full: Sandbox) -> None:
-    run(full, "keep = [1]")
-    run(full, "import os\nfiller = open('filler', 'wb')")
-    run(full, "text = 'x' * 6_000_000\nkeep.append(2)")
-    ((name, reason),) = [(variable.name, variable.reason) for variable in full.unsaved]
-    assert (name, reason) == ("*", "[Errno 28] No space left on device")
-    result = full.execute(DIE)
-    assert "lost" in result.stderr
-    run(full, "assert keep == [1]\nm = 6")
-    revive(full)
-    run(full, "assert keep == [1] and m == 6")

@@ -1,4 +1,4 @@
-"""The session's variables as a cell's author and the host see them."""
+"""The session's variables as cells and the host see them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCAFFOLD = ("llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", 
 
 
 def form(box: Sandbox, code: str) -> str:
-    """The short form of the variable ``v`` after a cell that must end well."""
+    """Run a cell, which must succeed. Return the short form of its variable ``v``."""
     return run(box, code).locals["v"]
 
 
@@ -50,7 +50,7 @@ def test_objects_that_misbehave_have_a_short_form(shared: Sandbox, init: str) ->
 def test_a_repr_cannot_end_the_interpreter(box: Sandbox) -> None:
     run(box, "alive = object()")
     run(box, "class Evil:\n    def __repr__(self): raise SystemExit(3)\nv = Evil()")
-    run(box, "assert alive is not None")  # not a restored one: object() would be another
+    run(box, "assert alive is not None")  # the interpreter has not been restored
     assert box.execute("print('still here')").stdout == "still here\n"
 
 
@@ -98,13 +98,13 @@ def test_a_huge_type_name_is_cut(shared: Sandbox, kind: str) -> None:
     assert len(form(shared, f"v = type('N' * 5_000_000, (), {members})()")) <= 200
 
 
-def test_all_of_it_together_is_bounded(box: Sandbox) -> None:
+def test_all_short_forms_together_are_bounded(box: Sandbox) -> None:
     result = run(box, "for i in range(3000): globals()[f'v{i}'] = 'y' * 1000")
     assert len(result.locals) <= 500
     assert sum(len(name) + len(text) for name, text in result.locals.items()) < 100_000
 
 
-def test_with_long_type_names_too(box: Sandbox) -> None:
+def test_short_forms_with_long_type_names_are_bounded(box: Sandbox) -> None:
     code = """
     for i in range(400):
         globals()[f'v{i}'] = type('N' * 100_000, (), {})()
@@ -113,7 +113,7 @@ def test_with_long_type_names_too(box: Sandbox) -> None:
     assert sum(len(name) + len(text) for name, text in result.locals.items()) < 100_000
 
 
-def test_names_that_are_none_are_left_out(box: Sandbox) -> None:
+def test_keys_that_are_not_names_are_left_out(box: Sandbox) -> None:
     code = """
     globals()[5] = 'a number'
     globals()[None] = 'nothing'
@@ -131,8 +131,8 @@ def test_names_that_are_none_are_left_out(box: Sandbox) -> None:
     run(box, "assert public == 2 and globals()[5] == 'a number'")
 
 
-def test_comparing_what_is_shown_costs_little(box: Sandbox) -> None:
-    # Sorting a large dict or set for five of its elements would, after every cell.
+def test_short_forms_do_not_sort_large_containers(box: Sandbox) -> None:
+    # It would take long to sort a large dict or set after every cell, to show five elements.
     code = """
     class Key:
         compared = 0
@@ -167,12 +167,12 @@ def test_the_builtins_come_back(box: Sandbox) -> None:
     assert run(box, "print(len([1]))").stdout == "1\n"
 
 
-def test_the_scaffold_is_no_variable(box: Sandbox) -> None:
+def test_the_scaffold_is_not_listed(box: Sandbox) -> None:
     result = run(box, "x = 1")
     assert set(result.locals) == {"answer", "x"}
 
 
-def test_show_vars_as_rlms_words_it(box: Sandbox) -> None:
+def test_show_vars_has_the_words_of_rlms(box: Sandbox) -> None:
     empty = run(box, "print(SHOW_VARS())").stdout
     assert empty == "No variables created yet. Use ```repl``` blocks to create variables.\n"
     run(box, "a = 1\nb = ['x']\n_hidden = 2\ndef f(): pass")
@@ -217,7 +217,7 @@ def test_what_makes_a_final_answer(shared: Sandbox, code: str, expected: str | N
     assert run(shared, code).final_answer == expected
 
 
-def test_an_answer_that_a_cell_with_an_error_gave_counts(box: Sandbox) -> None:
+def test_an_answer_of_a_cell_with_an_error_counts(box: Sandbox) -> None:
     result = box.execute("answer.update(content='done', ready=True)\n1 / 0")
     assert (result.status, result.final_answer) == ("error", "done")
 
@@ -226,7 +226,7 @@ def test_an_answer_that_a_cell_with_an_error_gave_counts(box: Sandbox) -> None:
     "member", ["__str__", "__bool__", "__class__ = 1; __repr__", "__del__", "__len__"]
 )
 @pytest.mark.parametrize("error", ["ValueError('x')", "SystemExit(3)", "KeyboardInterrupt()"])
-def test_an_answer_that_misbehaves_ends_nothing(shared: Sandbox, member: str, error: str) -> None:
+def test_a_misbehaving_answer_ends_nothing(shared: Sandbox, member: str, error: str) -> None:
     shared.reset_answer()
     code = f"""
     class Evil:
@@ -272,7 +272,7 @@ def test_the_context_comes_back_and_context_0_may_change(box: Sandbox) -> None:
     assert run(box, "print(context)").stdout == "mine\n"
 
 
-def test_a_history_that_is_kept_comes_back_even_after_a_death(box: Sandbox) -> None:
+def test_a_kept_history_comes_back_even_after_a_death(box: Sandbox) -> None:
     box.load("history", ["a", "b"], keep=True)
     run(box, "history = None")
     assert run(box, "print(history)").stdout == "['a', 'b']\n"

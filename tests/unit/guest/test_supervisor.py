@@ -1,4 +1,4 @@
-"""The supervisor between host and worker: deaths, frames, and its own end."""
+"""The supervisor between host and worker: deaths, frames, calls, and its own end."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_it_ends_when_nobody_reads(made_bundle: Bundle, tmp_path: Path) -> None:
         process.stdin.write(wire.encode(wire.MESSAGE, json.dumps(start).encode()))
         process.stdin.flush()
     except BrokenPipeError:
-        pass  # gone already: its greeting found nobody
+        pass  # it has ended already: nobody read its hello
     process.wait(PATIENCE)
     process.stdin.close()
 
@@ -84,7 +84,7 @@ def test_it_ends_when_nobody_reads(made_bundle: Bundle, tmp_path: Path) -> None:
         ("import os, signal; os.killpg(0, signal.SIGTERM)", {"signal": signal.SIGTERM}),
     ],
 )
-def test_it_says_how_a_worker_died_and_starts_another(
+def test_it_reports_how_a_worker_died_and_starts_another(
     ready: Guest, code: str, how: dict[str, int]
 ) -> None:
     ready.run("x = 1")
@@ -96,14 +96,14 @@ def test_it_says_how_a_worker_died_and_starts_another(
     assert ready.run("print(x)")[1] == "1\n"
 
 
-def test_what_was_printed_before_a_death_arrives_before_its_news(ready: Guest) -> None:
+def test_output_before_a_death_arrives_before_its_event(ready: Guest) -> None:
     ready.cell("import os\nprint('a' * 100_000)\nos.write(2, b'oops')\nos.kill(os.getpid(), 9)")
     _, before = ready.until(wire.EVENT, event="died")
     assert b"".join(p for k, p in before if k == wire.STDOUT) == b"a" * 100_000 + b"\n"
     assert b"".join(p for k, p in before if k == wire.STDERR) == b"oops"
 
 
-def test_a_restart_kills_what_does_not_stop(ready: Guest) -> None:
+def test_a_restart_kills_a_cell_that_does_not_stop(ready: Guest) -> None:
     ready.run("x = 1")
     code = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('go', flush=True)"
     ready.cell(code + "\nwhile True: pass")
@@ -115,7 +115,7 @@ def test_a_restart_kills_what_does_not_stop(ready: Guest) -> None:
     assert ready.run("print(x)")[1] == "1\n"
 
 
-def test_a_restart_kills_what_the_cell_started_too(ready: Guest) -> None:
+def test_a_restart_kills_the_children_of_a_cell(ready: Guest) -> None:
     ready.cell(
         "import subprocess\nchild = subprocess.Popen(['sleep', '1000'])\n"
         "print(child.pid, flush=True)\nchild.wait()"
@@ -126,10 +126,10 @@ def test_a_restart_kills_what_the_cell_started_too(ready: Guest) -> None:
     assert await_end(int(payload))
 
 
-def test_a_request_that_came_too_late_for_a_worker_is_not_run(ready: Guest) -> None:
+def test_a_request_that_reaches_a_worker_before_its_start_is_ignored(ready: Guest) -> None:
     ready.run("x = 1")
     ready.cell("import os; os._exit(1)")
-    late = ready.cell("x = 2")  # the dying worker never sees it, its successor was not started
+    late = ready.cell("x = 2")  # the next worker gets it before its start
     died = ready.event("died")
     assert died["begun"] < late
     ready.start(expected=True)
@@ -145,9 +145,7 @@ def test_a_request_that_came_too_late_for_a_worker_is_not_run(ready: Guest) -> N
         "import os\nfor fd in range(3, 60):\n    try: os.dup2(1, fd)\n    except OSError: pass",
     ],
 )
-def test_a_cell_that_spoils_the_workers_descriptors_costs_the_worker_only(
-    ready: Guest, code: str
-) -> None:
+def test_spoiling_the_workers_descriptors_costs_only_the_worker(ready: Guest, code: str) -> None:
     ready.run("x = 1")
     number = ready.cell(code)
     while True:
@@ -157,11 +155,11 @@ def test_a_cell_that_spoils_the_workers_descriptors_costs_the_worker_only(
             ready.start(expected=True)
             break
         if kind == wire.MESSAGE and json.loads(payload).get("id") == number:
-            break  # it took no harm
+            break  # the worker survived
     assert ready.run("print(x)")[1] == "1\n"
 
 
-def test_a_worker_that_never_gets_ready_is_given_up(guest: Guest) -> None:
+def test_the_guest_ends_if_no_worker_becomes_ready(guest: Guest) -> None:
     guest.event("hello")
     for count in range(3):
         guest.send(wire.MESSAGE, b"this is no JSON, and ends the worker")
@@ -181,7 +179,7 @@ def test_garbage_from_the_host_ends_it(ready: Guest) -> None:
 
 
 def test_a_long_output_waits_for_a_slow_host(ready: Guest) -> None:
-    # Many times what all the pipes between hold; nobody reads until the cell has begun to wait.
+    # Much more than the pipes hold, and nobody reads while the cell runs.
     number = ready.cell("for i in range(200): print('x' * 50_000)")
     sync = ready.request("sync")
     _, before = ready.until(wire.MESSAGE, op="result", id=number)
@@ -189,7 +187,7 @@ def test_a_long_output_waits_for_a_slow_host(ready: Guest) -> None:
     ready.message("result", id=sync)
 
 
-def test_a_child_that_prints_without_end_does_not_hold_the_answer_back(ready: Guest) -> None:
+def test_a_child_that_prints_without_end_does_not_delay_the_answer(ready: Guest) -> None:
     code = "import subprocess\nchild = subprocess.Popen(['yes'])"
     assert ready.run(code)[0]["status"] == "ok"
     assert ready.run("child.kill(); n = child.wait()")[0]["status"] == "ok"
@@ -205,13 +203,13 @@ def test_output_after_the_answer_still_arrives(ready: Guest) -> None:
     assert stdout == "later\n"
 
 
-def test_ctrl_c_in_the_terminal_is_the_hosts_to_handle(ready: Guest) -> None:
+def test_ctrl_c_in_the_terminal_is_left_to_the_host(ready: Guest) -> None:
     ready.run("x = 1")
     os.kill(ready.pid, signal.SIGINT)
     assert ready.run("print(x)")[1] == "1\n"
 
 
-def test_orphans_are_no_worker(ready: Guest) -> None:
+def test_orphans_are_not_taken_for_the_worker(ready: Guest) -> None:
     code = "import os\nfor _ in range(20): os.system('true & (true &)')\nprint('done')"
     assert ready.run(code)[1] == "done\n"
 
@@ -239,7 +237,7 @@ def test_calls_may_be_answered_in_any_order(guest: Guest) -> None:
     )
     calls = [guest.frame()[1] for _ in range(8)]
     assert len({call[:4] for call in calls}) == 8
-    guest.send(wire.CALL, b"\xff\xff\xff\xff" + b"{}")  # an answer that nobody waits for
+    guest.send(wire.CALL, b"\xff\xff\xff\xff" + b"{}")  # the answer to no call
     for call in reversed(calls):
         prompt = json.loads(call[4:])["request"]["prompt"]
         guest.send(wire.CALL, call[:4] + json.dumps({"response": prompt.upper()}).encode())
@@ -247,7 +245,7 @@ def test_calls_may_be_answered_in_any_order(guest: Guest) -> None:
     assert before == [(wire.STDOUT, f"{list('ABCDEFGH')}\n".encode())]
 
 
-def test_an_interrupted_call_is_given_up(guest: Guest) -> None:
+def test_an_interrupted_call_is_dropped(guest: Guest) -> None:
     guest.event("hello")
     guest.start(lm=True)
     number = guest.cell("llm_query('x')")

@@ -1,4 +1,4 @@
-"""The frames: what goes in comes out, and what is no frame is refused at once."""
+"""Frames: what is encoded is decoded, and anything else is refused at once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_frame_comes_out_as_it_went_in(kind: int, payload: bytes) -> None:
 
 
 def test_the_layout_is_length_kind_payload() -> None:
-    # rlm_guest.boot writes its greeting by hand, in this form.
+    # rlm_guest.boot writes its hello in this form without rlm_guest.wire.
     assert wire.encode(wire.EVENT, b"abc") == b"\0\0\0\x03" + b"e" + b"abc"
 
 
@@ -67,7 +67,7 @@ def test_random_streams_in_random_pieces() -> None:
         assert decode(*pieces) == frames
 
 
-def test_an_unfinished_frame_is_not_given_out() -> None:
+def test_an_unfinished_frame_is_held_back() -> None:
     decoder = wire.FrameDecoder()
     frame = wire.encode(wire.STDOUT, b"hello")
     assert list(decoder.feed(frame[:-1])) == []
@@ -81,7 +81,7 @@ def test_every_other_kind_is_refused() -> None:
             decode(b"\0\0\0\0" + bytes([kind]))
 
 
-def test_frames_before_the_garbage_are_given_out() -> None:
+def test_frames_before_garbage_are_returned() -> None:
     decoder = wire.FrameDecoder()
     stream = decoder.feed(wire.encode(wire.STDOUT, b"good") + b"not a frame at all")
     assert next(stream) == (wire.STDOUT, b"good")
@@ -89,7 +89,7 @@ def test_frames_before_the_garbage_are_given_out() -> None:
         next(stream)
 
 
-def test_after_garbage_nothing_is_read_as_a_frame() -> None:
+def test_no_frame_is_read_after_garbage() -> None:
     decoder = wire.FrameDecoder()
     with pytest.raises(wire.FrameError):
         list(decoder.feed(b"GET / HTTP/1.1\r\n"))
@@ -98,14 +98,14 @@ def test_after_garbage_nothing_is_read_as_a_frame() -> None:
 
 
 @pytest.mark.parametrize("length", [wire.MAX_FRAME + 1, 2**31, 2**32 - 1])
-def test_a_huge_length_is_refused_before_anything_of_it_is_kept(length: int) -> None:
+def test_a_huge_length_is_refused_at_once(length: int) -> None:
     with pytest.raises(wire.FrameError, match=str(length)):
         decode(length.to_bytes(4, "big") + bytes([wire.STDOUT]))
 
 
-def test_the_largest_frame_passes() -> None:
+def test_the_largest_frame_is_accepted() -> None:
     header = wire.MAX_FRAME.to_bytes(4, "big") + bytes([wire.STDOUT])
-    assert decode(header) == []  # accepted, and waited for
+    assert decode(header) == []  # accepted; the decoder waits for the payload
     payload = bytes(wire.MAX_FRAME)
     frame = wire.encode(wire.STDOUT, payload)
     assert frame[:5] == header
@@ -117,12 +117,12 @@ def test_a_payload_that_is_too_large_is_not_encoded() -> None:
         wire.encode(wire.STDOUT, bytes(wire.MAX_FRAME + 1))
 
 
-def test_what_was_read_is_not_kept() -> None:
+def test_frames_that_were_returned_are_not_kept() -> None:
     decoder = wire.FrameDecoder()
     frame = wire.encode(wire.STDOUT, bytes(1000))
     for _ in range(1000):
         assert len(list(decoder.feed(frame))) == 1
-    # No name but the decoder's own says how much it holds.
+    # Only this private name shows how much the decoder holds.
     assert len(decoder._buffer) == 0
 
 

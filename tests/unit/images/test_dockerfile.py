@@ -1,4 +1,4 @@
-"""The user's Dockerfile: what it stands on, and which files its hash covers."""
+"""A user's Dockerfile: the images below it, and the files that its hash covers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from rlm_containers.images.dockerfile import read_dockerfile
         ("RUN <<EOF\nFROM a\nEOF\nRUN echo \\\nFROM b\n", None, (), True),
     ],
 )
-def test_what_it_stands_on(
+def test_the_images_below_a_dockerfile(
     text: str, built: str | None, bases: tuple[str, ...], on_image: bool
 ) -> None:
     found = read_dockerfile(text + ("" if "\n" in text else "\n"))
@@ -86,7 +86,9 @@ def context(tmp_path: Path) -> Path:
         ("ONBUILD COPY a.txt /x", None),
     ],
 )
-def test_which_files_go_into_it(instruction: str, names: list[str] | None, context: Path) -> None:
+def test_the_files_that_a_dockerfile_copies(
+    instruction: str, names: list[str] | None, context: Path
+) -> None:
     path = context / "Dockerfile"
     path.write_text(f"{instruction}\n")
     found = read_dockerfile(str(path))
@@ -96,7 +98,7 @@ def test_which_files_go_into_it(instruction: str, names: list[str] | None, conte
     assert found.context == context
 
 
-def test_what_changes_its_hash(context: Path) -> None:
+def test_what_changes_the_hash_of_a_dockerfile(context: Path) -> None:
     path = context / "Dockerfile"
     path.write_text("COPY a.txt sub /x/\n")
     found = read_dockerfile(str(path))

@@ -1,4 +1,4 @@
-"""Recipes: what their hashes cover, and what the build's script does, in a real shell."""
+"""Recipes: what their hashes cover, and what their scripts do in a real shell."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def digest(base: str = BASE, **options: Any) -> str:
     return recipe(**options).layers[-1].digest([base])
 
 
-def test_nothing_is_no_recipe() -> None:
+def test_without_additions_there_is_no_recipe() -> None:
     assert read_recipe() is None
     assert read_recipe(packages=(), system_packages=[]) is None
 
@@ -45,12 +45,12 @@ def test_what_a_hash_depends_on(tmp_path: Path) -> None:
     ]
     assert len(set(digests)) == len(digests)
     assert all(len(value) == 20 and value.isalnum() for value in digests)
-    # And on nothing else.
+    # It depends on nothing else.
     assert digest(packages=["numpy", "six"]) == digests[1]
     assert digest(system_packages=["git", "git"]) == digests[5]
     assert digest(requirements=str(file)) == digests[0]
-    # It must not change with a release of this project without a reason: everything would be built
-    # again. With a reason, raise recipe._VERSION.
+    # A release must not change the hash without a reason, or all images are built again. With a
+    # reason, raise recipe._VERSION.
     assert digests[0] == "b40a4dad8be1660e4880"
 
 
@@ -62,12 +62,12 @@ def test_layers_are_in_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "-y", "git;reboot", "a b", "$(x)", "a\nb", "ü", "a/b"])
-def test_what_is_no_system_package(name: str) -> None:
+def test_wrong_names_of_system_packages(name: str) -> None:
     with pytest.raises(OptionError, match="^system_packages: "):
         read_recipe(system_packages=[name])
 
 
-def test_the_history_says_nothing_of_what_is_installed() -> None:
+def test_the_images_history_does_not_name_what_is_installed() -> None:
     (layer,) = recipe(packages=["x @ https://user:s3cret@example.org/x.whl"]).layers
     assert isinstance(layer, PackageLayer)
     assert "s3cret" not in layer.script()
@@ -83,7 +83,7 @@ RECORD = 'printf "%s\\n" "$(basename "$0") $*" >>"$CALLS"; env | sort >"$CALLS.e
 
 
 class Build:
-    """A step of a build on this machine, with programs that only write down how they are called."""
+    """Runs a build's script on this machine, with programs that only record their calls."""
 
     def __init__(self, directory: Path) -> None:
         self.bin = directory / "bin"
@@ -144,12 +144,12 @@ def test_package_managers(manager: str, calls: list[str], build: Build) -> None:
     done = build.run(recipe(system_packages=["b+c", "a"]), HTTP_PROXY="http://proxy:1")
     assert (done.returncode, done.stderr) == (0, "")
     assert build.called == [f"{manager} {call}" for call in calls]
-    # They know the name of the variable in small letters only.
+    # Package managers read the variable in small letters only.
     assert build.environment["http_proxy"] == "http://proxy:1"
     assert "https_proxy" not in build.environment
 
 
-def test_apt_gets_the_certificates_and_leaves_none(build: Build) -> None:
+def test_apt_get_uses_the_certificates_and_leaves_none(build: Build) -> None:
     build.program("apt-get", RECORD + 'cat "$APT_CONFIG" >"$CALLS.conf"\n')
     (build.secrets / "ca.pem").write_text("certificates")
     done = build.run(recipe(system_packages=["a"]))
@@ -159,7 +159,7 @@ def test_apt_gets_the_certificates_and_leaves_none(build: Build) -> None:
     assert not Path("/tmp/rlm-apt.conf").exists()
 
 
-def test_a_failure_of_any_program_is_one_of_the_build(build: Build) -> None:
+def test_the_build_fails_if_any_program_does(build: Build) -> None:
     build.program("apt-get", RECORD + '[ "$1" != update ] || exit 100\n')
     build.program("python3")
     done = build.run(recipe(system_packages=["a"], packages=["six"]))
@@ -192,7 +192,7 @@ def test_an_image_without_pip_or_python(build: Build) -> None:
     assert done.returncode == 1
     assert done.stderr == "rlm-containers: this image has neither pip nor ensurepip\n"
     assert build.called == ["python -c import pip", "python -m ensurepip --default-pip"]
-    # Where ensurepip has worked, it is used.
+    # If ensurepip works, pip is used.
     build.program("python", RECORD + '[ "$1" != -c ] || exit 1\n')
     done = build.run(recipe(packages=["six"]))
     assert (done.returncode, build.called[-1]) == (

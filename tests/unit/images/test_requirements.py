@@ -1,4 +1,4 @@
-"""Requirements: what pip will be given, whose files go along, and what is refused."""
+"""Requirements: what pip is given, which files are copied, and what is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_packages(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_what_is_no_package(text: str) -> None:
+def test_wrong_packages(text: str) -> None:
     with pytest.raises(OptionError, match="^packages: .* is not a requirement"):
         read_requirements([text], None)
 
@@ -66,7 +66,7 @@ def written(found: Requirements | None, directory: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in directory.iterdir()}
 
 
-def test_wheels_of_this_host_go_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheels_of_this_host_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = tmp_path / "a b" / "x-1.0-py3-none-any.whl"
     wheel.parent.mkdir()
     wheel.write_text("wheel")

@@ -1,4 +1,4 @@
-"""The page on a trajectory: what is in it, and what a browser makes of it."""
+"""The report on a trajectory: its contents, and how a browser shows it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from rlm_containers.integrations.rlms.trajectory import (
     Turn,
 )
 
-#: What would show on the page, had it run.
+#: Changes the title of the page if it runs.
 SCRIPT = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
 def png(red: int, green: int, blue: int) -> bytes:
-    """A picture of one colour, 40 by 30."""
+    """Return a PNG of one colour, 40 by 30 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + data))
@@ -93,7 +93,7 @@ TRAJECTORY = Trajectory(
 
 
 class Elements(HTMLParser):
-    """The elements of a page with their attributes, and its text."""
+    """Parses a page: its elements with their attributes, and its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Elements(HTMLParser):
         self.text += data
 
 
-def test_what_is_on_the_page() -> None:
+def test_the_contents_of_the_page() -> None:
     text = Elements(render_report(TRAJECTORY)).text
     for shown in (
         "What is it?", "A fox & <b>no dog</b>", "root (openai at http://127.0.0.1/v1)", "2 min 55 s",
@@ -118,10 +118,10 @@ def test_what_is_on_the_page() -> None:
         "Turn 2 10 ms", "page.html (text/html)",
     ):  # fmt: skip
         assert shown in text, shown
-    assert "```" not in text  # cells are shown by themselves
+    assert "```" not in text  # cells are shown separately
 
 
-def test_nothing_of_a_containers_is_an_element_of_the_page() -> None:
+def test_untrusted_text_never_becomes_an_element() -> None:
     page = render_report(TRAJECTORY)
     elements = Elements(page)
     kinds = {tag for tag, _ in elements.found}
@@ -143,7 +143,7 @@ def test_nothing_is_fetched() -> None:
     assert not re.search(r"@import|url\((?!data:)", page)
 
 
-def test_texts_without_end_are_cut() -> None:
+def test_long_texts_are_cut() -> None:
     cell = TrajectoryCell(
         code="x", stdout="y" * 10**6, stderr="", seconds=1.0, variables={}, calls=(), figures=()
     )
@@ -190,7 +190,7 @@ def browser() -> str:
 
 
 def browse(browser: str, page: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Open a page without a window and without a network, to its end."""
+    """Open a page without a window and without a network."""
     return subprocess.run(
         (
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
@@ -214,7 +214,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_browser_shows_it_and_runs_nothing(browser: str, page: Path) -> None:
     done = browse(browser, page, "--dump-dom")
     assert done.returncode == 0, done.stderr
-    # As the browser has read it: were a script in it, it would have run by now.
+    # A script in the page would have run by now.
     elements = Elements(done.stdout)
     assert "A fox & <b>no dog</b>" in elements.text
     (title,) = re.findall(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
@@ -223,7 +223,7 @@ def test_a_browser_shows_it_and_runs_nothing(browser: str, page: Path) -> None:
     kinds = [tag for tag, _ in elements.found]
     assert "script" not in kinds
     assert kinds.count("img") == 2
-    # Neither is there anything that the page's own policy had to stop, styles above all.
+    # The page's own policy did not block anything of it, such as its styles.
     assert "CONSOLE" not in done.stderr, done.stderr
 
 
@@ -234,13 +234,17 @@ def test_a_browser_paints_the_figures(browser: str, page: Path, tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr
     colours = pixels(shot.read_bytes())
-    assert colours[255, 0, 0] > 1000  # the figure, less its round corners
-    for bar in ((0x8B, 0x7C, 0xF6), (0x2F, 0x9E, 0x8F), (0xE5, 0xA6, 0x3A)):  # the times
+    assert colours[255, 0, 0] > 1000  # the figure has round corners
+    for bar in (
+        (0x8B, 0x7C, 0xF6),
+        (0x2F, 0x9E, 0x8F),
+        (0xE5, 0xA6, 0x3A),
+    ):  # the bars of the timeline
         assert colours[bar] > 200, bar
 
 
 def pixels(picture: bytes) -> Counter[tuple[int, ...]]:
-    """How often each colour is in a PNG of 8 bits a channel that is not interlaced."""
+    """Count the colours in a PNG with 8 bits a channel, not interlaced."""
     width, height, _, kind = struct.unpack(">IIBB", picture[16:26])
     size = {2: 3, 6: 4}[kind]
     data, position = b"", 8
@@ -264,9 +268,9 @@ def pixels(picture: bytes) -> Counter[tuple[int, ...]]:
 
 
 def _unfiltered(kind: int, filtered: bytes, above: bytes, size: int) -> bytes:
-    """One line of a PNG as it was before it was filtered for compression."""
+    """Undo the filter of one line of a PNG."""
     if kind == 2 and not any(filtered):
-        return above  # as most lines of a page are
+        return above  # the most frequent case
     if kind == 0:
         return filtered
     row = bytearray(filtered)

@@ -21,13 +21,13 @@ HOST = """
 import json, os, resource, sys, tempfile, threading
 from rlm_containers import ContainersError, Sandbox
 from rlm_containers.interpreter import pipe
-from rlm_containers.lm import pipe_calls
+from rlm_containers.lm import Gate, gateway
 from tests.unit.guests import LocalRuntime
 
 MB = 1024 * 1024
 # Smaller bounds than usual, so that smaller floods show what they hold.
 pipe._MAX_WAITING = 8 * MB
-pipe_calls._GATE = 32 * MB
+gateway.Gate = lambda: Gate(32 * MB)
 never = threading.Event()
 
 def peak():

@@ -1,4 +1,4 @@
-"""The broker: takes whatever the guest sends, and answers all of it."""
+"""The broker: it answers whatever the guest sends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def call(prompt: Prompt, response: str, error: str | None = None) -> LMCall:
 
 
 class Shouter:
-    """A backend that answers in capitals, and fails where the prompt says so."""
+    """A backend that answers in capitals, and fails if the prompt says so."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Prompt, str | None]] = []
@@ -37,7 +37,7 @@ class Shouter:
 
 
 def completion(response: str) -> Any:
-    """What a subcall returns: anything with these attributes of rlms's RLMChatCompletion."""
+    """Return what a subcall does: an object with attributes of rlms's RLMChatCompletion."""
     return SimpleNamespace(response=response, root_model="child", execution_time=1.5)
 
 
@@ -64,7 +64,7 @@ def test_many_questions_in_order(broker: LMBroker, backend: Shouter, path: str) 
     assert backend.asked == [("a", None), ("b", None), ("c", None)]
 
 
-def test_no_questions_at_all(broker: LMBroker) -> None:
+def test_an_empty_batch(broker: LMBroker) -> None:
     assert broker.handle("/llm_query_batched", {"prompts": []}) == {"responses": []}
     assert broker.take_calls() == ()
 
@@ -107,7 +107,7 @@ def test_a_malformed_request_is_answered(
 @pytest.mark.parametrize(
     "path", ["", "/", "llm_query", "/llm_query/", "/LLM_QUERY", "/llm_query?x=1", "/../etc/passwd"]
 )
-def test_there_are_no_other_paths(broker: LMBroker, path: str) -> None:
+def test_unknown_paths_are_errors(broker: LMBroker, path: str) -> None:
     assert broker.handle(path, {"prompt": "x"}) == {"error": f"there is no {path!r}"}
 
 
@@ -122,7 +122,7 @@ def test_one_failure_does_not_fail_the_batch(broker: LMBroker) -> None:
     assert answer == {"responses": ["A", "Error: it failed", "C"]}
 
 
-def test_only_answered_calls_are_recorded_and_taken_once(broker: LMBroker) -> None:
+def test_answered_calls_are_recorded_once(broker: LMBroker) -> None:
     broker.handle("/llm_query", {"prompt": "one"})
     broker.handle("/llm_query", {"prompt": "fail"})
     broker.handle("/llm_query_batched", {"prompts": ["two", "fail", "three"]})
@@ -140,7 +140,7 @@ def test_without_a_backend_the_error_says_so() -> None:
     assert broker.take_calls() == ()
 
 
-def test_subcalls_go_to_their_own_function_and_questions_do_not(backend: Shouter) -> None:
+def test_only_subcalls_go_to_the_subcall_function(backend: Shouter) -> None:
     seen: list[tuple[str, str | None]] = []
 
     def subcall(prompt: str, model: str | None) -> Any:
@@ -178,7 +178,7 @@ def test_a_failed_subcall_is_an_error_string_and_not_recorded() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_so_many_subcalls_run_at_once_and_no_more(limit: int) -> None:
+def test_the_number_of_concurrent_subcalls_is_limited(limit: int) -> None:
     lock = threading.Lock()
     running: list[str] = []
     most = 0
@@ -201,7 +201,7 @@ def test_so_many_subcalls_run_at_once_and_no_more(limit: int) -> None:
     assert [made.prompt for made in broker.take_calls()] == prompts
 
 
-def test_answers_keep_the_order_of_the_prompts_whoever_is_first() -> None:
+def test_answers_keep_the_order_of_the_prompts() -> None:
     last_done = threading.Event()
 
     def subcall(prompt: str, model: str | None) -> Any:
@@ -218,8 +218,8 @@ def test_answers_keep_the_order_of_the_prompts_whoever_is_first() -> None:
 
 
 @pytest.mark.parametrize("response", [None, 5, b"bytes", object(), ["a"]])
-def test_every_answer_can_be_sent_back_and_is_of_the_promised_form(response: Any) -> None:
-    # What travels is JSON: an answer that is none would leave the guest waiting for ever.
+def test_every_answer_is_json_of_the_documented_form(response: Any) -> None:
+    # The guest would wait for ever for an answer that cannot be sent.
     broker = LMBroker(None, lambda prompt, model: completion(response))
     single = broker.handle("/rlm_query", {"prompt": "x"})
     assert json.loads(json.dumps(single)) == single
@@ -252,7 +252,7 @@ def test_calls_from_many_threads_are_all_recorded(broker: LMBroker) -> None:
     assert len({str(one.prompt) for one in made}) == len(made) == 400
 
 
-def test_what_is_kept_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_calls_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlm_containers.lm.broker._KEPT", 10_000)
     monkeypatch.setattr("rlm_containers.lm.broker._KEPT_CALLS", 30)
     broker = LMBroker(CallableBackend(str))
@@ -267,6 +267,6 @@ def test_what_is_kept_of_calls_is_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert all(len(str(call.prompt)) <= 1000 for call in calls[4:])
     assert sum(len(str(call.prompt)) + len(call.response) for call in calls) < 50_000
     broker.handle("/llm_query", {"prompt": "z" * 2000})
-    assert broker.take_calls()[0].prompt == "z" * 2000  # the next cell begins anew
+    assert broker.take_calls()[0].prompt == "z" * 2000  # counted anew for the next cell
     broker.handle("/llm_query_batched", {"prompts": ["a"] * 50})
     assert len(broker.take_calls()) == 30

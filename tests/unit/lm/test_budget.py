@@ -1,4 +1,4 @@
-"""Limits of the calls of language models: what is past them is refused and reaches nobody."""
+"""Limits of language model calls: a call past a limit is refused and reaches no model."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rlm_containers.interpreter import LMCall, Prompt
 from rlm_containers.lm import CallBudget, LMBroker
 from tests.unit.sessions import Boxes, revive, run
 
-CELL = "this cell has made the {} a language model it may make (max_lm_calls)"
-SESSION = "this session has made the {} a language model it may make (max_session_lm_calls)"
+CELL = "this cell has used up its {} (max_lm_calls)"
+SESSION = "this session has used up its {} (max_session_lm_calls)"
 
 
 class Echo:
-    """A backend that notes what reaches it."""
+    """A backend that records what it is asked."""
 
     def __init__(self) -> None:
         self.asked: list[Prompt] = []
@@ -59,7 +59,7 @@ def ask(broker: LMBroker, *prompts: str, path: str = "llm") -> Any:
     return broker.handle(f"/{path}_query_batched", {"prompts": list(prompts)})["responses"]
 
 
-def test_without_a_limit_there_is_none(echo: Echo) -> None:
+def test_there_is_no_limit_by_default(echo: Echo) -> None:
     broker = limited(echo)
     assert [ask(broker, "x") for _ in range(100)] == ["x"] * 100
 
@@ -67,16 +67,16 @@ def test_without_a_limit_there_is_none(echo: Echo) -> None:
 @pytest.mark.parametrize("path", ["llm", "rlm"])
 def test_the_limit_of_a_cell(echo: Echo, path: str) -> None:
     broker = limited(echo, cell=2)
-    refusal = CELL.format("2 calls of")
+    refusal = CELL.format("2 language model calls")
     assert [ask(broker, word, path=path) for word in "abc"] == ["a", "b", refusal]
     assert echo.asked == ["a", "b"]
     broker.begin_cell()
     assert ask(broker, "d", path=path) == "d"
 
 
-def test_a_batch_counts_by_its_prompts_and_is_answered_as_far_as_it_goes(echo: Echo) -> None:
+def test_a_batch_counts_each_prompt_and_is_answered_up_to_the_limit(echo: Echo) -> None:
     broker = limited(echo, cell=5)
-    refusal = "Error: " + CELL.format("5 calls of")
+    refusal = "Error: " + CELL.format("5 language model calls")
     assert ask(broker, "a", "b", "c") == ["a", "b", "c"]
     assert ask(broker, "d", "e", "f", "g") == ["d", "e", refusal, refusal]
     assert ask(broker, "h", "i") == [refusal, refusal]
@@ -87,18 +87,18 @@ def test_a_batch_counts_by_its_prompts_and_is_answered_as_far_as_it_goes(echo: E
 def test_the_limit_of_a_session_is_that_of_all_cells(echo: Echo) -> None:
     broker = limited(echo, cell=3, session=4)
     assert ask(broker, "a", "b", "c") == ["a", "b", "c"]
-    assert ask(broker, "d") == CELL.format("3 calls of")
+    assert ask(broker, "d") == CELL.format("3 language model calls")
     broker.begin_cell()
-    assert ask(broker, "e", "f") == ["e", "Error: " + SESSION.format("4 calls of")]
+    assert ask(broker, "e", "f") == ["e", "Error: " + SESSION.format("4 language model calls")]
     broker.begin_cell()
-    assert ask(broker, "g") == SESSION.format("4 calls of")
+    assert ask(broker, "g") == SESSION.format("4 language model calls")
     assert echo.asked == list("abce")
 
 
-def test_one_call_is_said_to_be_one(echo: Echo) -> None:
+def test_a_limit_of_one_is_singular(echo: Echo) -> None:
     broker = limited(echo, cell=1)
     ask(broker, "a")
-    assert ask(broker, "b") == CELL.format("1 call of")
+    assert ask(broker, "b") == CELL.format("1 language model call")
 
 
 def test_a_call_that_fails_counts_and_one_that_is_malformed_does_not(echo: Echo) -> None:
@@ -108,10 +108,10 @@ def test_a_call_that_fails_counts_and_one_that_is_malformed_does_not(echo: Echo)
     assert "bad request" in broker.handle("/llm_query_batched", {"prompts": ["a", 5]})["error"]
     assert "there is no" in broker.handle("/other", {"prompt": "a"})["error"]
     assert ask(broker, "a") == "a"
-    assert ask(broker, "b") == CELL.format("2 calls of")
+    assert ask(broker, "b") == CELL.format("2 language model calls")
 
 
-def test_no_prompts_are_no_call(echo: Echo) -> None:
+def test_an_empty_batch_counts_nothing(echo: Echo) -> None:
     broker = limited(echo, cell=1)
     assert ask(broker) == []
     assert ask(broker, "a") == "a"
@@ -131,13 +131,13 @@ def test_recursive_calls_count_with_the_others(echo: Echo) -> None:
     assert ask(broker, "b", "c", "d", path="rlm") == [
         "B",
         "C",
-        "Error: " + CELL.format("3 calls of"),
+        "Error: " + CELL.format("3 language model calls"),
     ]
-    assert ask(broker, "e") == CELL.format("3 calls of")
+    assert ask(broker, "e") == CELL.format("3 language model calls")
     assert (sorted(asked), echo.asked) == (["a", "b", "c"], [])
 
 
-def test_many_threads_get_no_more_than_there_is(echo: Echo) -> None:
+def test_the_limit_holds_for_many_threads(echo: Echo) -> None:
     broker = limited(echo, session=100)
     answers: list[str] = []
 
@@ -163,11 +163,16 @@ def test_cells_and_their_limits(boxes: Boxes) -> None:
     result = run(
         box, "print(llm_query('a'))\nfor line in llm_query_batched(['b', 'c']): print(line)"
     )
-    assert result.stdout.splitlines() == ["A", "B", "Error: " + CELL.format("2 calls of")]
+    assert result.stdout.splitlines() == [
+        "A",
+        "B",
+        "Error: " + CELL.format("2 language model calls"),
+    ]
     assert [call.prompt for call in result.lm_calls] == ["a", "b"]
     assert run(box, "print(rlm_query('d'))").stdout == "D\n"
-    revive(box)  # another interpreter is the same session
+    revive(box)  # the next interpreter belongs to the same session
     assert (
-        run(box, "print(llm_query('e'))").stdout == "Error: " + SESSION.format("3 calls of") + "\n"
+        run(box, "print(llm_query('e'))").stdout
+        == "Error: " + SESSION.format("3 language model calls") + "\n"
     )
     assert sorted(asked) == ["a", "b", "d"]

@@ -1,4 +1,4 @@
-"""Any Python callable as the language model."""
+"""Python callables as language models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def coroutine_with_model(prompt: str, model: str | None) -> str:
 
 
 def future(prompt: str) -> Any:
-    """Not a coroutine function, but returns something to await."""
+    """A plain function that returns an awaitable."""
 
     class Later:
         def __await__(self) -> Any:
@@ -70,17 +70,17 @@ def with_default(prompt: str, temperature: float = 0.5) -> str:
         (anything, "('x',) {'model': 'gpt'}"),
     ],
 )
-def test_what_can_be_called_can_be_asked(function: LMCallable, answer: str) -> None:
+def test_any_callable_can_answer(function: LMCallable, answer: str) -> None:
     call = CallableBackend(function).query("x", "gpt")
     assert (call.prompt, call.response, call.error, call.model) == ("x", answer, None, "gpt")
     assert call.execution_time >= 0
 
 
-def test_without_a_model_none_is_passed() -> None:
+def test_the_model_is_none_by_default() -> None:
     assert CallableBackend(WithModel().ask).query("x", None).response == "None: x"
 
 
-def test_a_prompt_of_messages_comes_as_it_is() -> None:
+def test_messages_arrive_unchanged() -> None:
     messages = [{"role": "user", "content": "hello"}]
     seen: list[Any] = []
 
@@ -99,7 +99,7 @@ def test_an_answer_that_is_no_string_is_an_error(value: Any) -> None:
     assert call.response == ""
 
 
-def test_what_it_raises_is_an_error() -> None:
+def test_an_exception_is_an_error() -> None:
     def fail(prompt: str) -> str:
         raise LookupError(f"no {prompt}")
 
@@ -112,7 +112,7 @@ def test_what_it_raises_is_an_error() -> None:
         assert (call.response, call.error) == ("", "LookupError: no x")
 
 
-def test_a_callable_with_other_parameters_is_an_error_and_no_crash() -> None:
+def test_a_callable_with_wrong_parameters_is_an_error() -> None:
     call = CallableBackend(lambda: "x").query("x", None)
     assert call.error is not None
     assert call.error.startswith("TypeError: ")
@@ -150,7 +150,7 @@ def test_the_prompts_of_a_batch_are_asked_together(kind: str) -> None:
 
 
 def test_an_async_callable_works_below_a_running_loop() -> None:
-    # A notebook has a loop in its main thread; the backend is called in others.
+    # As in a notebook: the main thread runs a loop, and the backend is called in another thread.
     async def main() -> str:
         backend = CallableBackend(coroutine)
         return (await asyncio.to_thread(backend.query, "x", None)).response
@@ -195,7 +195,7 @@ def test_a_coroutine_that_is_late_is_cancelled() -> None:
     assert cancelled.wait(30)
 
 
-def test_of_a_late_batch_the_answers_that_are_there_count() -> None:
+def test_a_late_batch_keeps_the_answers_that_came_in_time() -> None:
     go_on = threading.Event()
     asked: list[str] = []
 
@@ -205,7 +205,7 @@ def test_of_a_late_batch_the_answers_that_are_there_count() -> None:
             go_on.wait(30)
         return prompt.upper()
 
-    # More than are asked at once: the last ones are not asked any more.
+    # More prompts than are asked at once: the last ones are never asked.
     prompts = ["quick", *["slow"] * 20]
     calls = CallableBackend(ask, timeout=0.5).query_batch(prompts, None)
     late = "Request failed: lm did not answer in 0.5 s (lm_timeout)"
@@ -215,7 +215,7 @@ def test_of_a_late_batch_the_answers_that_are_there_count() -> None:
     go_on.set()
 
 
-def test_a_timeout_of_the_callables_own_is_its_own() -> None:
+def test_a_timeout_error_of_the_callable_is_passed_on() -> None:
     async def ask(prompt: str) -> str:
         raise TimeoutError("the service is slow")
 
@@ -223,7 +223,7 @@ def test_a_timeout_of_the_callables_own_is_its_own() -> None:
     assert call.error == "TimeoutError: the service is slow"
 
 
-def test_a_callable_that_never_comes_back_is_asked_so_often_and_no_more(
+def test_a_callable_that_hangs_gets_a_limited_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("rlm_containers.lm.backends._MAX_THREADS", 3)
@@ -238,19 +238,19 @@ def test_a_callable_that_never_comes_back_is_asked_so_often_and_no_more(
     backend = CallableBackend(ask, timeout=0.1)
     errors = [backend.query("x", None).error or "" for _ in range(3)]
     assert all("lm did not answer in 0.1 s" in error for error in errors)
-    with pytest.raises(ConnectionError, match="3 earlier calls of lm have not come back"):
+    with pytest.raises(ConnectionError, match="3 earlier calls of lm have not returned"):
         backend.query("x", None)
     assert len(asked) == 3
     go_on.set()
     answer: str | None = None
-    while answer != "y":  # as soon as they are back
+    while answer != "y":  # as soon as a thread is free
         try:
             answer = backend.query("y", None).response
         except ConnectionError:
             pass
 
 
-def test_a_callable_that_hangs_does_not_keep_the_process() -> None:
+def test_a_callable_that_hangs_does_not_keep_the_process_alive() -> None:
     program = (
         "import threading\n"
         "from rlm_containers.lm.backends import CallableBackend\n"

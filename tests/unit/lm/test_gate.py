@@ -1,35 +1,93 @@
-"""How much of what containers ask may be in memory at once."""
+"""The gate: how many requests are answered at once, and the memory they take."""
 
 from __future__ import annotations
 
 import threading
 
-from rlm_containers.lm.gate import Gate
+import pytest
+
+from rlm_containers.lm.gate import Gate, GateClosedError, GateFullError
 from tests.support import eventually
 from tests.unit.guests import PATIENCE
 
 
-def test_room_is_shared_and_given_back() -> None:
+def test_memory_is_shared_and_given_back() -> None:
     gate = Gate(10)
-    assert gate.take(6)
-    assert not gate.take(5)
-    assert gate.take(4)
-    taken: list[bool] = []
-    waiting = threading.Thread(target=lambda: taken.append(gate.wait_and_take(8)))
+    gate.reserve(6)
+    with pytest.raises(GateFullError):
+        gate.reserve(5)
+    gate.reserve(4)
+    reserved = threading.Event()
+
+    def wait() -> None:
+        gate.wait_and_reserve(8)
+        reserved.set()
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
-    gate.give_back(6)
-    assert not eventually(lambda: taken, 0.05)
-    gate.give_back(4)
+    gate.release(6)
+    assert not reserved.wait(0.05)
+    gate.release(4)
     waiting.join(PATIENCE)
-    assert taken == [True]
+    assert reserved.is_set()
 
 
-def test_nobody_waits_for_room_that_is_closed() -> None:
-    gate = Gate(10)
-    assert gate.take(10)
-    taken: list[bool] = []
-    waiting = threading.Thread(target=lambda: taken.append(gate.wait_and_take(1)))
-    waiting.start()
-    gate.close()
+def test_a_parsed_request_is_held_with_its_memory() -> None:
+    gate = Gate(2000)
+    payload = b'{"prompt": "x"}'
+    with gate.parsed(payload) as request:
+        assert request == {"prompt": "x"}
+        with pytest.raises(GateFullError):
+            gate.reserve(2000)
+    gate.reserve(2000)
+    with pytest.raises(GateFullError), gate.parsed(payload):
+        pass
+
+
+def test_invalid_json_keeps_no_memory() -> None:
+    gate = Gate(2000)
+    for payload in (b"{", b"\xff", b"[" * 100_000):
+        with pytest.raises(ValueError), gate.parsed(payload):  # noqa: PT011
+            pass
+    gate.reserve(2000)
+
+
+def test_requests_take_turns() -> None:
+    gate = Gate(turns=1)
+    answered = threading.Event()
+
+    def answer() -> None:
+        with gate.parsed(b"2"):
+            answered.set()
+
+    waiting = threading.Thread(target=answer)
+    with gate.parsed(b"1"):
+        waiting.start()
+        assert not answered.wait(0.05)
     waiting.join(PATIENCE)
-    assert taken == [False]
+    assert answered.is_set()
+
+
+def test_closing_turns_away_everyone_who_waits() -> None:
+    gate = Gate(1000, turns=1)
+    turned_away: list[str] = []
+
+    def wait_for_memory() -> None:
+        with pytest.raises(GateClosedError):
+            gate.wait_and_reserve(1000)
+        turned_away.append("memory")
+
+    def wait_for_a_turn() -> None:
+        with pytest.raises(GateClosedError), gate.parsed(b"2"):
+            pass
+        turned_away.append("turn")
+
+    with gate.parsed(b"1"):
+        waiting = [threading.Thread(target=target) for target in (wait_for_memory, wait_for_a_turn)]
+        for thread in waiting:
+            thread.start()
+        assert not eventually(lambda: turned_away, 0.05)
+        gate.close()
+        for thread in waiting:
+            thread.join(PATIENCE)
+    assert sorted(turned_away) == ["memory", "turn"]

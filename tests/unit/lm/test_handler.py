@@ -1,4 +1,4 @@
-"""Asking the LM Handler over its socket: one that behaves, and many that do not."""
+"""Asking an LM Handler over its socket: a good one, and many that misbehave."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.handlers import ScriptedHandler, completion, frame, read_request
 
 
 def well_behaved(connection: socket.socket) -> None:
-    """Answers as rlms's LMRequestHandler does."""
+    """Answer as rlms's LMRequestHandler does."""
     request = read_request(connection)
     if "prompts" in request:
         done = [completion(prompt, f"re: {prompt}") for prompt in request["prompts"]]
@@ -28,7 +28,7 @@ def well_behaved(connection: socket.socket) -> None:
 
 
 def saying(raw: bytes) -> Callable[[socket.socket], None]:
-    """Reads a request, says ``raw``, and hangs up."""
+    """Return a behaviour: read a request, send ``raw``, and hang up."""
 
     def behave(connection: socket.socket) -> None:
         read_request(connection)
@@ -58,7 +58,7 @@ def test_a_batch_is_one_request_and_keeps_its_order() -> None:
     assert [call.response for call in calls] == [f"re: {prompt}" for prompt in prompts]
 
 
-def test_no_prompts_ask_nobody() -> None:
+def test_an_empty_batch_asks_nobody() -> None:
     with ScriptedHandler(well_behaved) as handler:
         assert backend(handler).query_batch([], None) == []
         assert handler.connections == 0
@@ -109,7 +109,7 @@ def test_the_handlers_own_error_is_passed_on() -> None:
     ]
 
 
-def test_one_failed_completion_of_a_batch_is_one_error() -> None:
+def test_one_failed_completion_of_a_batch_fails_one_prompt() -> None:
     def half(connection: socket.socket) -> None:
         good, bad = read_request(connection)["prompts"]
         done = [completion(good, "yes"), completion(bad, "", error="llm() call failed - no")]
@@ -164,7 +164,7 @@ def test_a_broken_answer_is_an_error_for_every_prompt(what: str) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_the_wrong_number_of_answers_answers_nobody(count: int) -> None:
+def test_a_wrong_number_of_answers_is_an_error_for_every_prompt(count: int) -> None:
     raw = frame({"chat_completions": [completion("x", "yes")] * count})
     with ScriptedHandler(saying(raw)) as handler:
         calls = backend(handler).query_batch(["x", "y"], None)
@@ -172,7 +172,7 @@ def test_the_wrong_number_of_answers_answers_nobody(count: int) -> None:
     assert {call.error for call in calls} == {f"{count} completions were returned for 2 prompts"}
 
 
-def test_errors_say_who_did_not_answer() -> None:
+def test_errors_name_the_handler() -> None:
     with ScriptedHandler(saying(b"")) as handler:
         error = backend(handler).query("x", None).error
         host, port = handler.address
@@ -210,13 +210,13 @@ def test_a_handler_that_never_answers_is_given_up() -> None:
     assert [call.error for call in batch] == [single.error] * 2
 
 
-def test_a_handler_that_answers_ever_more_slowly_is_given_up_too() -> None:
+def test_a_handler_that_drips_its_answer_is_given_up() -> None:
     done = threading.Event()
 
     def drip(connection: socket.socket) -> None:
         read_request(connection)
         connection.sendall(struct.pack(">I", 1_000_000))
-        while not done.wait(0.02):  # each byte comes in time, and all of them never
+        while not done.wait(0.02):  # each byte comes in time, but never the last
             try:
                 connection.sendall(b" ")
             except OSError:

@@ -1,4 +1,4 @@
-"""The proxy as a well-meaning caller sees it, and as one without the token does."""
+"""The proxy, for callers with the token and for callers without."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlm_containers.lm import CallableBackend, LMBroker, LMProxy
 
 
 class Asked:
-    """What answers the proxy's requests: remembers them."""
+    """Answers the proxy's requests, and records them."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, object]] = []
@@ -69,7 +69,7 @@ def test_the_broker_behind_it(proxy: LMProxy) -> None:
             200,
             {"error": "bad request: not an object"},
         )
-        # What is not there is the broker's to say; the HTTP went well.
+        # The broker rejects the path; as HTTP, the request is fine.
         assert post(connection, whole.token, path="/nothing") == (
             200,
             {"error": "there is no '/nothing'"},
@@ -113,7 +113,7 @@ def test_without_the_token_nobody_is_asked(
     assert asked.requests == []
 
 
-def test_the_token_of_one_proxy_is_none_for_another(proxy: LMProxy, asked: Asked) -> None:
+def test_a_token_is_valid_for_one_proxy_only(proxy: LMProxy, asked: Asked) -> None:
     other = LMProxy("127.0.0.1", asked)
     other.close()
     assert other.token != proxy.token
@@ -153,7 +153,7 @@ def test_other_methods_are_refused(proxy: LMProxy, asked: Asked, method: str) ->
         ("9" * 30, 413),
     ],
 )
-def test_a_body_must_say_how_long_it_is(
+def test_a_body_needs_a_valid_length(
     proxy: LMProxy, asked: Asked, length: str | None, status: int
 ) -> None:
     with closing(connect(proxy)) as connection:
@@ -171,7 +171,7 @@ def test_a_body_must_say_how_long_it_is(
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"hello", b"\xff\xfe", b"{'a': 1}", b"1" * 5000, b"[" * 100_000]
 )
-def test_a_body_that_is_no_json_is_refused(proxy: LMProxy, asked: Asked, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_refused(proxy: LMProxy, asked: Asked, body: bytes) -> None:
     with closing(connect(proxy)) as connection:
         status, answer = post(connection, proxy.token, body)
     assert status == 400
@@ -197,7 +197,7 @@ def test_a_large_request_and_a_large_answer() -> None:
     proxy.close()
 
 
-def test_callers_are_served_together_and_get_their_own_answers() -> None:
+def test_concurrent_callers_get_their_own_answers() -> None:
     everyone = threading.Barrier(32)
 
     def together(path: str, request: Any) -> dict[str, Any]:
@@ -221,8 +221,8 @@ def test_callers_are_served_together_and_get_their_own_answers() -> None:
     assert answers == {i: (200, {"response": str(i)}) for i in range(32)}
 
 
-def test_any_number_of_threads_may_keep_their_connections(proxy: LMProxy) -> None:
-    # As the threads of a pool in a cell do: all of them live until the last has its answer.
+def test_many_threads_may_keep_their_connections(proxy: LMProxy) -> None:
+    # The threads of a pool in a cell all keep theirs until the last has its answer.
     connections = [connect(proxy) for _ in range(150)]
     try:
         for connection in connections:
@@ -232,6 +232,6 @@ def test_any_number_of_threads_may_keep_their_connections(proxy: LMProxy) -> Non
             connection.close()
 
 
-def test_an_address_that_is_not_ours_is_an_error() -> None:
+def test_an_address_of_another_machine_is_an_error() -> None:
     with pytest.raises(OSError, match="assign"):
         LMProxy("192.0.2.1", Asked())

@@ -1,4 +1,4 @@
-"""The proxy and callers that break off, send garbage, or never go away."""
+"""The proxy, and callers that hang up early, send garbage, or never leave."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from rlm_containers.lm import LMProxy, connections
+from rlm_containers.lm import Gate, LMProxy
+from rlm_containers.lm import proxy as proxy_module
 from tests.support import eventually
 
 BODY = b'{"prompt": "x"}'
 
 
 class Asked:
-    """Answers the proxy's requests, each as soon as it is let."""
+    """Answers the proxy's requests when it is let, and records them."""
 
     def __init__(self) -> None:
         self.requests: list[object] = []
@@ -61,7 +62,7 @@ def request(proxy: LMProxy, body: bytes = BODY, length: int | None = None) -> by
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the other end hangs up."""
+    """Read until the other end hangs up."""
     received = b""
     while True:
         try:
@@ -79,7 +80,7 @@ def still_serves(proxy: LMProxy) -> bool:
         return everything(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_caller_that_says_nothing_and_goes(proxy: LMProxy) -> None:
+def test_a_caller_that_hangs_up_without_a_request(proxy: LMProxy) -> None:
     for _ in range(20):
         connect(proxy).close()
     assert still_serves(proxy)
@@ -127,7 +128,7 @@ def test_requests_may_come_in_one_piece_or_in_single_bytes(proxy: LMProxy, asked
 
 
 def test_a_body_that_was_refused_is_not_read_as_a_request(proxy: LMProxy, asked: Asked) -> None:
-    # The body holds a whole request with the right token; without its frame it counts for nothing.
+    # The body contains a whole request with the right token.
     hidden = request(proxy)
     stranger = request(proxy, hidden).replace(proxy.token.encode(), b"wrong", 1)
     with connect(proxy) as connection:
@@ -158,17 +159,19 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("what", GARBAGE)
-def test_garbage_is_refused_and_served_no_further(proxy: LMProxy, asked: Asked, what: str) -> None:
+def test_garbage_is_refused_and_ends_the_connection(
+    proxy: LMProxy, asked: Asked, what: str
+) -> None:
     with connect(proxy) as connection:
         try:
             connection.sendall(GARBAGE[what])
             connection.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # it hung up at once, which is as good
+            pass  # the proxy may hang up at once
         answer = everything(connection)
     assert b" 200 " not in answer
     assert b"Traceback" not in answer
-    assert b"BaseHTTP" not in answer  # nor what it is made of
+    assert b"BaseHTTP" not in answer  # the name of the base class is not shown either
     assert asked.requests == []
     assert still_serves(proxy)
 
@@ -194,7 +197,7 @@ def test_random_bytes(proxy: LMProxy, asked: Asked) -> None:
 def test_strangers_with_open_connections_do_not_keep_the_sandbox_out(
     proxy: LMProxy, said: bytes
 ) -> None:
-    # More than the proxy listens to at once, and than wait in its queue.
+    # More than the proxy listens to, and more than its queue holds.
     strangers = [connect(proxy) for _ in range(150)]
     try:
         for stranger in strangers:
@@ -237,8 +240,8 @@ def test_strangers_that_come_again_and_again_do_not_keep_the_sandbox_out(proxy: 
 def test_a_stranger_that_is_slow_is_sent_away(
     proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch, first: bytes
 ) -> None:
-    # Even if it says something all the time: what counts is the time in all.
-    monkeypatch.setattr(connections, "_STRANGER_TIME", 0.5)
+    # Even if it keeps sending: the total time counts.
+    monkeypatch.setattr(proxy_module, "_STRANGER_TIME", 0.5)
     with connect(proxy) as connection:
         connection.sendall(first)
         with pytest.raises(OSError, match=r"Broken pipe|reset"):
@@ -252,7 +255,7 @@ def test_a_stranger_that_is_slow_is_sent_away(
 def test_the_sandbox_is_not_sent_away(
     proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_STRANGER_TIME", 0.2)
+    monkeypatch.setattr(proxy_module, "_STRANGER_TIME", 0.2)
     asked.go_on.clear()
     with connect(proxy) as slow, connect(proxy) as stranger:
         slow.sendall(request(proxy))
@@ -260,7 +263,7 @@ def test_the_sandbox_is_not_sent_away(
         assert everything(stranger) == b""  # its time is over
         asked.go_on.set()
         assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
-        # And may be silent for as long as it likes.
+        # It may also be silent for as long as it likes.
         with connect(proxy) as another:
             assert everything(another) == b""
         slow.sendall(request(proxy))
@@ -268,7 +271,7 @@ def test_the_sandbox_is_not_sent_away(
 
 
 def test_the_head_of_a_request_is_bounded_in_all(proxy: LMProxy, asked: Asked) -> None:
-    # Each line is short enough, and there are not too many of them.
+    # Neither the length of a line nor the number of lines is too large.
     head = b"POST /llm_query HTTP/1.1\r\n" + b"".join(
         b"X%d: %s\r\n" % (number, b"y" * 1000) for number in range(90)
     )
@@ -282,7 +285,9 @@ def test_the_head_of_a_request_is_bounded_in_all(proxy: LMProxy, asked: Asked) -
 def test_a_stranger_cannot_send_a_body(proxy: LMProxy) -> None:
     with connect(proxy) as connection:
         connection.sendall(b"POST /llm_query HTTP/1.1\r\nContent-Length: 60000000\r\n\r\n")
-        assert everything(connection).startswith(b"HTTP/1.1 401 ")  # and nothing was waited for
+        assert everything(connection).startswith(
+            b"HTTP/1.1 401 "
+        )  # at once, without waiting for the body
 
 
 def test_the_token_is_compared_in_constant_time(
@@ -299,9 +304,8 @@ def test_the_token_is_compared_in_constant_time(
     assert compared == [(f"Bearer {proxy.token}".encode(),) * 2]
 
 
-def test_bodies_in_memory_are_bounded_in_all(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlm_containers.lm.proxy._ROOM", 1_500_000)
-    proxy = LMProxy("127.0.0.1", asked)
+def test_bodies_in_memory_are_bounded_in_all(asked: Asked) -> None:
+    proxy = LMProxy("127.0.0.1", asked, Gate(size=1_500_000))
     body = json.dumps({"prompt": "x" * 400_000}).encode()
     answers: list[bytes] = []
 
@@ -318,17 +322,17 @@ def test_bodies_in_memory_are_bounded_in_all(asked: Asked, monkeypatch: pytest.M
     asked.go_on.set()
     for thread in threads:
         thread.join()
-    # Whoever finds no room once it is read is told so, and asks over the pipe.
+    # A caller whose parsed request does not fit is told so, and asks over the pipe.
     assert set(answers) <= {b"HTTP/1.1 200", b"HTTP/1.1 503"}
     assert answers.count(b"HTTP/1.1 200") >= 1
     assert still_serves(proxy)
     proxy.close()
 
 
-def test_the_sandboxs_own_connections_are_bounded(
+def test_the_connections_of_the_sandbox_are_bounded(
     proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "_MEMBERS", 3)
+    monkeypatch.setattr(proxy_module, "_MEMBERS", 3)
     asked.go_on.clear()
     members = [connect(proxy) for _ in range(3)]
     for member in members:
@@ -344,10 +348,8 @@ def test_the_sandboxs_own_connections_are_bounded(
     assert eventually(lambda: still_serves(proxy))
 
 
-def test_the_most_are_served_one_after_the_other(
-    proxy: LMProxy, asked: Asked, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "_SERVED", 2)
+def test_only_so_many_requests_are_answered_at_once(asked: Asked) -> None:
+    proxy = LMProxy("127.0.0.1", asked, Gate(turns=2))
     asked.go_on.clear()
     members = [connect(proxy) for _ in range(6)]
     for member in members:
@@ -359,9 +361,10 @@ def test_the_most_are_served_one_after_the_other(
     for member in members:
         assert member.recv(65536).startswith(b"HTTP/1.1 200 ")
         member.close()
+    proxy.close()
 
 
-def test_closing_waits_for_nobody(proxy: LMProxy, asked: Asked) -> None:
+def test_close_ends_silent_strangers(proxy: LMProxy, asked: Asked) -> None:
     strangers = [connect(proxy) for _ in range(100)]
     proxy.close()
     proxy.close()
@@ -407,7 +410,7 @@ def test_two_proxies_have_ports_of_their_own(asked: Asked) -> None:
         proxy.close()
 
 
-def test_an_answer_that_is_no_json_ends_the_connection_and_nothing_else(asked: Asked) -> None:
+def test_an_answer_that_is_not_json_ends_only_its_connection(asked: Asked) -> None:
     proxy = LMProxy("127.0.0.1", lambda path, request: {"response": object()})
     with connect(proxy) as connection:
         connection.sendall(request(proxy))

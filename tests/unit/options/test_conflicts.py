@@ -1,4 +1,4 @@
-"""Options that cannot be had at once: the error names both."""
+"""Options that contradict each other: the error names both."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STRICT = {"isolation": "strict"}
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        # Said here and in run_args
+        # An option and an argument that set the same
         ({"network": "none", "run_args": ["--network=host"]}, ("network='none'", "--network")),
         ({"network": "none", "run_args": ["--network", "none"]}, ("network='none'", "--network")),
         ({"network": "bridge", "run_args": ["--net=x"]}, ("network='bridge'", "--net")),
@@ -33,7 +33,7 @@ STRICT = {"isolation": "strict"}
         ({"pids": 99, "run_args": ["--pids-limit=-1"]}, ("pids=99", "--pids-limit")),
         ({"disk": "1g", "run_args": ["--storage-opt", "size=2g"]}, ("disk=", "--storage-opt")),
         ({"gpus": "all", "run_args": ["--gpus=1"]}, ("gpus=", "--gpus")),
-        # Strict, and what undoes it
+        # Strict isolation, and what undoes it
         ({**STRICT, "network": "bridge"}, ('isolation="strict"', 'network="bridge"')),
         ({**STRICT, "network": "internal"}, ('isolation="strict"', 'network="internal"')),
         ({**STRICT, "user": "0"}, ('isolation="strict"', 'user="0:0"')),
@@ -79,7 +79,7 @@ def test_contradictions(options: dict[str, Any], names: tuple[str, str]) -> None
 @pytest.mark.parametrize(
     "options",
     [
-        # What is not said here may be said there; the defaults give way.
+        # Arguments may set what no option sets; defaults give way.
         {"run_args": ["--network=host", "--user=0", "--memory=1g", "-m", "1g", "--cpus=1"]},
         {"run_args": ["--pids-limit=7", "--storage-opt=size=1g", "--gpus=all", "--privileged"]},
         {"memory": None, "pids": None, "run_args": ["--memory=1g", "--pids-limit=7"]},
@@ -91,14 +91,14 @@ def test_contradictions(options: dict[str, Any], names: tuple[str, str]) -> None
     ],
     ids=str,
 )
-def test_what_goes_together(options: dict[str, Any]) -> None:
-    SandboxOptions.from_arguments(options)
+def test_options_that_do_not_contradict_each_other(options: dict[str, Any]) -> None:
+    SandboxOptions(**options)
 
 
-def test_values_are_not_taken_for_options() -> None:
+def test_values_of_arguments_are_not_read_as_arguments() -> None:
     assert set_by_arguments(["--label", "x=--memory", "--env=A=-m", "image", "name"]) == {}
     assert set_by_arguments(["-m2g", "--net", "x"]) == {"memory": "-m", "network": "--net"}
 
 
-def test_a_mount_below_tmp_goes_with_strict(tmp_path: Path) -> None:
+def test_strict_isolation_allows_a_mount_below_tmp(tmp_path: Path) -> None:
     SandboxOptions(isolation="strict", mounts=[f"{tmp_path}:/tmp/data"])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Running a command line: to its end, in time, or held by its pipes."""
+"""Running a command line to its end, or holding it by its pipes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 
 from runtimes import ContainerProcess
-from runtimes.command import EngineCommand
-from runtimes.errors import EngineCommandError, EngineNotFoundError, EngineTimeoutError
+from runtimes.command import CommandResult, EngineCommand
+from runtimes.errors import (
+    ContainersError,
+    EngineCommandError,
+    EngineNotFoundError,
+    EngineTimeoutError,
+)
 from tests.unit.guests import PATIENCE
 
 SH = EngineCommand(("/bin/sh", "-c"))
@@ -24,7 +29,7 @@ def descriptors() -> set[str]:
 
 
 def read(descriptor: int) -> bytes:
-    """What comes until the other end is closed."""
+    """Read until the other end is closed."""
     received = b""
     while True:
         assert select.select((descriptor,), (), (), PATIENCE)[0]
@@ -35,26 +40,26 @@ def read(descriptor: int) -> bytes:
 
 
 def ended(process: ContainerProcess) -> int | None:
-    """The exit status of a process that should end by itself."""
+    """Wait for a process to end by itself, and return its exit status."""
     try:
         return process.wait(PATIENCE)
     finally:
         process.close()
 
 
-def test_what_it_prints_and_how_it_ends() -> None:
+def test_output_and_exit_status() -> None:
     result = SH.run("echo out; echo err >&2; exit 3", check=False)
     assert (result.exit_code, result.stdout, result.stderr) == (3, "out\n", "err\n")
     assert SH.run("exit 0").exit_code == 0
 
 
-def test_arguments_arrive_as_they_are() -> None:
+def test_arguments_arrive_unchanged() -> None:
     tricky = ["", " ", "*", "$HOME", "a\nb", "ü€🐍", "'\"\\", "--x=y z", "-", "`id`"]
     command = EngineCommand((sys.executable, "-c", "import sys; print(sys.argv[1:])"))
     assert command.run(*tricky).stdout == f"{tricky}\n"
 
 
-def test_a_failure_is_an_error_that_says_what_was_called() -> None:
+def test_a_failure_names_the_command_and_the_cause() -> None:
     with pytest.raises(EngineCommandError) as caught:
         SH.run("echo first >&2; echo the cause >&2; exit 125")
     error = caught.value
@@ -71,32 +76,32 @@ def test_a_failure_does_not_show_a_long_command_line() -> None:
     assert "run --rm" in str(caught.value)
 
 
-def test_death_by_a_signal_is_a_status() -> None:
+def test_a_signal_is_a_negative_exit_code() -> None:
     result = SH.run("kill -9 $$", check=False)
     assert result.exit_code == -signal.SIGKILL
 
 
-def test_bytes_that_are_no_text_are_replaced() -> None:
+def test_bytes_that_are_not_utf8_are_replaced() -> None:
     assert SH.run(r"printf 'a\377b'").stdout == "a\ufffdb"
 
 
-def test_much_output_is_collected() -> None:
+def test_large_output_is_collected() -> None:
     result = SH.run("head -c 5000000 /dev/zero | tr '\\0' x; head -c 300000 /dev/zero >&2")
     assert len(result.stdout) == 5_000_000
     assert len(result.stderr) == 300_000
 
 
-def test_it_has_no_terminal_and_nothing_to_read() -> None:
+def test_a_command_has_no_terminal_and_empty_input() -> None:
     assert SH.run("[ -t 0 ] || [ -t 1 ] || [ -t 2 ] || echo none; cat").stdout == "none\n"
 
 
-def test_it_does_not_get_the_terminals_signals() -> None:
+def test_a_command_has_a_session_of_its_own() -> None:
     assert int(SH.run("ps -o sid= -p $$ 2>/dev/null || cut -d' ' -f6 /proc/$$/stat").stdout) != (
         os.getsid(0)
     )
 
 
-def test_too_long_is_too_long(tmp_path: Path) -> None:
+def test_a_timeout(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     with pytest.raises(EngineTimeoutError, match=r"did not end within 0\.2 s") as caught:
         SH.run(f"echo $$ >{pid}; exec sleep 1000", timeout=0.2)
@@ -105,8 +110,8 @@ def test_too_long_is_too_long(tmp_path: Path) -> None:
         os.kill(int(pid.read_text()), 0)
 
 
-def test_too_long_ends_even_when_a_child_keeps_the_pipes(tmp_path: Path) -> None:
-    # As a client does that has started ssh.
+def test_a_timeout_when_a_child_keeps_the_pipes_open(tmp_path: Path) -> None:
+    # Like a client that has started ssh.
     pid = tmp_path / "pid"
     try:
         with pytest.raises(EngineTimeoutError):
@@ -116,12 +121,12 @@ def test_too_long_ends_even_when_a_child_keeps_the_pipes(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["no-such-program", "/no/such/program", "", "/tmp", "/etc/passwd"])
-def test_a_program_that_is_not_there(name: str) -> None:
+def test_a_missing_program(name: str) -> None:
     with pytest.raises(EngineNotFoundError, match="no program"):
         EngineCommand((name,))
 
 
-def test_a_program_that_is_none(tmp_path: Path) -> None:
+def test_a_file_that_is_no_program(tmp_path: Path) -> None:
     program = tmp_path / "docker"
     program.write_bytes(b"\x7fELF nonsense")
     program.chmod(0o755)
@@ -139,11 +144,11 @@ def test_a_program_that_was_removed(tmp_path: Path) -> None:
         command.run("info")
 
 
-def test_it_is_written_as_a_shell_would_have_it() -> None:
+def test_str_is_quoted_for_a_shell() -> None:
     assert str(EngineCommand(("/bin/sh", "--url=a b"))) == "/bin/sh '--url=a b'"
 
 
-def test_no_descriptor_is_left() -> None:
+def test_no_descriptor_stays_open() -> None:
     SH.run("true")
     before = descriptors()
     for _ in range(3):
@@ -152,10 +157,35 @@ def test_no_descriptor_is_left() -> None:
     assert descriptors() == before
 
 
+# JSON
+
+
+@pytest.mark.parametrize(
+    ("printed", "objects"),
+    [
+        ("", []),
+        ("null", []),
+        ("[]", []),
+        ('{"a": 1}', [{"a": 1}]),
+        ('[{"a": 1}, null, 2, {}]', [{"a": 1}, {}]),
+        ('{"a": 1}\n\n{"b": 2}\n', [{"a": 1}, {"b": 2}]),
+        ('{\n  "a": 1\n}\n', [{"a": 1}]),
+    ],
+)
+def test_objects(printed: str, objects: list[dict[str, int]]) -> None:
+    assert CommandResult(0, printed, "").objects() == objects
+
+
+@pytest.mark.parametrize("printed", ["json", "{", '{"a": 1}\nWARNING: old'])
+def test_output_that_is_not_json(printed: str) -> None:
+    with pytest.raises(ContainersError, match="not JSON"):
+        CommandResult(0, printed, "").objects()
+
+
 # Held
 
 
-def test_three_pipes_to_a_held_process() -> None:
+def test_the_three_pipes_of_a_held_process() -> None:
     process = SH.hold("x", "echo ready >&2; cat; exit 5")
     assert process.name == "x"
     os.write(process.stdin, b"\0\xffbytes\n")
@@ -168,7 +198,7 @@ def test_three_pipes_to_a_held_process() -> None:
     process.close()
 
 
-def test_the_ends_are_not_inherited_by_other_programs() -> None:
+def test_pipes_are_not_inherited_by_other_programs() -> None:
     process = SH.hold("x", "cat")
     for descriptor in (process.stdin, process.stdout, process.stderr):
         assert not os.get_inheritable(descriptor)
@@ -189,7 +219,7 @@ def test_a_held_process_that_does_not_end_is_killed() -> None:
     process.close()
 
 
-def test_killing_a_process_that_is_gone_is_nothing() -> None:
+def test_killing_an_ended_process_does_nothing() -> None:
     process = SH.hold("x", "exit 3")
     assert process.wait(PATIENCE) == 3
     process.kill()
@@ -201,7 +231,7 @@ def test_a_signal_is_a_negative_status() -> None:
     assert ended(SH.hold("x", "kill -15 $$")) == -signal.SIGTERM
 
 
-def test_a_failed_start_leaves_no_pipe(tmp_path: Path) -> None:
+def test_a_failed_start_leaves_no_pipe_open(tmp_path: Path) -> None:
     program = tmp_path / "docker"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Which engine is used: the one that is named, else the first that really answers."""
+"""Choosing an engine: the named one, or else the first that answers."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_podman_where_docker_has_no_engine(bin_: Path) -> None:
     assert get_runtime().name == "podman"
 
 
-def test_podman_where_docker_is_podman_in_disguise(bin_: Path) -> None:
+def test_podman_where_docker_is_a_wrapper_of_podman(bin_: Path) -> None:
     # The package podman-docker: `docker` is a script that runs podman.
     FakeCli(bin_, "docker").answer("info", podman_info())
     fake_podman(bin_)
     assert get_runtime().name == "podman"
 
 
-def test_docker_where_podman_is_too_old_does_not_matter(bin_: Path) -> None:
+def test_docker_where_podman_is_too_old(bin_: Path) -> None:
     fake_docker(bin_)
     fake_podman(bin_, podman_info("3.4.4"))
     assert get_runtime().name == "docker"
@@ -65,7 +65,7 @@ def test_nothing_is_installed(bin_: Path) -> None:
     assert "https://" in caught.value.remedy
 
 
-def test_a_client_without_an_engine_is_no_runtime(bin_: Path) -> None:
+def test_a_client_without_an_engine(bin_: Path) -> None:
     stopped_docker(bin_)
     with pytest.raises(EngineUnavailableError, match="Is the docker daemon running") as caught:
         get_runtime()
@@ -74,8 +74,8 @@ def test_a_client_without_an_engine_is_no_runtime(bin_: Path) -> None:
         get_runtime("docker")
 
 
-def test_the_old_client_reports_the_same_with_status_0(bin_: Path) -> None:
-    # docker 20.10: exit status 0, and the error in its JSON.
+def test_an_old_client_without_an_engine_ends_with_status_0(bin_: Path) -> None:
+    # docker 20.10 ends with status 0 and has the error in its JSON.
     info = {"ServerErrors": [NO_ENGINE], "ClientInfo": {"Context": "default"}}
     FakeCli(bin_, "docker").answer("info", info)
     with pytest.raises(EngineUnavailableError, match="Is the docker daemon running"):
@@ -84,7 +84,7 @@ def test_the_old_client_reports_the_same_with_status_0(bin_: Path) -> None:
         get_runtime()
 
 
-def test_all_refusals_are_told(bin_: Path) -> None:
+def test_the_error_names_every_refusal(bin_: Path) -> None:
     stopped_docker(bin_)
     fake_podman(bin_, podman_info("3.4.4"))
     with pytest.raises(EngineUnavailableError) as caught:
@@ -94,8 +94,8 @@ def test_all_refusals_are_told(bin_: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["docker", "podman"])
-def test_a_named_engine_that_is_not_there(bin_: Path, name: str) -> None:
-    (fake_podman if name == "docker" else fake_docker)(bin_)  # the other one is no substitute
+def test_a_named_engine_that_is_missing(bin_: Path, name: str) -> None:
+    (fake_podman if name == "docker" else fake_docker)(bin_)  # does not take its place
     with pytest.raises(EngineNotFoundError, match=f"no program '{name}'"):
         get_runtime(name)
 
@@ -104,7 +104,7 @@ def test_a_named_engine_that_is_not_there(bin_: Path, name: str) -> None:
     ("version", "good"),
     [("19.03.15", False), ("20.10.0", True), ("28.2.2", True), ("27.0.0-rc.1", True)],
 )
-def test_the_version_of_docker(bin_: Path, version: str, good: bool) -> None:
+def test_versions_of_docker(bin_: Path, version: str, good: bool) -> None:
     fake_docker(bin_, docker_info(ServerVersion=version))
     if good:
         assert get_runtime("docker").info().version_text == version.partition("-")[0]
@@ -117,7 +117,7 @@ def test_the_version_of_docker(bin_: Path, version: str, good: bool) -> None:
     ("version", "good"),
     [("3.4.4", False), ("4.0.0", True), ("4.3.1", True), ("5.4.0-dev", True), ("", False)],
 )
-def test_the_version_of_podman(bin_: Path, version: str, good: bool) -> None:
+def test_versions_of_podman(bin_: Path, version: str, good: bool) -> None:
     fake_podman(bin_, podman_info(version))
     if good:
         assert get_runtime("podman").info().version[0] >= 4
@@ -138,7 +138,7 @@ def test_podman_that_does_not_work(bin_: Path) -> None:
 
 @pytest.mark.parametrize("name", ["docker", "podman"])
 @pytest.mark.parametrize("said", ["", "hello", "[1, 2]", "null", '"x"', "{", "\xff\xfe"])
-def test_an_answer_that_is_no_info(bin_: Path, name: str, said: str) -> None:
+def test_info_that_makes_no_sense(bin_: Path, name: str, said: str) -> None:
     FakeCli(bin_, name).answer("info", said)
     with pytest.raises(ContainersError) as caught:
         get_runtime(name)
@@ -147,7 +147,7 @@ def test_an_answer_that_is_no_info(bin_: Path, name: str, said: str) -> None:
         get_runtime()
 
 
-def test_a_client_that_hangs_is_given_up(bin_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_hangs(bin_: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert EngineCommand.run.__kwdefaults__ is not None
     monkeypatch.setitem(EngineCommand.run.__kwdefaults__, "timeout", 0.3)
     FakeCli(bin_, "docker").script("info", "exec sleep 1000")
@@ -165,13 +165,13 @@ def test_podman_where_docker_hangs(bin_: Path, monkeypatch: pytest.MonkeyPatch) 
     assert get_runtime().name == "podman"
 
 
-def test_an_engine_is_asked_once(bin_: Path) -> None:
+def test_info_is_asked_for_once(bin_: Path) -> None:
     cli = fake_docker(bin_)
     assert get_runtime("docker") is get_runtime("docker") is get_runtime()
     assert len(cli.called("info")) == 1
 
 
-def test_an_engine_that_was_started_later_is_found(bin_: Path) -> None:
+def test_an_engine_that_is_started_later(bin_: Path) -> None:
     cli = stopped_docker(bin_)
     with pytest.raises(EngineUnavailableError):
         get_runtime("docker")

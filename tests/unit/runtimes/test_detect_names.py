@@ -15,7 +15,7 @@ from tests.unit.guests import LocalRuntime
 
 
 def plugin(directory: Path, monkeypatch: pytest.MonkeyPatch, entries: str, code: str) -> None:
-    """A distribution on sys.path that adds runtimes by entry points."""
+    """Put a distribution on sys.path that adds runtimes by entry points."""
     info = directory / "site" / "engine_plugin-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: engine-plugin\nVersion: 1.0\n")
@@ -59,15 +59,15 @@ def test_by_the_environment(bin_: Path, monkeypatch: pytest.MonkeyPatch) -> None
     fake_podman(bin_)
     monkeypatch.setenv("RLM_CONTAINERS_RUNTIME", "podman")
     assert get_runtime().name == "podman"
-    assert get_runtime("docker").name == "docker"  # what is named comes before
+    assert get_runtime("docker").name == "docker"  # an argument comes first
     monkeypatch.setenv("RLM_CONTAINERS_RUNTIME", "")
     assert get_runtime().name == "docker"
     monkeypatch.setenv("RLM_CONTAINERS_RUNTIME", "nonsense")
     with pytest.raises(UnknownRuntimeError, match="nonsense"):
-        get_runtime()  # and nothing else is taken for it
+        get_runtime()  # no other engine takes its place
 
 
-def test_a_runtime_is_itself(bin_: Path) -> None:
+def test_by_a_runtime_object(bin_: Path) -> None:
     runtime = LocalRuntime()
     assert get_runtime(runtime) is runtime
 
@@ -76,18 +76,18 @@ def test_a_runtime_is_itself(bin_: Path) -> None:
     "name",
     ["", " ", "kubectl", "dockerd", "dock", "Docker", "/usr/bin/env", "'unbalanced", "nerdctl"],
 )
-def test_names_that_mean_nothing(bin_: Path, name: str) -> None:
+def test_unknown_names(bin_: Path, name: str) -> None:
     with pytest.raises(UnknownRuntimeError):
         get_runtime(name)
 
 
 @pytest.mark.parametrize("value", [5, b"docker", ["docker"], True, object()])
-def test_what_is_no_name(bin_: Path, value: object) -> None:
+def test_values_of_wrong_types(bin_: Path, value: object) -> None:
     with pytest.raises(UnknownRuntimeError, match=type(value).__name__):
         get_runtime(value)  # type: ignore[arg-type]
 
 
-def test_a_file_that_cannot_be_run(bin_: Path) -> None:
+def test_files_that_cannot_be_run(bin_: Path) -> None:
     (bin_ / "docker").write_text("not a program")
     with pytest.raises(EngineNotFoundError):
         get_runtime("docker")

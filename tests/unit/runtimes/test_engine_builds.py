@@ -1,4 +1,4 @@
-"""Building, saving and loading: what the engines' command lines are told, and what is not."""
+"""Building, saving, loading, removing and listing images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes import BuildSpec, EngineInfo, HostRoute, Runtime
+from runtimes import BuildSpec, Runtime
 from runtimes.engine import ContainerEngine
 from runtimes.errors import (
     EngineCommandError,
@@ -49,7 +49,7 @@ def spec(tmp_path: Path) -> BuildSpec:
 
 
 def answers(cli: FakeCli) -> None:
-    """A build that shows its Dockerfile and its secrets, and a client with BuildKit."""
+    """Make a client with BuildKit whose build prints its Dockerfile and its secrets."""
     for command in ("tag", "untag", "ps"):
         cli.answer(command)
     cli.answer("buildx version", "github.com/docker/buildx v0.13.1\n")
@@ -79,16 +79,14 @@ def test_a_build(fake: tuple[ContainerEngine, FakeCli], spec: BuildSpec) -> None
         '["/bin/sh", "-ec", "FILES=/run/rlm-build SECRETS=/run/secrets\\ninstall"]',
         SECRET,
     ]
-    # No secret in what every local user can read, nor in a file that others may.
+    # Neither arguments nor files that others may read hold a secret.
     assert SECRET not in str(cli.calls)
     for path in spec.directory.glob("secret*"):
         assert path.stat().st_mode & 0o077 == 0
     assert SECRET not in repr(spec)
 
 
-def test_the_user_of_the_image_stays(
-    fake: tuple[ContainerEngine, FakeCli], spec: BuildSpec
-) -> None:
+def test_the_image_keeps_its_user(fake: tuple[ContainerEngine, FakeCli], spec: BuildSpec) -> None:
     runtime, cli = fake
     answers(cli)
     log: list[str] = []
@@ -111,7 +109,7 @@ def test_docker_with_buildkit(
     runtime.build(spec, log.append)
     assert log == ["1 default"]
     (call,) = cli.called("build")
-    # By their names: the client has their values in its environment.
+    # Only their names: the client has their values in its environment.
     assert "--build-arg=HTTPS_PROXY" in call
     assert "--build-arg=no_proxy" in call
     assert not [word for word in call if "HTTP_PROXY" in word or "s3cret" in word]
@@ -120,15 +118,13 @@ def test_docker_with_buildkit(
 
 
 @pytest.mark.parametrize(("client", "buildkit"), [("20.10.24+dfsg1", True), ("28.2.2", False)])
-def test_whether_docker_has_buildkit(
-    client: str, buildkit: bool, tmp_path: Path, spec: BuildSpec
-) -> None:
+def test_detecting_buildkit(client: str, buildkit: bool, tmp_path: Path, spec: BuildSpec) -> None:
     cli = fake_docker(tmp_path)
     cli.answer("buildx version", stderr="docker: 'buildx' is not a docker command.", exit_code=1)
     cli.answer("version", f"{client}\n")
     cli.script("build", 'echo "$DOCKER_BUILDKIT"; exit 0')
     log: list[str] = []
-    # Without a script no container is needed beside it.
+    # Without a script no files need to be served.
     dockerfile = BuildSpec(**{**vars(spec), "script": ""})
     docker(cli).build(dockerfile, log.append)
     assert log == ["1" if buildkit else "0"]
@@ -136,13 +132,11 @@ def test_whether_docker_has_buildkit(
     assert bool([word for word in call if "secret" in word]) == buildkit
 
 
-def test_the_classic_builder_gets_its_files_from_a_container(
-    tmp_path: Path, spec: BuildSpec
-) -> None:
+def test_files_are_served_to_the_classic_builder(tmp_path: Path, spec: BuildSpec) -> None:
     cli = fake_docker(tmp_path)
     cli.answer("buildx version", exit_code=1)
     cli.answer("version", "28.2.2\n")
-    # It takes what it gets, and stays as long as its input is open.
+    # It reads the files, and stays as long as its input is open.
     cli.script(
         "run", 'read -r size; head -c "$size" >/dev/null; echo ready; cat >/dev/null; exit 0'
     )
@@ -166,12 +160,12 @@ def test_the_classic_builder_gets_its_files_from_a_container(
     assert "SECRETS=/dev/shm/rlm-build/secrets" in text
 
 
-def test_a_container_beside_a_build_that_does_not_come_up(tmp_path: Path, spec: BuildSpec) -> None:
+def test_serving_files_fails(tmp_path: Path, spec: BuildSpec) -> None:
     cli = fake_docker(tmp_path)
     cli.answer("buildx version", exit_code=1)
     cli.answer("version", "28.2.2\n")
     cli.answer("run", stderr="this image has no Python\n", exit_code=1)
-    with pytest.raises(ImageBuildError, match="did not come up: this image has no Python"):
+    with pytest.raises(ImageBuildError, match="did not start: this image has no Python"):
         docker(cli).build(spec)
     assert not cli.called("build")
 
@@ -193,7 +187,7 @@ def test_podman_cleans_up_after_a_build_that_fails(tmp_path: Path, spec: BuildSp
     assert cli.called("untag") == [["untag", name, name]]
 
 
-def test_podman_with_selinux_labels_what_the_step_reads(tmp_path: Path, spec: BuildSpec) -> None:
+def test_podman_labels_the_context_for_selinux(tmp_path: Path, spec: BuildSpec) -> None:
     cli = fake_podman(tmp_path, podman_info(security={"selinuxEnabled": True}))
     answers(cli)
     log: list[str] = []
@@ -203,9 +197,7 @@ def test_podman_with_selinux_labels_what_the_step_reads(tmp_path: Path, spec: Bu
     assert "type=secret" in "".join(log)
 
 
-def test_a_build_that_takes_too_long(
-    fake: tuple[ContainerEngine, FakeCli], spec: BuildSpec
-) -> None:
+def test_a_build_that_times_out(fake: tuple[ContainerEngine, FakeCli], spec: BuildSpec) -> None:
     runtime, cli = fake
     answers(cli)
     cli.script("build", "echo begun; exec /bin/sleep 1000")
@@ -219,10 +211,10 @@ def test_a_build_that_takes_too_long(
 IMAGE = {"Id": "sha256:1", "RepoTags": ["a:1"], "Size": 5, "Config": {"Labels": {"k": "v"}}}
 
 
-def test_images_are_listed_by_their_labels(fake: tuple[ContainerEngine, FakeCli]) -> None:
+def test_finding_images_by_labels(fake: tuple[ContainerEngine, FakeCli]) -> None:
     runtime, cli = fake
     cli.answer("images", "sha256:1\nsha256:2\nsha256:1\n")
-    # The second was removed in between.
+    # The second has been removed in between.
     cli.answer("image inspect", [IMAGE], stderr="Error: No such image: 2", exit_code=1)
     (record,) = runtime.find_images({"k": "v", "any": ""})
     assert (record.id, record.tags, record.labels) == ("sha256:1", ("a:1",), {"k": "v"})
@@ -233,7 +225,7 @@ def test_images_are_listed_by_their_labels(fake: tuple[ContainerEngine, FakeCli]
     assert runtime.find_images({"k": ""}) == []
 
 
-def test_what_an_image_is_is_the_same_on_every_engine(
+def test_content_is_the_same_on_every_engine(
     fake: tuple[ContainerEngine, FakeCli],
 ) -> None:
     runtime, cli = fake
@@ -251,7 +243,7 @@ def test_what_an_image_is_is_the_same_on_every_engine(
 
     whole = content()
     assert whole.startswith("sha256:")
-    # What engines say differently, or only for themselves.
+    # These differ between engines.
     assert content(Id="2", RepoTags=[], Size=6, Created="x") == whole
     assert content(Config={"Env": ["A=b"], "Cmd": [], "User": "", "Image": "x"}) == whole
     different = [
@@ -265,7 +257,7 @@ def test_what_an_image_is_is_the_same_on_every_engine(
     assert content(RootFS={}) == ""
 
 
-def test_an_image_is_removed_by_its_name(fake: tuple[ContainerEngine, FakeCli]) -> None:
+def test_removing(fake: tuple[ContainerEngine, FakeCli]) -> None:
     runtime, cli = fake
     cli.answer("rmi")
     runtime.remove_image("a:1")
@@ -286,7 +278,7 @@ def test_saving(fake: tuple[ContainerEngine, FakeCli], tmp_path: Path) -> None:
     runtime.save_image("a:1", tmp_path / "file")
     (call,) = cli.called("save")
     assert call[-2:] == [f"--output={tmp_path}/file", "a:1"]
-    # podman's own OCI archives are unknown to docker before 25.
+    # docker before 25 cannot read OCI archives.
     assert ("--format=docker-archive" in call) == (runtime.name == "podman")
     cli.answer("save", stderr="no space left on device", exit_code=1)
     with pytest.raises(EngineCommandError, match="could not save the image: no space left"):
@@ -319,7 +311,7 @@ def test_loading(
     assert cli.called("load") == [["load", f"--input={tmp_path}/file"]]
 
 
-def test_which_store_it_is(tmp_path: Path) -> None:
+def test_the_store_of_images(tmp_path: Path) -> None:
     cli = fake_docker(
         tmp_path, {**json.loads(json.dumps({"ServerVersion": "28.0"})), "ID": "AB:CD"}
     )
@@ -331,17 +323,40 @@ def test_which_store_it_is(tmp_path: Path) -> None:
     assert store == "/var/lib/containers/storage"
 
 
-def test_a_runtime_need_not_know_of_any_of_this(tmp_path: Path, spec: BuildSpec) -> None:
-    runtime: Runtime = LocalRuntime()
+class SmallRuntime(Runtime):
+    """A runtime with nothing but the six methods that it must define."""
+
+    name = "small"
+    info = LocalRuntime.info
+    start_error = LocalRuntime.start_error
+    open = LocalRuntime.open
+    remove = LocalRuntime.remove
+    remove_command = LocalRuntime.remove_command
+    find = LocalRuntime.find
+
+
+def test_a_runtime_may_lack_abilities(tmp_path: Path, spec: BuildSpec) -> None:
+    runtime: Runtime = SmallRuntime()
     for call in (
+        lambda: runtime.image_exists("a"),
+        lambda: runtime.inspect_image("a"),
+        lambda: runtime.pull("a"),
         lambda: runtime.build(spec),
         lambda: runtime.find_images({}),
         lambda: runtime.remove_image("a"),
         lambda: runtime.save_image("a", tmp_path),
         lambda: runtime.load_image(tmp_path),
+        lambda: runtime.make_internal_network("n", {}),
+        lambda: runtime.remove_network("n"),
+        lambda: runtime.remove_network_command("n"),
     ):
-        with pytest.raises(UnsupportedByEngineError, match="cannot .* images") as caught:
+        with pytest.raises(UnsupportedByEngineError, match="small cannot .*") as caught:
             call()
         assert "docker or podman" in caught.value.remedy
-    assert isinstance(runtime.info(), EngineInfo)
-    assert runtime.host_route() is None or isinstance(runtime.host_route(), HostRoute)
+    with pytest.raises(UnsupportedByEngineError, match="has no networks") as caught:
+        runtime.check_internal_network()
+    assert "none" in caught.value.remedy
+    assert runtime.find_networks({}) == []
+    assert runtime.host_route() is None
+    assert runtime.workspace_user() == (os.getuid(), os.getgid())
+    assert runtime.ran_out_of_memory("x", 0.0, None) is None

@@ -1,4 +1,4 @@
-"""What the engines are told, and what is made of what they say: in the words of real ones."""
+"""Listing and removing containers, and why one did not start, by real engines' messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NO_IMAGE = [
 ]
 
 
-def test_docker_lists_containers(tmp_path: Path) -> None:
+def test_docker_finds_containers(tmp_path: Path) -> None:
     cli = fake_docker(tmp_path)
     line = {
         "ID": "2001333845c4",
@@ -42,7 +42,7 @@ def test_docker_lists_containers(tmp_path: Path) -> None:
         "Status": "Up 5 seconds",
     }
     lines = [line, {**line, "Names": "rlm-2", "State": "exited", "Labels": ""}]
-    # As the client of 20.10 has it: `--format json` is the word "json" there.
+    # Like the client of 20.10, which prints the word "json" for `--format json`.
     cli.script(
         "ps",
         'for word in "$@"; do case $word in --format=*{{*)\n'
@@ -63,7 +63,7 @@ def test_docker_lists_containers(tmp_path: Path) -> None:
     assert "--filter=label=any" in call
 
 
-def test_podman_lists_containers(tmp_path: Path) -> None:
+def test_podman_finds_containers(tmp_path: Path) -> None:
     cli = fake_podman(tmp_path)
     raw: dict[str, Any] = {
         "Id": "9fd55f25fa22",
@@ -80,19 +80,19 @@ def test_podman_lists_containers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["", "[]", "null"])
-def test_no_containers(tmp_path: Path, said: str) -> None:
+def test_podman_finds_no_containers(tmp_path: Path, said: str) -> None:
     cli = fake_podman(tmp_path)
     cli.answer("ps", said)
     assert podman(cli).find({}) == []
 
 
-def test_docker_without_containers(tmp_path: Path) -> None:
+def test_docker_finds_no_containers(tmp_path: Path) -> None:
     cli = fake_docker(tmp_path)
     cli.answer("ps", "")
     assert docker(cli).find({"a": ""}) == []
 
 
-def test_listing_may_fail(fake: tuple[ContainerEngine, FakeCli]) -> None:
+def test_finding_containers_fails(fake: tuple[ContainerEngine, FakeCli]) -> None:
     runtime, cli = fake
     cli.answer("ps", stderr="Error: database is locked\n", exit_code=125)
     with pytest.raises(EngineCommandError, match="database is locked") as caught:
@@ -111,7 +111,7 @@ def test_listing_may_fail(fake: tuple[ContainerEngine, FakeCli]) -> None:
         ('Error: no container with name or ID "rlm-1" found: no such container\n', 1),
     ],
 )
-def test_a_container_that_is_gone_is_removed(
+def test_removing_a_missing_container_is_no_error(
     fake: tuple[ContainerEngine, FakeCli], stderr: str, exit_code: int
 ) -> None:
     runtime, cli = fake
@@ -121,7 +121,7 @@ def test_a_container_that_is_gone_is_removed(
     assert (call[1], call[-1]) == ("--force", "rlm-1")
 
 
-def test_a_container_that_stays(fake: tuple[ContainerEngine, FakeCli]) -> None:
+def test_removing_a_container_fails(fake: tuple[ContainerEngine, FakeCli]) -> None:
     runtime, cli = fake
     cli.answer("rm", stderr="Error: permission denied\n", exit_code=125)
     with pytest.raises(EngineCommandError, match="permission denied") as caught:
@@ -130,7 +130,7 @@ def test_a_container_that_stays(fake: tuple[ContainerEngine, FakeCli]) -> None:
     assert "rm -f rlm-1" in caught.value.remedy
 
 
-def test_the_command_that_removes_is_the_same(fake: tuple[ContainerEngine, FakeCli]) -> None:
+def test_remove_runs_the_remove_command(fake: tuple[ContainerEngine, FakeCli]) -> None:
     runtime, cli = fake
     cli.answer("rm")
     runtime.remove("rlm-1")
@@ -139,12 +139,14 @@ def test_the_command_that_removes_is_the_same(fake: tuple[ContainerEngine, FakeC
     assert cli.called("rm") == [arguments]
 
 
-def test_podman_does_not_wait_for_a_program_that_ignores_signals(tmp_path: Path) -> None:
+def test_podman_removes_without_waiting(tmp_path: Path) -> None:
     assert "--time=0" in podman(fake_podman(tmp_path)).remove_command("rlm-1")
 
 
 @pytest.mark.parametrize("stderr", NO_IMAGE)
-def test_a_start_without_its_image(fake: tuple[ContainerEngine, FakeCli], stderr: str) -> None:
+def test_start_error_for_a_missing_image(
+    fake: tuple[ContainerEngine, FakeCli], stderr: str
+) -> None:
     runtime, _ = fake
     error = runtime.start_error(SPEC, 125, stderr)
     assert isinstance(error, ImageNotFoundError)
@@ -163,7 +165,7 @@ def test_a_start_without_its_image(fake: tuple[ContainerEngine, FakeCli], stderr
         "system connection list`\nError: unable to connect to Podman socket: dial unix: no such file",
     ],
 )
-def test_a_start_on_an_engine_that_has_stopped(
+def test_start_error_for_a_stopped_engine(
     fake: tuple[ContainerEngine, FakeCli], stderr: str
 ) -> None:
     error = fake[0].start_error(SPEC, 125, stderr)
@@ -188,7 +190,7 @@ def test_a_start_on_an_engine_that_has_stopped(
         ("a\nb\nc\nError: OCI runtime error: cgroups in hybrid mode not supported\n", "supported"),
     ],
 )
-def test_a_start_that_failed_says_why(
+def test_start_error_names_the_cause(
     fake: tuple[ContainerEngine, FakeCli], stderr: str, cause: str
 ) -> None:
     runtime, _ = fake

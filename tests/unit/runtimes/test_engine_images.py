@@ -1,4 +1,4 @@
-"""Images: which are there, what they are, and under which name an engine knows them."""
+"""Looking up and pulling images, and the names that engines have for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INSPECT_NO_IMAGE = [
 ]
 
 
-def test_an_image_is_described(fake: tuple[ContainerEngine, FakeCli]) -> None:
+def test_inspecting_an_image(fake: tuple[ContainerEngine, FakeCli]) -> None:
     runtime, cli = fake
     said = {
         "Id": "sha256:abc",
@@ -41,7 +41,7 @@ def test_an_image_is_described(fake: tuple[ContainerEngine, FakeCli]) -> None:
     )
 
 
-def test_an_image_without_details(fake: tuple[ContainerEngine, FakeCli]) -> None:
+def test_inspecting_an_image_without_details(fake: tuple[ContainerEngine, FakeCli]) -> None:
     runtime, cli = fake
     cli.answer("image inspect", {"Id": "abc", "RepoTags": None, "Config": {"Labels": None}})
     record = runtime.inspect_image("x")
@@ -49,7 +49,7 @@ def test_an_image_without_details(fake: tuple[ContainerEngine, FakeCli]) -> None
 
 
 @pytest.mark.parametrize("stderr", INSPECT_NO_IMAGE)
-def test_an_image_that_is_not_there(fake: tuple[ContainerEngine, FakeCli], stderr: str) -> None:
+def test_inspecting_a_missing_image(fake: tuple[ContainerEngine, FakeCli], stderr: str) -> None:
     runtime, cli = fake
     cli.answer("image inspect", "[]\n", stderr=stderr, exit_code=1)
     assert not runtime.image_exists("python:3.11-slim")
@@ -57,7 +57,7 @@ def test_an_image_that_is_not_there(fake: tuple[ContainerEngine, FakeCli], stder
         runtime.inspect_image("python:3.11-slim")
 
 
-def test_an_engine_that_fails_is_not_a_missing_image(
+def test_a_failing_engine_is_not_a_missing_image(
     fake: tuple[ContainerEngine, FakeCli],
 ) -> None:
     runtime, cli = fake
@@ -96,7 +96,7 @@ def test_docker_completes_names_itself(tmp_path: Path) -> None:
     assert cli.called("pull") == [["pull", "python:3.11-slim"]]
 
 
-def test_podman_starts_an_image_under_the_name_it_was_found_by(tmp_path: Path) -> None:
+def test_podman_starts_an_image_by_the_name_it_was_found_under(tmp_path: Path) -> None:
     cli = fake_podman(tmp_path)
     cli.script(
         "image inspect",
@@ -113,7 +113,7 @@ def test_podman_starts_an_image_under_the_name_it_was_found_by(tmp_path: Path) -
     assert call[-3:] == ["docker.io/library/python:3.11-slim", "-c", "1"]
 
 
-def test_an_image_that_cannot_be_pulled(fake: tuple[ContainerEngine, FakeCli]) -> None:
+def test_pulling_fails(fake: tuple[ContainerEngine, FakeCli]) -> None:
     runtime, cli = fake
     stderr = "Trying to pull…\nwarning 1\nError: manifest unknown\n"
     cli.answer("pull", stderr=stderr, exit_code=125)

@@ -1,4 +1,4 @@
-"""What engines say of themselves, and how a container on them reaches this host."""
+"""Reading `info`: versions, limits, users, and how a container reaches this host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.engines import (
 pytestmark = pytest.mark.usefixtures("no_settings")
 
 
-def test_an_ordinary_docker(tmp_path: Path) -> None:
+def test_docker_info(tmp_path: Path) -> None:
     assert docker(fake_docker(tmp_path)).info() == EngineInfo(
         engine="docker",
         version=(20, 10, 24),
@@ -53,7 +53,7 @@ def test_an_ordinary_docker(tmp_path: Path) -> None:
         ({"ClientInfo": None}, "remote", False),
     ],
 )
-def test_what_docker_says(
+def test_docker_info_field_by_field(
     tmp_path: Path, said: dict[str, Any], attribute: str, value: object
 ) -> None:
     info = docker(fake_docker(tmp_path, docker_info(**said))).info()
@@ -66,11 +66,11 @@ def test_what_docker_says(
         ("unix:///var/run/docker.sock", False),
         ("", False),
         ("tcp://10.0.0.5:2375", True),
-        ("tcp://127.0.0.1:2375", True),  # may be a tunnel
+        ("tcp://127.0.0.1:2375", True),  # it may be a tunnel
         ("ssh://user@host", True),
     ],
 )
-def test_a_docker_host_elsewhere_is_remote(
+def test_docker_host_may_be_remote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, remote: bool
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", host)
@@ -81,14 +81,14 @@ def test_a_docker_host_elsewhere_is_remote(
     ("endpoint", "remote"),
     [("unix:///home/me/.docker/run/docker.sock\n", False), ("ssh://user@host\n", True)],
 )
-def test_a_context_elsewhere_is_remote(tmp_path: Path, endpoint: str, remote: bool) -> None:
+def test_docker_context_may_be_remote(tmp_path: Path, endpoint: str, remote: bool) -> None:
     cli = fake_docker(tmp_path, docker_info(ClientInfo={"Context": "mine"}))
     cli.answer("context inspect", endpoint)
     assert docker(cli).info().remote is remote
     assert cli.called("context", "inspect", "mine")
 
 
-def test_docker_is_reached_at_its_bridge(tmp_path: Path) -> None:
+def test_docker_route_is_its_bridge(tmp_path: Path) -> None:
     route = docker(fake_docker(tmp_path)).host_route()
     assert route == HostRoute(bind="172.17.0.1", address="172.17.0.1")
 
@@ -100,14 +100,14 @@ def test_docker_is_reached_at_its_bridge(tmp_path: Path) -> None:
         [{"Subnet": "fd00::/64", "Gateway": "fd00::1"}, {"Gateway": "10.1.0.1"}],
     ],
 )
-def test_docker_with_two_address_families(tmp_path: Path, pools: list[dict[str, str]]) -> None:
+def test_docker_route_is_ipv4(tmp_path: Path, pools: list[dict[str, str]]) -> None:
     cli = fake_docker(tmp_path)
     cli.answer("network inspect", pools)
     route = docker(cli).host_route()
     assert route == HostRoute(bind="10.1.0.1", address="10.1.0.1")
 
 
-def test_docker_that_has_not_been_restarted_yet_does_not_name_its_gateway(tmp_path: Path) -> None:
+def test_docker_route_without_a_named_gateway(tmp_path: Path) -> None:
     cli = fake_docker(tmp_path)
     cli.answer("network inspect", [{"Subnet": "fd00::/64"}, {"Subnet": "10.1.0.0/16"}])
     assert docker(cli).host_route() == HostRoute(bind="10.1.0.1", address="10.1.0.1")
@@ -128,24 +128,24 @@ def test_docker_without_a_bridge_has_no_route(tmp_path: Path) -> None:
     assert docker(cli).host_route() is None
 
 
-def test_docker_desktop_knows_the_host_by_itself(tmp_path: Path) -> None:
+def test_docker_desktop_resolves_the_host_itself(tmp_path: Path) -> None:
     desktop = docker(fake_docker(tmp_path, docker_info(OperatingSystem="Docker Desktop")))
     assert desktop.host_route() == HostRoute(bind="127.0.0.1", address=None)
 
 
-def test_no_route_to_a_host_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_docker_has_no_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "ssh://user@host")
     assert docker(fake_docker(tmp_path)).host_route() is None
 
 
-def test_rootless_docker_does_not_let_containers_to_the_host(tmp_path: Path) -> None:
+def test_rootless_docker_has_no_route(tmp_path: Path) -> None:
     info = docker_info(SecurityOptions=["name=rootless"])
     runtime = docker(fake_docker(tmp_path, info))
     assert runtime.host_route() is None
     assert runtime.workspace_user() == (0, 0)
 
 
-def test_an_ordinary_podman(tmp_path: Path) -> None:
+def test_podman_info(tmp_path: Path) -> None:
     info = podman(fake_podman(tmp_path)).info()
     assert (info.engine, info.version, info.version_text) == ("podman", (4, 3, 1), "4.3.1")
     assert (info.rootless, info.cgroup_version, info.selinux, info.remote) == (
@@ -167,20 +167,20 @@ def test_an_ordinary_podman(tmp_path: Path) -> None:
         ({"serviceIsRemote": True}, "has_init", True),
     ],
 )
-def test_what_podman_says(
+def test_podman_info_field_by_field(
     tmp_path: Path, said: dict[str, Any], attribute: str, value: object
 ) -> None:
     info = podman(fake_podman(tmp_path, podman_info(**said))).info()
     assert getattr(info, attribute) == value
 
 
-def test_podman_is_reached_at_its_bridge_while_a_container_runs(tmp_path: Path) -> None:
+def test_podman_route_is_its_bridge(tmp_path: Path) -> None:
     route = podman(fake_podman(tmp_path)).host_route()
-    assert route == HostRoute(bind="10.88.0.1", address="10.88.0.1", needs_container=True)
+    assert route == HostRoute(bind="10.88.0.1", address="10.88.0.1")
 
 
-def test_podman_with_cni_networks(tmp_path: Path) -> None:
-    # As podman 3 and, on CNI, 4.0 print them.
+def test_podman_route_with_cni_networks(tmp_path: Path) -> None:
+    # As podman 4.0 prints them with CNI.
     cli = fake_podman(tmp_path)
     pools = [[{"subnet": "10.88.0.0/16", "gateway": "10.88.0.1"}]]
     plugins = [{"type": "bridge", "ipam": {"ranges": pools}}, {"type": "portmap"}]
@@ -197,7 +197,7 @@ def test_podman_without_a_network_has_no_route(tmp_path: Path, said: str) -> Non
     assert podman(cli).host_route() is None
 
 
-def test_podman_elsewhere_has_no_route(tmp_path: Path) -> None:
+def test_remote_podman_has_no_route(tmp_path: Path) -> None:
     assert podman(fake_podman(tmp_path, podman_info(serviceIsRemote=True))).host_route() is None
 
 
@@ -214,7 +214,7 @@ def test_podman_elsewhere_has_no_route(tmp_path: Path) -> None:
         ("4.9.4", "pasta", "169.254.1.3"),
     ],
 )
-def test_rootless_podman_reaches_loopback(
+def test_rootless_podman_route_is_loopback(
     tmp_path: Path, version: str, network: str | None, address: str
 ) -> None:
     said = rootless() if network is None else rootless(rootlessNetworkCmd=network)
@@ -229,7 +229,7 @@ def test_the_workspace_never_belongs_to_root(tmp_path: Path) -> None:
     assert podman(fake_podman(tmp_path)).workspace_user() == expected
 
 
-def test_the_engine_is_asked_once_for_its_route(tmp_path: Path) -> None:
+def test_info_and_route_are_asked_for_once(tmp_path: Path) -> None:
     cli = fake_docker(tmp_path)
     runtime = docker(cli)
     for _ in range(3):
@@ -261,7 +261,7 @@ ROOTLESS = ["name=seccomp", "name=rootless"]
         ),
     ],
 )
-def test_the_limits_that_docker_enforces(
+def test_limits_that_docker_cannot_enforce(
     tmp_path: Path, said: dict[str, Any], unenforced: dict[str, str]
 ) -> None:
     assert docker(fake_docker(tmp_path, docker_info(**said))).info().unenforced == unenforced
@@ -272,7 +272,7 @@ def test_the_limits_that_docker_enforces(
     [
         ({}, {}),
         ({"cgroupVersion": "v1"}, {}),
-        # As systemd delegates to a user by default, in many distributions.
+        # What systemd delegates to users by default in many distributions.
         (
             rootless(cgroupControllers=["memory", "pids"]),
             {"cpus": "the cgroup controller 'cpu' is not delegated to its user"},
@@ -282,11 +282,11 @@ def test_the_limits_that_docker_enforces(
             {"memory": V1, "cpus": V1, "pids": V1},
         ),
         (rootless(cgroupVersion="v1"), {"memory": V1, "cpus": V1, "pids": V1}),
-        # A podman that does not say which it has.
+        # A podman that does not list its controllers.
         ({"cgroupControllers": None}, {}),
     ],
 )
-def test_the_limits_that_podman_enforces(
+def test_limits_that_podman_cannot_enforce(
     tmp_path: Path, said: dict[str, Any], unenforced: dict[str, str]
 ) -> None:
     assert podman(fake_podman(tmp_path, podman_info(**said))).info().unenforced == unenforced
@@ -304,7 +304,7 @@ def test_the_limits_that_podman_enforces(
         ("", "", False),
     ],
 )
-def test_the_storage_that_can_limit_a_disk(
+def test_storage_drivers_that_can_limit_a_disk(
     tmp_path: Path, driver: str, backing: str, can: bool
 ) -> None:
     said = docker_info(Driver=driver, DriverStatus=[["Backing Filesystem", backing]])
@@ -317,13 +317,13 @@ def test_the_storage_that_can_limit_a_disk(
     assert (info.no_disk_limit == "") is can
 
 
-def test_without_root_podman_limits_no_disk(tmp_path: Path) -> None:
+def test_rootless_podman_cannot_limit_a_disk(tmp_path: Path) -> None:
     said = podman_info(**rootless())
     said["store"] = {"graphDriverName": "btrfs"}
     assert "without root" in podman(fake_podman(tmp_path, said)).info().no_disk_limit
 
 
-def test_an_engine_that_does_not_say_how_large_its_machine_is(tmp_path: Path) -> None:
+def test_unknown_memory_and_cpus(tmp_path: Path) -> None:
     info = docker(
         fake_docker(tmp_path, docker_info(MemTotal=0, NCPU=None, DriverStatus=None))
     ).info()
@@ -333,7 +333,7 @@ def test_an_engine_that_does_not_say_how_large_its_machine_is(tmp_path: Path) ->
 # Users
 
 
-def test_whom_a_workspace_must_belong_to(tmp_path: Path) -> None:
+def test_workspace_user_of_rootful_engines(tmp_path: Path) -> None:
     for runtime in (docker(fake_docker(tmp_path)), podman(fake_podman(tmp_path))):
         assert runtime.workspace_user((os.getuid() or 1234, 7)) == (os.getuid() or 1234, 7)
         if os.getuid() != 0:
@@ -341,7 +341,7 @@ def test_whom_a_workspace_must_belong_to(tmp_path: Path) -> None:
                 runtime.workspace_user((os.getuid() + 1, 7))
 
 
-def test_whom_a_workspace_must_belong_to_without_root(tmp_path: Path) -> None:
+def test_workspace_user_of_rootless_engines(tmp_path: Path) -> None:
     caller = (os.getuid(), os.getgid())
     new = podman(fake_podman(tmp_path, podman_info("4.3.0", **rootless())))
     assert new.workspace_user((1234, 5678)) == caller
@@ -359,7 +359,7 @@ def test_whom_a_workspace_must_belong_to_without_root(tmp_path: Path) -> None:
 # Out of memory
 
 
-def test_docker_tells_of_a_container_that_is_gone(tmp_path: Path) -> None:
+def test_docker_reports_out_of_memory_after_removal(tmp_path: Path) -> None:
     cli = fake_docker(tmp_path)
     runtime = docker(cli)
     cli.answer("events", "")
@@ -372,7 +372,7 @@ def test_docker_tells_of_a_container_that_is_gone(tmp_path: Path) -> None:
     assert runtime.ran_out_of_memory("rlm-x", 1000.5, None) is None
 
 
-def test_podmans_monitor_leaves_a_file(tmp_path: Path) -> None:
+def test_podman_reports_out_of_memory_by_a_file(tmp_path: Path) -> None:
     runtime = podman(fake_podman(tmp_path))
     place = tmp_path / "workspace"
     place.mkdir()
@@ -381,7 +381,7 @@ def test_podmans_monitor_leaves_a_file(tmp_path: Path) -> None:
     (place / "oom").touch()
     os.utime(place / "oom", (2000, 2000))
     assert runtime.ran_out_of_memory("rlm-x", 1000.0, place) is True
-    # It is made once, so an old one says nothing.
+    # The monitor does not touch an existing file, so an old one tells nothing.
     assert runtime.ran_out_of_memory("rlm-x", 3000.0, place) is None
     (place / "oom").unlink()
     (place / "oom").symlink_to("/nowhere")

@@ -1,4 +1,4 @@
-"""Following a command: its lines as they come, and its end before its time."""
+"""Following a command: its lines as they come, and ending it early."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def alive(pid: int) -> bool:
     return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
 
 
-def test_both_streams_in_their_order() -> None:
+def test_both_streams_in_order() -> None:
     assert lines_of("echo one; echo two >&2; echo; printf three") == ["one", "two", "three"]
 
 
-def test_how_it_ended() -> None:
+def test_exit_status() -> None:
     assert SH.follow("exit 3", on_line=print, timeout=PATIENCE) == 3
     assert SH.follow("kill -9 $$", on_line=print, timeout=PATIENCE) == -signal.SIGKILL
 
 
-def test_each_line_as_it_comes(tmp_path: Path) -> None:
+def test_lines_arrive_as_they_are_printed(tmp_path: Path) -> None:
     answer = tmp_path / "answer"
     os.mkfifo(answer)
     seen: list[str] = []
 
-    def take(line: str) -> None:
+    def on_line(line: str) -> None:
         seen.append(line)
-        if line == "first":  # it waits for this
+        if line == "first":  # the command waits for this
             answer.write_text("go on\n")
 
-    assert SH.follow(f"echo first; read -r x <{answer}; echo $x", on_line=take, timeout=30) == 0
+    assert SH.follow(f"echo first; read -r x <{answer}; echo $x", on_line=on_line, timeout=30) == 0
     assert seen == ["first", "go on"]
 
 
-def test_nothing_that_a_terminal_would_obey() -> None:
+def test_control_characters_are_removed() -> None:
     assert lines_of(
         r"printf '\033[91mred\033[0m \033]0;title\007 \001\377\rbar 1\rbar 2\tx\n'"
     ) == [
@@ -65,13 +65,13 @@ def test_nothing_that_a_terminal_would_obey() -> None:
     ]
 
 
-def test_a_line_without_an_end() -> None:
+def test_an_endless_line_is_split() -> None:
     lines = lines_of("head -c 1000000 /dev/zero | tr '\\0' x")
     assert len(lines) > 1
     assert all(0 < len(line) <= 10_000 for line in lines)
 
 
-def test_variables_and_directory(tmp_path: Path) -> None:
+def test_environment_and_directory(tmp_path: Path) -> None:
     lines: list[str] = []
     SH.follow(
         'echo "$MORE" "$HOME"; pwd',
@@ -83,21 +83,21 @@ def test_variables_and_directory(tmp_path: Path) -> None:
     assert lines == [f"of it {os.environ['HOME']}", str(tmp_path.resolve())]
 
 
-def test_too_long_is_too_long() -> None:
+def test_a_timeout() -> None:
     lines: list[str] = []
     with pytest.raises(EngineTimeoutError, match=r"did not end within 0\.5 s"):
         SH.follow("echo $$; exec sleep 1000", on_line=lines.append, timeout=0.5)
     assert not alive(int(lines[0]))
 
 
-def test_it_may_put_things_away(tmp_path: Path) -> None:
+def test_it_may_clean_up_after_a_timeout(tmp_path: Path) -> None:
     put_away = tmp_path / "put-away"
     with pytest.raises(EngineTimeoutError):
         SH.follow(f"trap ': >{put_away}; exit' INT; sleep 1000 & wait", on_line=print, timeout=0.5)
     assert put_away.exists()
 
 
-def test_a_child_that_keeps_the_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+def test_a_child_that_keeps_the_pipe_open(tmp_path: Path) -> None:
     lines: list[str] = []
     child = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(1000)"
     script = f"{sys.executable} -c '{child}' & echo done; sleep 1"
@@ -110,8 +110,8 @@ def test_a_child_that_keeps_the_pipe_keeps_nobody_waiting(tmp_path: Path) -> Non
     assert "done" in lines
 
 
-def test_what_a_step_runs_in_a_session_of_its_own_ends_too() -> None:
-    # As podman's do; it sees its step fail, and cleans up.
+def test_children_in_sessions_of_their_own_end_too() -> None:
+    # Like podman's build steps: podman sees its step fail, and cleans up.
     step = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(1000)"
     seen: list[str] = []
 

@@ -62,7 +62,7 @@ def spec(directory: Path, **more: Any) -> ContainerSpec:
 
 
 def arguments(engine: ContainerEngine, cli: FakeCli, wanted: ContainerSpec) -> list[str]:
-    """What the program was really called with."""
+    """Open a container, and return the arguments that the program got."""
     process = engine.open(wanted)
     process.wait(30)
     process.close()
@@ -91,12 +91,12 @@ def test_every_container_is_hardened(tmp_path: Path, make: Make, network: str) -
     assert all(option.startswith("--") for option in options)
     assert not any("privileged" in o for o in options if o != "--security-opt=no-new-privileges")
     assert f"--user={NOBODY}" in options
-    # Behind the image nothing is an option of `run`.
+    # What follows the image is no option of `run`.
     assert call[image + 1 :] == ["-c", "print('-rm --privileged')\n"]
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_the_init_is_asked_for_where_there_is_one(tmp_path: Path, make: Make) -> None:
+def test_init_where_the_engine_has_one(tmp_path: Path, make: Make) -> None:
     without = docker if make is docker else podman
     call = arguments(*make(tmp_path), spec(tmp_path, init=False))
     assert "--init" not in call
@@ -118,22 +118,22 @@ def test_limits(tmp_path: Path, make: Make) -> None:
 
 @pytest.mark.parametrize("make", [docker, podman])
 @pytest.mark.parametrize(("cpus", "said"), [(0.5, "0.500"), (2, "2.000"), (0.0105, "0.011")])
-def test_a_processors_time(tmp_path: Path, make: Make, cpus: float, said: str) -> None:
+def test_cpus(tmp_path: Path, make: Make, cpus: float, said: str) -> None:
     assert f"--cpus={said}" in arguments(*make(tmp_path), spec(tmp_path, cpus=cpus))
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_a_limit_of_the_disk(tmp_path: Path, make: Make) -> None:
+def test_disk(tmp_path: Path, make: Make) -> None:
     call = arguments(*make(tmp_path), spec(tmp_path, disk=10**9))
     assert "--storage-opt=size=1000000000" in call
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_a_read_only_root_and_directories_in_memory(tmp_path: Path, make: Make) -> None:
+def test_read_only_root_and_tmpfs(tmp_path: Path, make: Make) -> None:
     call = arguments(*make(tmp_path), spec(tmp_path, read_only=True, tmpfs={"/tmp": 1024}))
     tmpfs = "--tmpfs=/tmp:rw,noexec,nosuid,nodev,mode=1777,size=1024"
     assert {"--read-only", tmpfs + (",notmpcopyup" if make is podman else "")} <= set(call)
-    # Podman adds more of them, without a bound, unless told not to.
+    # Unless told not to, podman adds unbounded ones.
     assert ("--read-only-tmpfs=false" in call) is (make is podman)
 
 
@@ -156,7 +156,7 @@ def test_gpus(
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_without_limits_none_are_asked_for(tmp_path: Path, make: Make) -> None:
+def test_no_limits(tmp_path: Path, make: Make) -> None:
     call = arguments(*make(tmp_path), spec(tmp_path))
     unasked = ("--memory", "--pids", "--cpus", "--storage", "--tmpfs", "--read-only", "--gpus")
     assert not [option for option in call if option.startswith((*unasked, "--device", "--dns"))]
@@ -183,7 +183,7 @@ def test_mounts_without_selinux(tmp_path: Path, make: Make) -> None:
         (podman, {"security": {"selinuxEnabled": True}}),
     ],
 )
-def test_mounts_with_selinux_have_a_label(tmp_path: Path, make: Make, info: dict[str, Any]) -> None:
+def test_mounts_with_selinux(tmp_path: Path, make: Make, info: dict[str, Any]) -> None:
     call = arguments(*make(tmp_path, **info), spec(tmp_path))
     assert f"--volume={tmp_path}/shared:/opt/x:ro,z" in call
     assert f"--volume={tmp_path}/own:/workspace:rw,Z" in call
@@ -201,7 +201,7 @@ def test_no_network(tmp_path: Path, make: Make) -> None:
 @pytest.mark.parametrize(
     ("make", "address"), [(docker, "172.17.0.1"), (podman, "10.88.0.1")], ids=["docker", "podman"]
 )
-def test_the_host_has_a_name(tmp_path: Path, make: Make, address: str) -> None:
+def test_the_host_alias(tmp_path: Path, make: Make, address: str) -> None:
     call = arguments(*make(tmp_path), spec(tmp_path))
     assert f"--add-host=host.docker.internal:{address}" in call
     assert not [option for option in call if option.startswith("--network")]
@@ -215,17 +215,17 @@ def test_an_internal_network(tmp_path: Path, make: Make) -> None:
     call = arguments(engine, cli, spec(tmp_path, network=network))
     assert [option for option in call if option.startswith("--net")] == ["--network=rlm-net"]
     assert "--add-host=host.docker.internal:10.9.8.1" in call
-    # Docker's own resolver would ask outside.
+    # Docker's resolver would ask name servers outside.
     assert ("--dns=127.0.0.1" in call) is (make is docker)
     assert not cli.called("network")
 
 
-def test_docker_desktop_names_the_host_itself(tmp_path: Path) -> None:
+def test_docker_desktop_needs_no_host_alias(tmp_path: Path) -> None:
     call = arguments(*docker(tmp_path, OperatingSystem="Docker Desktop"), spec(tmp_path))
     assert not [option for option in call if option.startswith("--add-host")]
 
 
-def test_without_a_route_there_is_no_name(tmp_path: Path) -> None:
+def test_no_host_alias_without_a_route(tmp_path: Path) -> None:
     call = arguments(*podman(tmp_path, serviceIsRemote=True), spec(tmp_path))
     assert not [option for option in call if option.startswith(("--add-host", "--network"))]
 
@@ -241,7 +241,7 @@ def test_without_a_route_there_is_no_name(tmp_path: Path) -> None:
         ("6.0.0", None, "pasta:--map-host-loopback=169.254.1.3", "169.254.1.3"),
     ],
 )
-def test_rootless_podman_lets_the_container_to_loopback(
+def test_rootless_podman_opens_the_way_to_loopback(
     tmp_path: Path, version: str, command: str | None, network: str, address: str
 ) -> None:
     said = rootless() if command is None else rootless(rootlessNetworkCmd=command)
@@ -250,7 +250,7 @@ def test_rootless_podman_lets_the_container_to_loopback(
     assert f"--add-host=host.docker.internal:{address}" in call
 
 
-def test_rootless_podman_without_a_network_has_none(tmp_path: Path) -> None:
+def test_rootless_podman_without_a_network(tmp_path: Path) -> None:
     call = arguments(*podman(tmp_path, **rootless()), spec(tmp_path, network="none"))
     assert [option for option in call if option.startswith("--network")] == ["--network=none"]
 
@@ -261,39 +261,39 @@ def test_rootless_podman_maps_an_unprivileged_user_to_the_caller(tmp_path: Path)
     assert "--user=65534:65534" in call
 
 
-def test_rootless_podman_maps_whom_it_is_told_to_the_caller(tmp_path: Path) -> None:
+def test_rootless_podman_maps_a_given_user_to_the_caller(tmp_path: Path) -> None:
     call = arguments(*podman(tmp_path, **rootless()), spec(tmp_path, user="1234:5678"))
     assert "--userns=keep-id:uid=1234,gid=5678" in call
     assert [option for option in call if option.startswith("--user=")] == ["--user=1234:5678"]
-    # Root inside is the caller in any case.
+    # Root inside is the caller anyway.
     call = arguments(*podman(tmp_path / "new", **rootless()), spec(tmp_path, user="0:0"))
     assert [option for option in call if option.startswith("--user")] == ["--user=0:0"]
 
 
-def test_rootless_podman_has_one_network_only(tmp_path: Path) -> None:
+def test_rootless_podman_gets_one_network(tmp_path: Path) -> None:
     wanted = spec(tmp_path, extra_args=("--network=host",))
     call = arguments(*podman(tmp_path, **rootless()), wanted)
     assert [option for option in call if option.startswith("--net")] == ["--network=host"]
 
 
-def test_before_4_3_it_cannot_and_root_inside_is_the_caller(tmp_path: Path) -> None:
+def test_rootless_podman_before_4_3_maps_no_user(tmp_path: Path) -> None:
     call = arguments(*podman(tmp_path, "4.2.1", **rootless()), spec(tmp_path))
     assert not [option for option in call if option.startswith(("--userns", "--user="))]
 
 
-def test_rootless_docker_runs_as_root_inside_who_is_the_caller(tmp_path: Path) -> None:
+def test_rootless_docker_runs_as_root_inside(tmp_path: Path) -> None:
     call = arguments(*docker(tmp_path, SecurityOptions=["name=rootless"]), spec(tmp_path))
     assert "--user=0:0" in call
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_a_user_that_was_asked_for(tmp_path: Path, make: Make) -> None:
+def test_a_given_user(tmp_path: Path, make: Make) -> None:
     call = arguments(*make(tmp_path), spec(tmp_path, user="1234:5678"))
     assert [option for option in call if option.startswith("--user")] == ["--user=1234:5678"]
 
 
 @pytest.mark.parametrize("make", [docker, podman])
-def test_the_callers_own_arguments_come_last(tmp_path: Path, make: Make) -> None:
+def test_extra_arguments_come_last(tmp_path: Path, make: Make) -> None:
     own = ("--cpus=1", "--label", "a=b", "--cap-add=NET_RAW")
     call = arguments(*make(tmp_path), spec(tmp_path, extra_args=own))
     image = call.index("python:3.11-slim")
@@ -304,6 +304,6 @@ def test_the_callers_own_arguments_come_last(tmp_path: Path, make: Make) -> None
     ("source", "target"),
     [("relative", "/x"), ("/a", "x"), ("/a:b", "/x"), ("/a", "/x:ro"), ("/a,b", "/x")],
 )
-def test_a_mount_that_cannot_be_written_down_is_refused(source: str, target: str) -> None:
+def test_mounts_that_no_argument_can_express(source: str, target: str) -> None:
     with pytest.raises(ValueError, match=r"absolute|colon|comma"):
         Mount(source=Path(source), target=target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -28,6 +29,63 @@ def within(coroutine: Coroutine[Any, Any, T]) -> T:
 
 def box(**options: Any) -> Sandbox:
     return Sandbox(runtime=LocalRuntime(), **options)
+
+
+#: Methods that return at once.
+NON_BLOCKING = {"interrupt", "setup", "get_context_count", "get_history_count"}
+
+
+@pytest.mark.parametrize("class_", [Sandbox, ContainerREPL])
+def test_every_blocking_method_has_a_twin_with_the_same_parameters(class_: type[object]) -> None:
+    methods = {
+        name: method
+        for name, method in vars(class_).items()
+        if inspect.isfunction(method) and name[0] != "_" and name not in NON_BLOCKING
+    }
+    blocking = {n for n, method in methods.items() if not inspect.iscoroutinefunction(method)}
+    assert len(blocking) > 5
+    for name in blocking:
+        twin = methods[f"a{name}"]
+        assert inspect.iscoroutinefunction(twin)
+        assert twin.__qualname__ == f"{class_.__name__}.a{name}"
+        assert inspect.signature(twin).parameters == inspect.signature(methods[name]).parameters, (
+            name
+        )
+
+
+def test_every_twin_does_what_its_method_does() -> None:
+    class Loud(Sandbox):
+        def reset_answer(self) -> None:
+            raise LookupError
+
+    async def test() -> None:
+        async with box(tools={"one": lambda: 1}) as sandbox:
+            assert (await sandbox.aexecute("6 * 7", display=True)).stdout == "42\n"
+            assert '<mine>", line 1' in (await sandbox.aexecute("1 / 0", name="mine")).stderr
+            await sandbox.aload("history", [1], keep=True)
+            await sandbox.aexecute("history = None; kept = 2")
+            await sandbox.akeep("kept")
+            assert (await sandbox.aexecute("print(history, kept)")).stdout == "[1] 2\n"
+            await sandbox.aset_tools({"two": lambda: 2})
+            assert (await sandbox.aexecute("print(two())")).stdout == "2\n"
+            assert await sandbox.aput_file(b"text", "a.txt") == "a.txt"
+            assert await sandbox.aget_file("a.txt") == b"text"
+            assert "a.txt" in [file.name for file in await sandbox.alist_files()]
+            await sandbox.aexecute("answer['content'] = 'done'; answer['ready'] = True")
+            await sandbox.areset_answer()
+            assert (await sandbox.aexecute("")).final_answer is None
+            await sandbox.aexecute("generator = (i for i in 'ab')")
+            assert [variable.name for variable in await sandbox.aunsaved()] == ["generator"]
+            id_ = await sandbox.asnapshot("a note")
+            assert [(s.id, s.note) for s in await sandbox.asnapshots()] == [(id_, "a note")]
+            await sandbox.aremove_snapshot(id_)
+            assert await sandbox.asnapshots() == []
+            with pytest.raises(SetupCodeError, match="The tool x failed"):
+                await sandbox.arun_setup("1 / 0", "tool x")
+        with pytest.raises(LookupError):
+            await Loud(runtime=LocalRuntime()).areset_answer()
+
+    within(test())
 
 
 def test_cells_are_awaited() -> None:
@@ -84,6 +142,8 @@ def test_async_functions_run_on_the_loop_that_awaits() -> None:
         async with box(lm=answer, tools={"ask": answer}) as sandbox:
             code = "print(llm_query('a'), llm_query_batched(['b', 'c']), ask('d'))"
             assert (await sandbox.aexecute(code)).stdout == "A ['B', 'C'] D\n"
+            await sandbox.arun_setup("ask('e')")
+            assert len(loops) == 5
             assert set(loops) == {asyncio.get_running_loop()}
 
     within(test())
@@ -165,6 +225,23 @@ def test_cancelling_a_cell_that_waits_for_its_turn_leaves_the_other_alone() -> N
     within(test())
 
 
+def test_cancelling_a_fork_leaves_nothing_running() -> None:
+    local = LocalRuntime()
+
+    async def test() -> None:
+        async with Sandbox(runtime=local) as sandbox:
+            task = asyncio.create_task(sandbox.afork())
+            await asyncio.sleep(0)  # it has begun
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert len(local.processes) == 2
+            assert local.processes[1].wait(PATIENCE) == 0
+            assert (await sandbox.aexecute("print(1)")).stdout == "1\n"
+
+    within(test())
+
+
 def test_context_variables_are_the_callers() -> None:
     who = contextvars.ContextVar("who", default="nobody")
     seen: list[str] = []
@@ -195,9 +272,11 @@ def test_the_environment_of_an_rlm(made_bundle: Bundle) -> None:
         async with await ContainerREPL.acreate(
             runtime=LocalRuntime(), context_payload="text"
         ) as environment:
-            assert (await environment.arun_cell("print(context)")).stdout == "text\n"
+            assert (await environment.aexecute_code("print(context)")).stdout == "text\n"
+            assert await environment.aadd_context(["more"]) == 1
+            assert (await environment.aexecute_code("print(context_1)")).stdout == "['more']\n"
         with pytest.raises(SandboxClosedError):
-            await environment.arun_cell("1")
+            await environment.aexecute_code("1")
         with pytest.raises(OptionError, match="image"):
             await ContainerREPL.acreate(imag="x")
 

@@ -19,6 +19,7 @@ from rlm_containers.errors import (
     SandboxLostError,
     SetupCodeError,
 )
+from rlm_containers.lm import Gateway
 from rlm_containers.state import workspaces_directory
 from tests.support import eventually, set_grace
 from tests.unit.guests import PATIENCE, LocalRuntime
@@ -198,6 +199,22 @@ def test_an_engine_that_cannot_remove_it_does_not_keep_the_rest(
     assert not directory.exists()
 
 
+def test_an_error_in_one_step_of_closing_does_not_keep_the_rest(
+    boxes: Boxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(gateway: Gateway) -> None:
+        raise LookupError("no")
+
+    monkeypatch.setattr(Gateway, "close", fail)
+    box = boxes()
+    directory = workspace_of(box)
+    with pytest.raises(LookupError):
+        box.close()
+    assert not directory.exists()
+    assert "closed" in repr(box)
+    box.close()
+
+
 @pytest.mark.parametrize("heeds", [True, False])
 def test_ctrl_c_ends_the_cell_and_keeps_the_session(boxes: Boxes, heeds: bool) -> None:
     box = boxes()
@@ -247,7 +264,7 @@ def test_an_owner_that_forgets_to_close(made_bundle: object, local: LocalRuntime
         "from tests.unit.guests import LocalRuntime\n"
         "box = Sandbox(runtime=LocalRuntime()).start()\n"
         "box.execute('x = 1')\n"
-        "print(box._runtime.specs[0].mounts[1].source, box._runtime.processes[0].pid)"
+        "print(box.options.runtime.specs[0].mounts[1].source, box.options.runtime.processes[0].pid)"
     )
     done = subprocess.run(
         (sys.executable, "-c", program),

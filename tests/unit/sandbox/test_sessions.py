@@ -30,9 +30,7 @@ from rlm_containers.errors import (
     SetupCodeError,
     WorkspaceError,
 )
-from rlm_containers.state import Manifest, Owner, SessionStore
-from rlm_containers.state.home import KeptWorkspace
-from rlm_containers.state.hostfiles import sessions_directory
+from rlm_containers.state import Manifest, Owner, SessionStore, Workspace, sessions_directory
 from rlm_containers.state.lock import SessionLock, owner_of
 from tests.support import eventually, warnings_of
 from tests.unit.guests import PATIENCE, LocalRuntime
@@ -499,7 +497,7 @@ def test_no_place_for_a_session(
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user for a while")
 def test_a_workspace_is_given_to_whom_the_engine_runs_as(tmp_path: Path) -> None:
-    workspace = KeptWorkspace(tmp_path / "w", (65534, 65534))
+    workspace = Workspace.open(tmp_path / "w", (65534, 65534))
     workspace.write("file", [b"x"])
     workspace.close()
     victim = tmp_path / "victim"
@@ -507,9 +505,9 @@ def test_a_workspace_is_given_to_whom_the_engine_runs_as(tmp_path: Path) -> None
     (tmp_path / "w" / "deep" / "er").mkdir(parents=True)
     (tmp_path / "w" / "deep" / "er" / "file").touch()
     (tmp_path / "w" / "link").symlink_to(victim)
-    KeptWorkspace(tmp_path / "w", (65534, 65534)).close()  # whose it is already: nothing is done
+    Workspace.open(tmp_path / "w", (65534, 65534)).close()  # whose it is already: nothing is done
     assert (tmp_path / "w" / "deep").stat().st_uid == 0
-    KeptWorkspace(tmp_path / "w", (1234, 1235)).close()
+    Workspace.open(tmp_path / "w", (1234, 1235)).close()
     for path in ("", "file", "deep", "deep/er", "deep/er/file", "link"):
         found = (tmp_path / "w" / path).lstat()
         assert (found.st_uid, found.st_gid) == (1234, 1235), path
@@ -521,7 +519,7 @@ def test_a_workspace_is_given_to_whom_the_engine_runs_as(tmp_path: Path) -> None
                 above.chmod(0o755)
             os.setgid(4321)
             os.setuid(4321)
-            KeptWorkspace(tmp_path / "w", (4321, 4321))
+            Workspace.open(tmp_path / "w", (4321, 4321))
         except WorkspaceError:
             os._exit(0)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -22,8 +23,14 @@ from rlm_containers.errors import (
     WorkspaceError,
 )
 from rlm_containers.lm import AsyncFunctions, CallableBackend, LMBroker
-from rlm_containers.state import Manifest, SessionStore, Snapshot
-from rlm_containers.state.hostfiles import passing_snapshots_directory, sessions_directory
+from rlm_containers.state import (
+    Manifest,
+    SessionStore,
+    Snapshot,
+    Workspace,
+    passing_snapshots_directory,
+    sessions_directory,
+)
 from rlm_containers.state.snapshot_store import SnapshotStore
 from tests.unit.guests import LocalRuntime, await_end
 from tests.unit.sessions import DIE, Boxes, run, settle, workspace_of
@@ -308,7 +315,7 @@ class Endless:
 def test_a_variable_whose_saving_never_ends_is_given_up(
     any_box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlm_containers.sandbox.snapshots._SETTLE_TIMEOUT", 0.5)
+    monkeypatch.setattr("rlm_containers.sandbox.lifecycle.SETTLE_TIMEOUT", 0.5)
     box = any_box
     run(box, ENDLESS + "a = 1\nendless = Endless()\nz = 2")
     id_ = box.snapshot()
@@ -360,6 +367,23 @@ def test_a_fork_has_what_the_first_had(boxes: Boxes) -> None:
         assert run(box, "print(llm_query('ho'))").lm_calls[0].prompt == "ho"
 
 
+def test_a_fork_has_the_options_of_the_first_when_the_configuration_has_gone(
+    boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[profiles.short]\nmax_output = 200\n")
+    monkeypatch.setenv("RLM_CONTAINERS_CONFIG", str(path))
+    box = boxes(profile="short")
+    run(box, "x = 1")
+    path.write_text("max_output = 5000\n")
+    with box.fork() as other:
+        assert other.options == box.options
+        path.unlink()
+        with other.fork("branch") as third:
+            assert third.options.max_output == 200
+            assert run(third, "print(x)").stdout == "1\n"
+
+
 def test_a_fork_keeps_its_own_calls(boxes: Boxes) -> None:
     broker = LMBroker(CallableBackend(str.upper, 60.0, AsyncFunctions()))
     box = boxes(lm=broker)
@@ -404,7 +428,7 @@ def test_a_killed_hosts_passing_snapshots_go(tmp_path: Path) -> None:
         "import sys, os\nfrom rlm_containers import Sandbox\n"
         "from tests.unit.guests import LocalRuntime\n"
         "box = Sandbox(runtime=LocalRuntime()).start()\nbox.execute('x = 1')\nbox.snapshot()\n"
-        "print(box.name, box._reaper.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+        "print(box.name, box._life.running.reaper.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
     root = Path(__file__).parents[3]
     done = subprocess.run(
@@ -472,11 +496,8 @@ def test_records_are_checked(change: dict[str, Any], boxes: Boxes, tmp_path: Pat
     (tmp_path / "w" / "dir").mkdir(parents=True)
     (tmp_path / "w" / "file").write_text("x")
     (tmp_path / "w" / "link").symlink_to("dir")
-    top = os.open(tmp_path / "w", os.O_RDONLY)
-    try:
-        taken = SnapshotStore(tmp_path / "s").take(top, Manifest.new())
-    finally:
-        os.close(top)
+    with contextlib.closing(Workspace.open(tmp_path / "w")) as workspace:
+        taken = SnapshotStore(tmp_path / "s").create(workspace, Manifest.new())
     raw = json.loads(json.dumps(taken.to_json()))
     assert Snapshot.from_json(raw) == taken
     raw["entries"].append({**raw["entries"][1], "path": "more", **change})

@@ -1,4 +1,4 @@
-"""Whether the owner of a sandbox is still there: told apart from whoever has its number now."""
+"""Whether the process that has a sandbox is still running, or its process id is another's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.guests import PATIENCE
 
 
 def gone() -> Owner:
-    """The owner that a process was that has ended."""
+    """Return an owner whose process has ended."""
     program = "from rlm_containers.state.owner import Owner; print(Owner.current('mine').json())"
     done = subprocess.run(
         (sys.executable, "-c", program),
@@ -32,7 +32,7 @@ def gone() -> Owner:
     return owner
 
 
-def test_this_process_is_there() -> None:
+def test_this_process_is_running() -> None:
     owner = Owner.current()
     assert owner.pid == os.getpid()
     assert not owner.is_gone()
@@ -44,7 +44,7 @@ def test_a_process_that_has_ended_is_gone() -> None:
     assert owner.is_gone()
 
 
-def test_a_process_that_waits_to_be_collected_has_not_gone_yet() -> None:
+def test_a_zombie_is_not_gone() -> None:
     with subprocess.Popen(("true",), stdin=subprocess.PIPE) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         stat = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
@@ -61,18 +61,18 @@ def test_before_a_reboot_is_gone_whoever_has_its_number_now() -> None:
 
 
 def test_others_are_not_judged() -> None:
-    # Another machine or user on the same engine, or a process that this one cannot see.
+    # It may be on another machine, of another user, or in another pid namespace.
     assert not replace(gone(), host="another").is_gone()
     assert not replace(gone(), host="another", boot="another").is_gone()
 
 
-def test_where_nothing_says_when_a_process_was_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_start_times_the_process_id_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rlm_containers.state.owner._started", lambda pid: "")
     assert not Owner.current().is_gone()
     assert replace(gone(), started="").is_gone()
 
 
-def test_it_comes_back_from_labels_and_from_json() -> None:
+def test_labels_and_json_give_the_owner_back() -> None:
     owner = Owner.current("a session")
     labels = owner.labels()
     assert labels[LABEL] == str(os.getpid())
@@ -85,7 +85,7 @@ def test_it_comes_back_from_labels_and_from_json() -> None:
     "labels",
     [
         {},
-        {LABEL: "123"},  # of a version that had no others
+        {LABEL: "123"},  # early versions had no other labels
         {**Owner.current().labels(), LABEL: "x"},
         {**Owner.current().labels(), LABEL: "-1"},
         {**Owner.current().labels(), LABEL: "9" * 50},
@@ -100,8 +100,8 @@ def test_text_that_names_no_owner(text: str) -> None:
     assert Owner.from_json(text) is None
 
 
-def test_strange_fields_are_texts() -> None:
-    told = {**json.loads(Owner.current().json()), "boot": ["x"], "session": None}
-    owner = Owner.from_json(json.dumps(told))
+def test_fields_of_wrong_types_are_made_texts() -> None:
+    values = {**json.loads(Owner.current().json()), "boot": ["x"], "session": None}
+    owner = Owner.from_json(json.dumps(values))
     assert owner is not None
     assert owner.is_gone()

@@ -1,4 +1,4 @@
-"""Sessions without a sandbox: listed, copied, removed, and sent elsewhere as one file."""
+"""Sessions without a sandbox: list, copy, remove, export and import them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from rlm_containers.errors import (
     SessionNotFoundError,
     SnapshotNotFoundError,
 )
-from rlm_containers.state import SessionStore, export_session, import_session
-from rlm_containers.state.hostfiles import sessions_directory
+from rlm_containers.state import SessionStore, export_session, import_session, sessions_directory
 from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import Boxes, run
 
@@ -39,7 +38,7 @@ def store() -> SessionStore:
 
 @pytest.fixture
 def snapshots(boxes: Boxes) -> list[str]:
-    """The snapshots of a session "one" with all sorts of things in it."""
+    """Make a session "one" with many kinds of files, and return the ids of its snapshots."""
     return fill(boxes(session="one"))
 
 
@@ -76,7 +75,7 @@ def x_of(boxes: Boxes, session: str) -> str:
         box.close()
 
 
-def test_what_there_is(store: SessionStore, boxes: Boxes, snapshots: list[str]) -> None:
+def test_inspecting_a_session(store: SessionStore, boxes: Boxes, snapshots: list[str]) -> None:
     assert store.names() == ["one"]
     info = store.inspect("one")
     assert (info.name, info.path) == ("one", sessions_directory() / "one")
@@ -91,7 +90,7 @@ def test_what_there_is(store: SessionStore, boxes: Boxes, snapshots: list[str]) 
     box.close()
 
 
-def test_nothing_there(store: SessionStore, tmp_path: Path) -> None:
+def test_sessions_that_do_not_exist(store: SessionStore, tmp_path: Path) -> None:
     assert store.names() == []
     for call in (
         lambda: store.inspect("one"),
@@ -105,7 +104,7 @@ def test_nothing_there(store: SessionStore, tmp_path: Path) -> None:
         with pytest.raises(SessionNotFoundError, match="no session 'one'") as caught:
             call()
         assert caught.value.remedy == "There is none at all."
-    assert os.listdir(tmp_path) == []  # looking makes nothing
+    assert os.listdir(tmp_path) == []  # nothing has been made
 
 
 def test_removing(store: SessionStore, boxes: Boxes, snapshots: list[str]) -> None:
@@ -117,7 +116,7 @@ def test_removing(store: SessionStore, boxes: Boxes, snapshots: list[str]) -> No
     assert "x" not in boxes(session="one").execute("").locals
 
 
-def test_nothing_is_done_to_one_in_use(
+def test_a_session_in_use_is_not_changed(
     store: SessionStore, boxes: Boxes, snapshots: list[str], tmp_path: Path
 ) -> None:
     box = boxes(session="one")
@@ -166,13 +165,13 @@ def test_forking(store: SessionStore, boxes: Boxes, snapshots: list[str]) -> Non
 
 
 @pytest.mark.parametrize("name", ["file.tar", "file.tar.gz", "file.tgz", "file"])
-def test_there_and_back(
+def test_export_and_import(
     store: SessionStore, boxes: Boxes, snapshots: list[str], tmp_path: Path, name: str
 ) -> None:
     path = tmp_path / name
     assert export_session("one", path) == ("fifo", "out")
     assert (path.stat().st_size < 10_000) == (name.endswith("gz"))
-    with tarfile.open(path) as archive:  # any tar can look into it
+    with tarfile.open(path) as archive:  # it is an ordinary tar
         names = archive.getnames()
         assert names[0] == "session.json"
         assert all(member.isfile() for member in archive)
@@ -191,18 +190,20 @@ def test_there_and_back(
         run(box, "print(double(4), open('d/link').read(), len(context))").stdout
         == "8 deep 400000\n"
     )
-    # What was exported is as it was.
+    # The exported session has not changed.
     assert store.inspect("one").snapshots == 2
     assert x_of(boxes, "one") == "3"
 
 
-def test_without_snapshots(store: SessionStore, snapshots: list[str], tmp_path: Path) -> None:
+def test_export_without_snapshots(
+    store: SessionStore, snapshots: list[str], tmp_path: Path
+) -> None:
     export_session("one", tmp_path / "file", snapshots=False)
     import_session(tmp_path / "file", "two")
     assert store.inspect("two").snapshots == 0
 
 
-def test_files_that_are_in_the_way(
+def test_files_and_sessions_in_the_way(
     store: SessionStore, snapshots: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "file"
@@ -240,7 +241,7 @@ def test_a_damaged_object_is_not_exported(
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory, made_bundle: Bundle) -> bytes:
-    """A good archive of the session "one"."""
+    """An archive of the session "one", as bytes."""
     place = tmp_path_factory.mktemp("good")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(place))
@@ -251,7 +252,7 @@ def good(tmp_path_factory: pytest.TempPathFactory, made_bundle: Bundle) -> bytes
 
 @pytest.fixture
 def members(good: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
-    """The members of it."""
+    """The members of a good archive, with their contents."""
     with tarfile.open(fileobj=io.BytesIO(good)) as archive:
         return [(m, archive.extractfile(m).read()) for m in archive]  # type: ignore[union-attr]
 
@@ -283,7 +284,7 @@ def refused(path: Path, match: str | None, store: SessionStore, **options: Any) 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_good_one_is_taken(
+def test_a_good_archive_is_imported(
     members: list[tuple[tarfile.TarInfo, bytes]], store: SessionStore, tmp_path: Path, boxes: Boxes
 ) -> None:
     import_session(pack(tmp_path / "packed", members), "two")
@@ -311,7 +312,7 @@ def member(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: st
         (member("objects/" + "0" * 64, kind=tarfile.CHRTYPE), "no file"),
         (member("objects", kind=tarfile.DIRTYPE), "no file"),
         (member("session.json", b"{}"), "does not belong"),
-        (member("x" * 200, b"x"), "no file"),  # has a header of its own for the name
+        (member("x" * 200, b"x"), "no file"),  # a long name has a header of its own
     ],
 )
 def test_members_that_do_not_belong(
@@ -323,12 +324,12 @@ def test_members_that_do_not_belong(
     assert not (tmp_path / "evil").exists()
 
 
-def test_contents_that_are_not_what_they_say(
+def test_contents_that_do_not_match(
     members: list[Any], store: SessionStore, tmp_path: Path
 ) -> None:
     header, data = members[1]
     changed = (header, bytes([data[0] ^ 1]) + data[1:])
-    refused(pack(tmp_path / "p", [members[0], changed, *members[2:]]), "should be", store)
+    refused(pack(tmp_path / "p", [members[0], changed, *members[2:]]), "does not match", store)
     refused(pack(tmp_path / "p", [members[0], *members[2:]]), "are missing|belong", store)
     refused(pack(tmp_path / "p", [members[0], members[1], *members[1:]]), "belong", store)
     refused(pack(tmp_path / "p", members[1:]), "does not begin with", store)
@@ -370,7 +371,7 @@ def test_descriptions_that_lie(
     refused(pack(tmp_path / "packed", edited(members, change)), match, store)
 
 
-def test_descriptions_that_are_none(
+def test_descriptions_that_are_not_json(
     members: list[Any], store: SessionStore, tmp_path: Path
 ) -> None:
     for text in (b"", b"{", b"\xff", b"null", b"[" * 100_000, b"1" * 5000):
@@ -379,15 +380,17 @@ def test_descriptions_that_are_none(
         )
 
 
-def test_one_that_is_too_large(members: list[Any], store: SessionStore, tmp_path: Path) -> None:
+def test_an_archive_that_is_too_large(
+    members: list[Any], store: SessionStore, tmp_path: Path
+) -> None:
     path = pack(tmp_path / "packed", members)
     refused(path, "room for 1,000", store, max_size=1000)
 
 
-def test_a_compressed_one_that_grows(
+def test_a_compressed_archive_that_is_a_bomb(
     members: list[Any], store: SessionStore, tmp_path: Path
 ) -> None:
-    # Of a description that says it is small, no more is unpacked than it says.
+    # No more is unpacked than the description announces.
     plain = pack(tmp_path / "packed", members).read_bytes()
     bomb = tarfile.TarInfo("objects/" + "0" * 64)
     bomb.size = 1 << 40
@@ -400,20 +403,22 @@ def test_a_compressed_one_that_grows(
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 511, 512, 5_000, -1025])
-def test_one_that_was_cut_off(good: bytes, store: SessionStore, tmp_path: Path, kept: int) -> None:
+def test_an_archive_that_was_cut_off(
+    good: bytes, store: SessionStore, tmp_path: Path, kept: int
+) -> None:
     (tmp_path / "cut").write_bytes(good[:kept])
     refused(tmp_path / "cut", None, store)
 
 
 @pytest.mark.parametrize("kept", [1, 10, 100, -1, -9])
-def test_a_compressed_one_that_was_cut_off(
+def test_a_compressed_archive_that_was_cut_off(
     good: bytes, store: SessionStore, tmp_path: Path, kept: int
 ) -> None:
     (tmp_path / "cut").write_bytes(gzip.compress(good, 1)[:kept])
     refused(tmp_path / "cut", None, store)
 
 
-def test_other_files(store: SessionStore, tmp_path: Path) -> None:
+def test_files_that_are_no_archives(store: SessionStore, tmp_path: Path) -> None:
     for data in (b"PK\3\4", os.urandom(100_000), bytes(100_000), b"\x1f\x8b" + os.urandom(1000)):
         (tmp_path / "file").write_bytes(data)
         refused(tmp_path / "file", None, store)
@@ -421,10 +426,10 @@ def test_other_files(store: SessionStore, tmp_path: Path) -> None:
     refused(tmp_path / "fifo", None, store)
 
 
-def test_a_symbolic_link_in_an_archive_is_followed_by_nobody(
+def test_a_symbolic_link_in_an_archive_is_not_followed(
     members: list[Any], store: SessionStore, tmp_path: Path, boxes: Boxes
 ) -> None:
-    # Inside of the workspace they are allowed; everything is still a file below it.
+    # A link that stays in the workspace is allowed.
     def change(raw: dict[str, Any]) -> None:
         raw["head"]["entries"].append({"path": "z", "kind": "symlink", "target": "d"})
 

@@ -1,4 +1,4 @@
-"""The directory behind ``/workspace``: whatever a cell has put there, the host is not fooled."""
+"""The directory behind ``/workspace``, whatever cells have put into it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another us
 
 @pytest.fixture
 def workspace() -> Iterator[Workspace]:
-    workspace = Workspace("rlm-test", ME)
+    workspace = Workspace.create("rlm-test", ME)
     yield workspace
     workspace.remove()
 
@@ -38,18 +38,18 @@ def test_it_is_private_and_below_the_cache(workspace: Workspace, private_cache: 
     assert names(workspace) == []
 
 
-def test_a_name_that_is_taken_is_refused() -> None:
-    # Its reaper would remove the other's directory.
-    one = Workspace("rlm-test", ME)
+def test_an_existing_workspace_is_not_taken_over() -> None:
+    # Otherwise the reaper of the second sandbox would remove the directory of the first.
+    one = Workspace.create("rlm-test", ME)
     with pytest.raises(WorkspaceError, match="exists"):
-        Workspace("rlm-test", ME)
+        Workspace.create("rlm-test", ME)
     assert one.path.is_dir()
     one.remove()
 
 
 @ROOT
 def test_it_belongs_to_the_user_of_the_container() -> None:
-    workspace = Workspace("rlm-test", (65534, 65534))
+    workspace = Workspace.create("rlm-test", (65534, 65534))
     workspace.write("file", [b"x"])
     for path in (workspace.path, workspace.path / "file"):
         assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65534)
@@ -70,12 +70,19 @@ def test_a_file_is_replaced_whole(workspace: Workspace) -> None:
     before = (workspace.path / "file").open("rb")
     with before:
         workspace.write("file", [b"second"])
-        assert before.read() == b"a long first version"  # not changed under a reader
+        assert before.read() == b"a long first version"  # a reader sees no change
     assert (workspace.path / "file").read_bytes() == b"second"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd", "../x", "a\0b", "x/"])
-def test_a_name_with_a_directory_is_refused(workspace: Workspace, name: str) -> None:
+def test_directories_on_the_path_are_made(workspace: Workspace) -> None:
+    workspace.write("a/b/file", [b"contents"])
+    with workspace.read("/workspace/a/b/file") as file:
+        assert file.read() == b"contents"
+    assert [node.path for node in workspace.nodes()] == ["a", "a/b", "a/b/file"]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../x", "a/../../x", "a\0b", "x/"])
+def test_a_name_that_leads_elsewhere_is_refused(workspace: Workspace, name: str) -> None:
     with pytest.raises(WorkspaceError, match="is not the name of a file"):
         workspace.write(name, [b"x"])
     assert names(workspace) == []
@@ -116,7 +123,7 @@ def test_a_fifo_is_replaced_and_not_waited_for(workspace: Workspace) -> None:
 
 @ROOT
 def test_a_device_is_replaced_and_not_written_to(workspace: Workspace) -> None:
-    # No container has the right to make one; whoever has copied one there does not matter.
+    # Containers may not make devices, but somebody else may have put one there.
     os.mknod(workspace.path / "file", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     workspace.write("file", [b"contents"])
     assert (workspace.path / "file").read_bytes() == b"contents"
@@ -151,7 +158,7 @@ def test_a_directory_in_the_way_is_an_error(workspace: Workspace) -> None:
 def test_a_workspace_that_was_moved_is_still_the_one_written_to(
     workspace: Workspace, tmp_path: Path
 ) -> None:
-    # The host holds the directory, not its name: a link in its place leads nowhere.
+    # The host has a descriptor of the directory, so that a link in its place is not followed.
     moved = workspace.path.with_name("moved")
     workspace.path.rename(moved)
     workspace.path.symlink_to(tmp_path)
@@ -187,7 +194,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(workspace: Workspace) -> None:
 
 
 def test_removing_takes_everything_and_follows_nothing(tmp_path: Path) -> None:
-    workspace = Workspace("rlm-test", ME)
+    workspace = Workspace.create("rlm-test", ME)
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "file").write_bytes(b"untouched")
@@ -199,17 +206,17 @@ def test_removing_takes_everything_and_follows_nothing(tmp_path: Path) -> None:
     workspace.remove()
     assert not workspace.path.exists()
     assert (victim / "file").read_bytes() == b"untouched"
-    workspace.remove()  # again, and nothing happens
+    workspace.remove()  # does nothing
 
 
-def test_removing_what_somebody_else_removed() -> None:
-    workspace = Workspace("rlm-test", ME)
+def test_removing_a_workspace_that_is_gone() -> None:
+    workspace = Workspace.create("rlm-test", ME)
     workspace.path.rmdir()
     workspace.remove()
 
 
 def test_removing_a_link_in_its_place_does_not_follow_it(tmp_path: Path) -> None:
-    workspace = Workspace("rlm-test", ME)
+    workspace = Workspace.create("rlm-test", ME)
     (tmp_path / "file").write_bytes(b"untouched")
     workspace.path.rmdir()
     workspace.path.symlink_to(tmp_path)
@@ -221,16 +228,16 @@ def test_removing_a_link_in_its_place_does_not_follow_it(tmp_path: Path) -> None
 def test_no_descriptor_is_left() -> None:
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
-        workspace = Workspace("rlm-test", ME)
+        workspace = Workspace.create("rlm-test", ME)
         workspace.write("file", [b"x"])
         workspace.remove()
     assert os.listdir("/proc/self/fd") == before
 
 
 def spoil_and_remove(cache: str) -> None:
-    """What a cell may do to its own directories, and then the end of its sandbox."""
+    """Lock directories, as a cell may, and remove the workspace."""
     os.environ["XDG_CACHE_HOME"] = cache
-    workspace = Workspace("rlm-test", (os.getuid(), os.getgid()))
+    workspace = Workspace.create("rlm-test", (os.getuid(), os.getgid()))
     deep = workspace.path / "a" / "b" / "c"
     deep.mkdir(parents=True)
     (deep / "file").write_text("x")
@@ -244,7 +251,7 @@ def spoil_and_remove(cache: str) -> None:
 
 
 def test_directories_that_a_cell_made_unwritable_go_too() -> None:
-    # Root may remove them anyway, so in a child that is an ordinary user.
+    # Root may remove anything, so this needs a child process of an ordinary user.
     with tempfile.TemporaryDirectory() as cache:
         Path(cache).chmod(0o777)
         child = os.fork()
@@ -264,9 +271,9 @@ def test_directories_that_a_cell_made_unwritable_go_too() -> None:
     assert status == 0
 
 
-def test_no_place_for_a_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(WorkspaceError, match="could not be made") as caught:
-        Workspace("rlm-test", ME)
+        Workspace.create("rlm-test", ME)
     assert "XDG_CACHE_HOME" in caught.value.remedy

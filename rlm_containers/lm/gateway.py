@@ -1,0 +1,105 @@
+"""The one door by which a container's requests come in, over HTTP and over the pipe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from rlm_containers.guest.wire import TOOL_PATH
+from rlm_containers.interpreter import CellClock, ProxyAddress
+from rlm_containers.lm.broker import LMBroker
+from rlm_containers.lm.gate import Gate
+from rlm_containers.lm.pipe_calls import PipeCalls
+from rlm_containers.lm.proxy import LMProxy
+from runtimes import HostRoute
+
+logger = logging.getLogger("rlm_containers.lm")
+
+
+def _no_tools(request: object) -> dict[str, Any]:
+    text = "this sandbox has no tools"
+    return {"error": {"type": "NameError", "args": [text], "text": text}}
+
+
+class Gateway:
+    """Answers what the cells of one sandbox ask of this process.
+
+    A request for a tool may only come over the pipe, which nobody but the container can write to.
+    Every other request is for the broker, whichever way it comes.
+
+    Args:
+        broker: answers requests for language models.
+        clock: stands while a request is being answered.
+        name: of the sandbox, for the log.
+
+    Attributes:
+        call_tool: answers a request for a tool, given its parsed JSON.
+    """
+
+    def __init__(self, broker: LMBroker, clock: CellClock, name: str) -> None:
+        self.call_tool: Callable[[object], dict[str, Any]] = _no_tools
+        self._broker = broker
+        self._clock = clock
+        self._name = name
+        # One for both ways: what one has used up is not there for the other.
+        self._gate = Gate()
+        self._calls = PipeCalls(self._answer_pipe, self._gate)
+        self._proxy: LMProxy | None = None
+
+    def attach(self, send: Callable[[int, bytes], None]) -> None:
+        """Send the answers to calls over the pipe. Until then they are dropped.
+
+        Args:
+            send: writes a frame to the container, given its kind and its payload.
+        """
+        self._calls.send = send
+
+    def on_call(self, number: int, payload: bytes) -> None:
+        """Have a call answered that came over the pipe. Returns at once.
+
+        Args:
+            number: names the call.
+            payload: ``{"path": str, "request": object}`` as JSON, unchecked.
+
+        Raises:
+            FloodError: calls come faster than they can be refused.
+        """
+        self._calls.submit(number, payload)
+
+    def open_proxy(self, route: HostRoute, host_alias: str) -> ProxyAddress | None:
+        """Listen for requests over HTTP, until :meth:`close`.
+
+        Args:
+            route: how the container reaches this host.
+            host_alias: the host's name in the container.
+
+        Returns:
+            What the container must know; ``None`` if the proxy cannot listen there, which is
+            logged. Calls go over the pipe then.
+        """
+        try:
+            self._proxy = LMProxy(route.bind, self._answer_http, self._gate)
+        except OSError as error:
+            logger.warning(
+                "%s: the proxy cannot listen on %s (%s)", self._name, route.bind, error.strerror
+            )
+            return None
+        return ProxyAddress(host_alias, self._proxy.port, self._proxy.token)
+
+    def close(self) -> None:
+        """Answer no more requests. Those that are being answered end by themselves."""
+        self._gate.close()
+        if self._proxy is not None:
+            self._proxy.close()
+        self._calls.close()
+
+    def _answer_http(self, path: str, request: object) -> dict[str, Any]:
+        with self._clock.waiting():
+            return self._broker.handle(path, request)
+
+    def _answer_pipe(self, path: str, request: object) -> dict[str, Any]:
+        if path != TOOL_PATH:
+            return self._answer_http(path, request)
+        with self._clock.waiting():
+            return self.call_tool(request)

@@ -1,0 +1,16 @@
+"""The sandbox of a module, emptied for each test that wants it so."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlm_containers import Sandbox
+from tests.behaviour.values import CLEAR
+from tests.support import printed
+
+
+@pytest.fixture
+def fresh(box: Sandbox) -> Sandbox:
+    """The module's sandbox without any variables. Its interpreter may be killed."""
+    printed(box, CLEAR)
+    return box

@@ -1,0 +1,221 @@
+"""The file that a session lives on in, ``/workspace/state.dill``, and the files beside it."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+
+import pytest
+
+from rlm_containers import Sandbox
+from tests.conftest import MakeBox
+from tests.support import Engine, execute, printed, workspace
+
+BIG = 5_000_000
+
+
+def disk_use(box: Sandbox) -> int:
+    """Bytes of the files in a sandbox's workspace."""
+    assert box.unsaved == ()  # waits until the checkpoint is written
+    files = (Path(top, name) for top, _, names in os.walk(workspace(box)) for name in names)
+    return sum(file.lstat().st_size for file in files)
+
+
+def die(box: Sandbox, code: str = "") -> tuple[str, ...]:
+    """Have the interpreter die; the names that are lost."""
+    result = box.execute(f"import os\n{code}\nos._exit(1)")
+    assert result.status == "died", result.stderr
+    return result.lost
+
+
+def test_the_state_is_on_the_host(fresh: Sandbox) -> None:
+    printed(fresh, "x = 1")
+    assert fresh.unsaved == ()
+    assert (workspace(fresh) / "state.dill").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    "damage",
+    {
+        "empty": "open('state.dill', 'wb').close()",
+        "half": "os.truncate(state, os.path.getsize(state) // 2)",
+        "one byte less": "os.truncate(state, os.path.getsize(state) - 1)",
+        "one byte more": "open(state, 'ab').write(b'x')",
+        "other bytes": "open(state, 'wb').write(os.urandom(10_000))",
+        "one bit flipped": "f = open(state, 'r+b'); f.seek(20); b = f.read(1); f.seek(20);"
+        " f.write(bytes([b[0] ^ 1])); f.close()",
+        "not there": "os.remove(state)",
+        "a link to nowhere": "os.remove(state); os.symlink('/nowhere', state)",
+    }.items(),
+    ids=lambda damage: damage[0],
+)
+def test_a_damaged_state_falls_back_to_the_one_before(
+    fresh: Sandbox, damage: tuple[str, str]
+) -> None:
+    printed(fresh, "state = 'state.dill'\nprecious = [1, 2, 3]")
+    printed(fresh, "import os\nothers = 'x' * 1000\nprecious.append(4)")
+    assert fresh.unsaved == ()
+    result = fresh.execute(f"{damage[1]}\nos._exit(1)")
+    assert result.status == "died"
+    # What is not in the one before is lost, by name; the rest may be older, by name as well.
+    assert set(result.lost) == {"others", "os"}
+    assert "precious" in result.older
+    assert "state.dill could not be used" in result.stderr
+    assert "rlm_guest" not in result.stderr
+    assert (
+        printed(fresh, "print(precious, 'others' in globals())\nnew = 'n'") == "[1, 2, 3] False\n"
+    )
+    assert die(fresh) == ()
+    assert printed(fresh, "print(new)") == "n\n"
+
+
+def test_with_the_one_before_damaged_too_the_loss_is_clear(fresh: Sandbox) -> None:
+    printed(fresh, "precious = [1, 2, 3]")
+    printed(fresh, "import os\nothers = 'x' * 1000")
+    assert fresh.unsaved == ()
+    lost = die(
+        fresh,
+        "os.truncate('state.dill', 100)\n"
+        "os.remove('state.dill.previous')\nos.mkfifo('state.dill.previous')",
+    )
+    assert set(lost) == {"*", "os", "others", "precious"}
+    assert printed(fresh, "print('precious' in globals())\nnew = 'n'") == "False\n"
+    assert die(fresh) == ()
+    assert printed(fresh, "print(new)") == "n\n"
+
+
+@pytest.mark.container
+def test_a_state_of_another_python_says_so(engine: Engine, make_box: MakeBox) -> None:
+    # As when a workspace is taken to another image: what is not byte code comes along.
+    older = make_box(engine.image("3.9"))
+    printed(older, "def f(): return 5\nnumbers = [1, 2]")
+    assert older.unsaved == ()
+    box = make_box(engine.image("3.13"))
+    given = workspace(box) / "given"
+    given.write_bytes((workspace(older) / "state.dill").read_bytes())
+    given.chmod(0o644)
+    result = box.execute("import os; os.system('cp given state.dill'); os._exit(1)")
+    assert result.lost == ("f",)
+    assert re.search(r"its code is Python 3\.9\.\d+'s, and this is 3\.13\.\d+", result.stderr)
+    assert printed(box, "print(numbers)") == "[1, 2]\n"
+
+
+def test_the_file_is_whole_at_any_moment(fresh: Sandbox, make_box: MakeBox) -> None:
+    # A copy of what is there while it is being written, over and over; each copy is then given to
+    # a session as its state. There is no other judge of a whole file than the guest.
+    printed(fresh, "rows = [str(n) for n in range(20_000)]\nmark = -1")
+    assert fresh.unsaved == ()
+    path = workspace(fresh) / "state.dill"
+    copies: list[bytes] = []
+    stop = threading.Event()
+
+    def copy() -> None:
+        while not stop.is_set():
+            copies.append(path.read_bytes())
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    for number in range(10):
+        printed(fresh, f"mark = {number}\nrows.append({number})")
+    assert fresh.unsaved == ()
+    stop.set()
+    thread.join()
+    different = list(dict.fromkeys(copies))
+    assert len(different) > 1
+    other = make_box()
+    for number, content in enumerate(different[:6]):
+        given = workspace(other) / f"given-{number}"
+        given.write_bytes(content)
+        given.chmod(0o644)
+        printed(other, "mine = 1")
+        assert other.unsaved == ()
+        assert die(other, f"os.system('cp given-{number} state.dill')") == ()
+        assert printed(other, "print(len(rows) - mark, 'mine' in globals())") == "20001 False\n"
+        assert printed(other, "del rows, mark") == ""
+
+
+def test_long_strings_come_back(fresh: Sandbox) -> None:
+    execute(
+        fresh,
+        """
+        import os
+        text = 'grüße \\ud800 \\0\\r\\n' * 100_000
+        raw = os.urandom(1_000_000)
+        held = {'list': [text, 'y' * 400_000], 'pair': (raw, b'z' * 300_000)}
+        copy, digest = str(text), hash(raw)
+        """,
+    )
+    assert fresh.unsaved == ()
+    assert die(fresh) == ()
+    assert printed(
+        fresh,
+        "print(text == 'grüße \\ud800 \\0\\r\\n' * 100_000, held['list'][0] is text, len(raw),"
+        " held['list'][1] == 'y' * 400_000, held['pair'][0] is raw, held['pair'][1][:3])",
+    ) == "True True 1000000 True True b'zzz'\n"  # fmt: skip
+
+
+def test_long_strings_take_their_room_once(fresh: Sandbox) -> None:
+    printed(fresh, f"big = 'x' * {BIG}\nalso = big\nheld = [big] * 3")
+    assert BIG < disk_use(fresh) < 1.5 * BIG
+    for number in range(5):
+        printed(fresh, f"n = {number}")
+    assert disk_use(fresh) < 1.5 * BIG
+    assert die(fresh) == ()
+    printed(fresh, "n = 'after the restore'")
+    assert disk_use(fresh) < 1.5 * BIG
+
+
+@pytest.mark.parametrize("kind", ["'x'", "b'x'"])
+def test_the_files_of_long_strings_go_with_them(fresh: Sandbox, kind: str) -> None:
+    printed(fresh, "small = 1")
+    before = disk_use(fresh)
+    for number in range(5):
+        printed(fresh, f"big = {kind} * ({BIG} + {number})")
+        assert disk_use(fresh) < 2.5 * BIG  # the one that the checkpoint before has stays with it
+    assert die(fresh) == ()
+    printed(fresh, "n = 1")
+    printed(fresh, "n = 2")
+    assert BIG < disk_use(fresh) < 1.5 * BIG
+    printed(fresh, "del big")
+    printed(fresh, "n = 3")
+    assert disk_use(fresh) < before + 10_000
+    printed(fresh, f"big = {kind} * {BIG}\nbig = None")
+    assert disk_use(fresh) < before + 10_000
+
+
+def test_a_long_string_whose_file_is_damaged(fresh: Sandbox) -> None:
+    printed(fresh, f"big = 'x' * {BIG}\nholder = [big]\nother = 'y' * 300_000\nsmall = 's'")
+    assert fresh.unsaved == ()
+    lost = die(
+        fresh,
+        "for top, _, names in os.walk('.'):\n"
+        "    for name in names:\n"
+        f"        if os.path.getsize(os.path.join(top, name)) == {BIG}:\n"
+        "            os.remove(os.path.join(top, name))",
+    )
+    assert set(lost) == {"big", "holder"}
+    assert printed(fresh, "print(len(other), small, 'big' in globals())") == "300000 s False\n"
+
+
+def test_a_loaded_context_is_not_stored_twice(fresh: Sandbox) -> None:
+    fresh.load("context_0", "c" * BIG)
+    printed(fresh, "part = context[:10]")
+    assert BIG < disk_use(fresh) < 1.5 * BIG
+    assert die(fresh) == ()
+    assert printed(fresh, "print(len(context_0), context is context_0, part)") == (
+        f"{BIG} True cccccccccc\n"
+    )
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(fresh: Sandbox) -> None:
+    # A directory cannot be replaced by a file: nothing can be saved, as on a full disk.
+    printed(fresh, "first = 1")
+    assert fresh.unsaved == ()
+    printed(fresh, "import os\nos.remove('state.dill'); os.makedirs('state.dill/in the way')")
+    printed(fresh, "second = 2")
+    printed(fresh, "import shutil\nshutil.rmtree('state.dill')\nthird = 3")
+    assert fresh.unsaved == ()
+    assert die(fresh) == ()
+    assert printed(fresh, "print(first, second, third)") == "1 2 3\n"
