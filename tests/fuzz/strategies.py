@@ -123,10 +123,14 @@ _message = st.fixed_dictionaries(
         "route": _values,
         "reason": _values,
         "skipped": _values,
+        "exit_code": st.one_of(_numbers, _values),
+        "artifacts": st.one_of(st.lists(_texts, max_size=5), _values),
+        "variables": _reports,
+        "state": st.one_of(st.lists(_numbers, min_size=2, max_size=2), _values),
     },
 )
 _event = st.fixed_dictionaries(
-    {"event": st.one_of(st.sampled_from(["died", "failed", "hello", "limits"]), _values)},
+    {"event": st.one_of(st.sampled_from(["died", "killed", "failed", "hello", "limits"]), _values)},
     optional={
         "signal": st.one_of(_numbers, _values),
         "exit": st.one_of(_numbers, _values),

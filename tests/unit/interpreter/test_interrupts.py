@@ -172,10 +172,9 @@ class Sender(threading.Thread):
         self.ctrl_c = ctrl_c
 
     def run(self) -> None:
-        request = interpreter_of(self.box)._request
-        assert request is not None
-        self.ctrl_c()
-        assert eventually(lambda: request.stop is not None, PATIENCE)
+        self.ctrl_c()  # before anything that can fail, or the cell would wait without a limit
+        interpreter = interpreter_of(self.box)
+        assert eventually(lambda: interpreter._request and interpreter._request.stop, PATIENCE)
         self.ctrl_c()
 
 

@@ -25,20 +25,19 @@ from runtimes import ContainerProcess
 from runtimes.command import EngineCommand
 from tests.support import eventually
 from tests.unit.guests import PATIENCE
+from tests.unit.hostile import PRELUDE
 
-# The other end: `put` writes a frame, `hear` reads one.
-PRELUDE = """
-import json, os, sys
-def put(kind, payload):
-    data = len(payload).to_bytes(4, "big") + kind + payload
-    while data:
-        data = data[os.write(1, data):]
+# The program at the other end: `put` writes a frame, `hear` reads one.
+PROGRAM = (
+    PRELUDE
+    + """
 def hear():
     head = sys.stdin.buffer.read(5)
     if not head:
         sys.exit(0)
     return head[4:], sys.stdin.buffer.read(int.from_bytes(head[:4], "big"))
 """
+)
 
 Open = Callable[[str], Pipe]
 
@@ -65,7 +64,7 @@ def open_(calls: Calls) -> Iterator[Open]:
 
     def make(code: str) -> Pipe:
         python = EngineCommand((sys.executable, "-E"))
-        process: ContainerProcess = python.hold("rlm-test", "-c", PRELUDE + code)
+        process: ContainerProcess = python.hold("rlm-test", "-c", PROGRAM + code)
         pipe = Pipe(process, calls)
         made.append(pipe)
         return pipe
