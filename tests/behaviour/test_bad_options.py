@@ -44,7 +44,7 @@ from tests.support import Engine, printed
         {"env": {"": "c"}},
         {"env": {"A": "nul\0"}},
         {"memory": "1"},
-        {"memory": "1gb"},
+        {"memory": "1xb"},
         {"memory": -1},
         {"memory": 0},
         {"memory": True},
