@@ -107,59 +107,6 @@ def test_bytes_added_or_missing_are_noticed(made_bundle: Bundle, filled: Sandbox
         assert found["lost"][0][0] == "*"
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "directory", "other"])
-def test_the_session_goes_on_and_names_what_it_lost(filled: Sandbox, damage: str) -> None:
-    state = workspace_of(filled) / "state.dill"
-    raw = state.read_bytes()
-    if damage == "cut":
-        state.write_bytes(raw[:-5])
-    elif damage == "empty":
-        state.write_bytes(b"")
-    elif damage == "other":
-        state.write_bytes(b"hello world " * 10)
-    else:
-        state.unlink()
-        if damage == "directory":
-            state.mkdir()
-    result = filled.execute(DIE)
-    assert result.status == "died"
-    assert sorted(result.lost) == ["*", "C", "a", "b", "c", "f"]  # named even if the index is gone
-    assert "state.dill" in result.stderr
-    assert "NameError" in filled.execute("a").stderr
-    if damage != "directory":
-        run(filled, "d = 5")
-        revive(filled)
-        run(filled, "assert d == 5")
-
-
-def test_a_record_that_fails_to_load_does_not_change_the_others(boxes: Boxes) -> None:
-    box = boxes()
-    run(
-        box,
-        """
-        shared = [1, 2]
-        class Sour:
-            def __init__(self, shared): self.shared = shared
-            def __setstate__(self, state): raise ValueError("sour")
-        early = {"shared": shared}
-        sour = Sour(shared)
-        second = Sour([sour])
-        late = {"shared": shared, "class": Sour}
-        def use(): return shared
-        """,
-    )
-    result = revive(box, "sour", "second")
-    assert "ValueError: sour" in result.stderr
-    run(
-        box,
-        """
-        shared.append(3)
-        assert early["shared"] is shared and late["shared"] is shared and use() is shared
-        assert late["class"] is Sour
-        """,
-    )
-
-
 def test_half_built_objects_of_a_failed_record_turn_up_nowhere(boxes: Boxes) -> None:
     box = boxes()
     run(
@@ -224,28 +171,6 @@ def test_a_missing_or_changed_blob_costs_only_its_variables(boxes: Boxes) -> Non
     by_size[300_002].write_bytes(b"O" * 300_002)  # as long as before
     revive(box, "gone", "short", "other")
     run(box, "assert small == [1]")
-
-
-def test_a_restore_that_kills_the_interpreter_is_not_repeated_for_ever(boxes: Boxes) -> None:
-    box = boxes()
-    run(
-        box,
-        """
-        import os
-        class Deadly:
-            def __reduce__(self): return (os._exit, (9,))
-        deadly = Deadly()
-        other = 1
-        """,
-    )
-    settle(box)
-    result = box.execute(DIE)
-    assert result.status == "died"
-    assert "*" in result.lost
-    assert "status 9" in result.stderr
-    run(box, "x = 5")
-    revive(box)
-    run(box, "assert x == 5")
 
 
 def test_a_checkpoint_needs_only_the_files_in_its_directory(
