@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from rlm.core.comms_utils import LMRequest
 from rlm.core.lm_handler import LMHandler
 from rlm.core.types import RLMChatCompletion
 
@@ -77,25 +74,6 @@ def test_an_empty_prompt_is_refused_by_rlms(handler: LMHandler) -> None:
     assert "Missing 'prompt'" in (backend(handler).query("", None).error or "")
 
 
-def test_a_long_batch_keeps_its_order(handler: LMHandler) -> None:
-    prompts = [str(number) for number in range(300)]
-    calls = backend(handler).query_batch(prompts, None)
-    assert [call.response for call in calls] == [f"re: {prompt}" for prompt in prompts]
-
-
-def test_a_long_prompt(handler: LMHandler) -> None:
-    prompt = "x" * 3_000_000
-    assert backend(handler).query(prompt, None).response == f"re: {prompt}"
-
-
-def test_many_threads(handler: LMHandler) -> None:
-    asked = backend(handler)
-    with ThreadPoolExecutor(20) as pool:
-        prompts = [f"p{number}" for number in range(100)]
-        calls = list(pool.map(lambda prompt: asked.query(prompt, None), prompts))
-    assert [call.response for call in calls] == [f"re: {prompt}" for prompt in prompts]
-
-
 def test_a_handler_that_has_stopped(handler: LMHandler) -> None:
     server = handler._server
     address = handler.address
@@ -114,11 +92,6 @@ def test_a_handler_that_rlms_has_stopped_is_given_up_in_time(handler: LMHandler)
     call = HandlerBackend(address, depth=0, timeout=0.1).query("x", None)
     server.server_close()
     assert "did not answer in 0.1 s" in (call.error or "")
-
-
-def test_the_request_is_one_that_rlms_reads() -> None:
-    read = LMRequest.from_dict({"prompts": ["a"], "model": "m", "depth": 3})
-    assert (read.is_batched, read.model, read.depth) == (True, "m", 3)
 
 
 def test_a_call_becomes_a_completion_of_rlms(handler: LMHandler) -> None:
@@ -158,20 +131,3 @@ def test_a_completion_with_missing_fields(completion: dict[str, object]) -> None
     record = chat_completion(call)
     assert isinstance(record, RLMChatCompletion)
     assert record.to_dict()["usage_summary"] == {"model_usage_summaries": {}}
-
-
-def test_handlers_do_not_mix(handler: LMHandler) -> None:
-    second = EchoLM(lambda prompt: f"second: {prompt}", model_name="second")
-    answers: list[str] = []
-    with LMHandler(second) as other:
-        threads = [
-            threading.Thread(
-                target=lambda h=h: answers.append(backend(h).query("x", None).response)
-            )
-            for h in (handler, other) * 10
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert sorted(answers) == ["re: x"] * 10 + ["second: x"] * 10

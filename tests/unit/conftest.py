@@ -83,6 +83,14 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture
+def ready(guest: Guest) -> Guest:
+    """A guest whose worker is ready."""
+    guest.event("hello")
+    guest.start()
+    return guest
+
+
 @pytest.fixture(params=["docker", "podman"])
 def fake(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ContainerEngine, FakeCli]:
     """An engine of each kind, and the fake program behind it."""

@@ -97,12 +97,6 @@ def broker() -> Answer:
     return LMBroker(CallableBackend(str.upper)).handle
 
 
-def test_a_question(connect: Callable[[Answer], None]) -> None:
-    connect(broker())
-    assert lm.llm_query("hello") == "HELLO"
-    assert lm.rlm_query("hello", model="any") == "HELLO"
-
-
 def test_many_questions(connect: Callable[[Answer], None]) -> None:
     connect(broker())
     assert lm.llm_query_batched(["a", "b"]) == ["A", "B"]
@@ -174,33 +168,6 @@ def test_a_strange_answer_is_an_error(connect: Callable[[Answer], None], answer:
     responses = lm.llm_query_batched(["x", "y"])
     assert len(responses) == 2
     assert all(response.startswith("Error: ") for response in responses)
-
-
-def test_a_large_prompt_and_a_large_answer(connect: Callable[[Answer], None]) -> None:
-    connect(broker())
-    prompt = "x" * 5_000_000
-    assert lm.llm_query(prompt) == prompt.upper()
-
-
-def test_threads_get_their_own_answers(connect: Callable[[Answer], None]) -> None:
-    everyone = threading.Barrier(16)
-
-    def together(path: str, request: Any) -> Any:
-        everyone.wait(30)  # passes only when sixteen ask at once
-        return {"response": request["prompt"].upper()}
-
-    connect(together)
-    prompts = [f"p{i}" for i in range(16)]
-
-    def ask(prompt: str) -> str:
-        answer = lm.llm_query(prompt)
-        connection = getattr(getattr(lm._route, "local", None), "connection", None)
-        if connection is not None:
-            connection.close()
-        return answer
-
-    with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(ask, prompts)) == [prompt.upper() for prompt in prompts]
 
 
 def test_no_model() -> None:

@@ -112,21 +112,17 @@ def test_a_kernel_without_the_oom_kill_counter(made_bundle: Bundle, tmp_path: Pa
     assert watch(made_bundle, root, ("/x", ""))[0][0] is None
 
 
-def test_the_kernel_kills_a_worker_first(guest: Guest) -> None:
-    guest.event("hello")
-    guest.start()
-    _, stdout, _ = guest.run("print(open('/proc/self/oom_score_adj').read())")
+def test_the_kernel_kills_a_worker_first(ready: Guest) -> None:
+    _, stdout, _ = ready.run("print(open('/proc/self/oom_score_adj').read())")
     assert stdout.strip() == "1000"
-    assert Path(f"/proc/{guest.pid}/oom_score_adj").read_text().strip() != "1000"
+    assert Path(f"/proc/{ready.pid}/oom_score_adj").read_text().strip() != "1000"
 
 
-def test_another_death_is_not_reported_as_one_for_memory(guest: Guest) -> None:
-    guest.event("hello")
-    guest.start()
-    guest.cell("import os\nos.kill(os.getpid(), 9)")
-    died = guest.event("died")
+def test_another_death_is_not_reported_as_one_for_memory(ready: Guest) -> None:
+    ready.cell("import os\nos.kill(os.getpid(), 9)")
+    died = ready.event("died")
     assert died["signal"] == 9
     assert not died.get("memory")
-    guest.start(expected=True)
-    guest.cell("import os\nos.kill(os.getpid(), 15)")
-    assert "memory" not in guest.event("died")
+    ready.start(expected=True)
+    ready.cell("import os\nos.kill(os.getpid(), 15)")
+    assert "memory" not in ready.event("died")

@@ -155,34 +155,6 @@ def test_a_long_python_version_is_cut(boxes: Boxes) -> None:
 # Calls
 
 
-@pytest.mark.parametrize(
-    "payload",
-    [
-        b"",
-        b"null",
-        b"[]",
-        b"5",
-        b"{}",
-        b'{"path": "/llm_query"}',
-        b'{"request": {}}',
-        b'{"path": 5, "request": {}}',
-        b'{"path": "/llm_query", "request": {"prompt": 5}}',
-        b"\xff",
-        b"[" * 100_000,
-    ],
-    ids=lambda payload: repr(payload)[:30],
-)
-def test_an_invalid_call_is_answered(boxes: Boxes, payload: bytes) -> None:
-    code = (
-        f"put(b'c', b'\\0\\0\\0\\x07' + {payload!r})\n"
-        "head = sys.stdin.buffer.read(5)\n"
-        "body = sys.stdin.buffer.read(int.from_bytes(head[:4], 'big'))\n"
-        "assert head[4:] == b'c' and body[:4] == b'\\0\\0\\0\\x07', (head, body)\n"
-        "assert 'error' in json.loads(body[4:]), body\n"
-    )
-    assert execute(boxes, code + result()).status == "ok"
-
-
 Open = Callable[..., Interpreter]
 
 

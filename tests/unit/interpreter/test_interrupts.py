@@ -205,14 +205,6 @@ def test_ctrl_c_while_variables_are_restored_costs_none(
 # Frames
 
 
-@pytest.fixture
-def ready(guest: Guest) -> Guest:
-    """A guest whose worker is ready."""
-    guest.event("hello")
-    guest.start()
-    return guest
-
-
 def step(number: int) -> bytes:
     return number.to_bytes(8, "big")
 

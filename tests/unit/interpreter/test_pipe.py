@@ -198,9 +198,6 @@ def test_a_payload_that_is_too_large_is_not_sent(open_: Open) -> None:
     [
         ("os.write(1, b'hello world')", "no frame"),
         ("put(b'm', b'nonsense')", "no JSON object"),
-        ("put(b'm', b'[1]')", "no JSON object"),
-        ("put(b'e', b'\"text\"')", "no JSON object"),
-        ("put(b'm', b'[' * 100_000)", "no JSON object"),
     ],
 )
 def test_nothing_is_believed_after_garbage(open_: Open, said: str, reason: str) -> None:

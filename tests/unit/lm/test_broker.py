@@ -64,11 +64,6 @@ def test_many_questions_in_order(broker: LMBroker, backend: Shouter, path: str) 
     assert backend.asked == [("a", None), ("b", None), ("c", None)]
 
 
-def test_an_empty_batch(broker: LMBroker) -> None:
-    assert broker.handle("/llm_query_batched", {"prompts": []}) == {"responses": []}
-    assert broker.take_calls() == ()
-
-
 @pytest.mark.parametrize("prompt", ["", "x", {"role": "user"}, [{"role": "user", "content": "x"}]])
 def test_a_prompt_is_text_or_messages(broker: LMBroker, backend: Shouter, prompt: Prompt) -> None:
     assert "response" in broker.handle("/llm_query", {"prompt": prompt})

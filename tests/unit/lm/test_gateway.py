@@ -87,8 +87,11 @@ def test_tools_are_called_over_the_pipe_only(host: Host) -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"{}", b"no JSON", b"[]", b"null", b'{"path": "/tool"}', b'{"request": {}}', b"\xff"],
-)
+    [
+        b"", b"{}", b"no JSON", b"[]", b"null", b"5", b"\xff", b"[" * 100_000,
+        b'{"path": "/tool"}', b'{"request": {}}',
+    ],
+)  # fmt: skip
 def test_a_malformed_call_is_answered(host: Host, payload: bytes) -> None:
     host.attach()
     host.gateway.on_call(7, payload)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 from contextlib import closing
 from typing import Any
 
@@ -163,39 +162,6 @@ def test_a_connection_serves_many_requests(proxy: LMProxy, asked: Asked) -> None
         for count in range(2, 200):
             assert post(connection, proxy.token) == (200, {"response": f"answer {count}"})
         assert connection.sock is opened
-
-
-def test_a_large_request_and_a_large_answer() -> None:
-    proxy = LMProxy("127.0.0.1", LMBroker(CallableBackend(str.upper)).handle)
-    prompt = "x" * 3_000_000
-    with closing(connect(proxy)) as connection:
-        body = json.dumps({"prompt": prompt}).encode()
-        assert post(connection, proxy.token, body) == (200, {"response": prompt.upper()})
-    proxy.close()
-
-
-def test_concurrent_callers_get_their_own_answers() -> None:
-    everyone = threading.Barrier(32)
-
-    def together(path: str, request: Any) -> dict[str, Any]:
-        everyone.wait(30)  # passes only when 32 are being served
-        return {"response": request["prompt"]}
-
-    proxy = LMProxy("127.0.0.1", together)
-    answers: dict[int, object] = {}
-
-    def ask(number: int) -> None:
-        with closing(connect(proxy)) as connection:
-            body = json.dumps({"prompt": str(number)}).encode()
-            answers[number] = post(connection, proxy.token, body)
-
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(32)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    proxy.close()
-    assert answers == {i: (200, {"response": str(i)}) for i in range(32)}
 
 
 def test_many_threads_may_keep_their_connections(proxy: LMProxy) -> None:
