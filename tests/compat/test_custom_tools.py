@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from typing import Any
 
 import pytest
-from rlm.environments import SupportsCustomTools
 
-from rlm_containers.errors import OptionError
-from rlm_containers.integrations.rlms import ContainerEnvironment
 from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import EchoLM, ScriptedLM, repl
-from tests.support import Engine
 
 DONE = "answer['content'] = text\nanswer['ready'] = True"
 
@@ -65,26 +59,6 @@ def test_code_becomes_functions_of_the_container(make_rlm: MakeRLM) -> None:
     assert make_rlm(root, custom_tools=tools).completion("text").response == "True 8 2 True"
 
 
-def test_host_functions_may_be_async_or_slow_or_many(engine: Engine) -> None:
-    together = threading.Barrier(3, timeout=30)
-
-    async def wait(n: int) -> int:
-        await asyncio.sleep(0)
-        together.wait()
-        return n
-
-    with ContainerEnvironment(
-        engine.image(), runtime=engine.runtime, custom_tools={"wait": wait}
-    ) as env:
-        code = (
-            "from concurrent.futures import ThreadPoolExecutor\n"
-            "with ThreadPoolExecutor(3) as pool: print(list(pool.map(wait, range(3))))"
-        )
-        result = env.execute_code(code)
-        assert (result.stdout, result.stderr) == ("[0, 1, 2]\n", "")
-        assert isinstance(env, SupportsCustomTools)
-
-
 def test_host_functions_that_fail_are_exceptions_in_the_cell(make_rlm: MakeRLM) -> None:
     def fail(text: str) -> None:
         raise LookupError(f"no {text}")
@@ -123,15 +97,3 @@ def test_tools_and_model_calls_in_one_cell(make_rlm: MakeRLM) -> None:
     done = model.completion("text")
     assert done.response == "A tool b ['C']"
     assert done.usage_summary.model_usage_summaries["echo"].total_calls == 2
-
-
-@pytest.mark.parametrize("name", ["llm_query", "answer", "context", "SHOW_VARS"])
-def test_reserved_names(engine: Engine, name: str) -> None:
-    with pytest.raises(ValueError, match="reserved"):
-        ContainerEnvironment(engine.image(), runtime=engine.runtime, custom_tools={name: search})
-
-
-def test_values_that_cannot_be_tools(engine: Engine) -> None:
-    for tools in ({"data": {1, 2}}, {"t": "def other(): ..."}):
-        with pytest.raises(OptionError):
-            ContainerEnvironment(engine.image(), runtime=engine.runtime, custom_tools=tools)

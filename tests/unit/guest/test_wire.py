@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from rlm_containers.guest import wire
@@ -52,19 +50,6 @@ def test_a_stream_may_come_byte_by_byte() -> None:
     frames = [(kind, bytes([kind]) * index) for index, kind in enumerate(KINDS)]
     stream = b"".join(wire.encode(kind, payload) for kind, payload in frames)
     assert decode(*(stream[i : i + 1] for i in range(len(stream)))) == frames
-
-
-def test_random_streams_in_random_pieces() -> None:
-    chance = random.Random(20)
-    for _ in range(200):
-        frames = [
-            (chance.choice(KINDS), chance.randbytes(chance.choice((0, 1, 4, 5, 300))))
-            for _ in range(chance.randrange(1, 12))
-        ]
-        stream = b"".join(wire.encode(kind, payload) for kind, payload in frames)
-        cuts = sorted(chance.randrange(len(stream) + 1) for _ in range(chance.randrange(8)))
-        pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-        assert decode(*pieces) == frames
 
 
 def test_an_unfinished_frame_is_held_back() -> None:

@@ -12,38 +12,41 @@ from tests.unit.sessions import DIE, Boxes, revive, run, workspace_of
 
 
 @pytest.mark.parametrize(
-    ("code", "status"),
+    ("code", "status", "exit_code"),
     [
-        ("", "ok"),
-        ("pass", "ok"),
-        ("# a comment", "ok"),
-        ("1 / 0", "error"),
-        ("x = (", "error"),
-        ("x = 'a\0b'", "error"),
-        ("x = '\ud800'", "error"),
-        ("\tx = 1\n  y = 2", "error"),
-        ("await f()", "error"),
-        ("return 5", "error"),
-        ("import no_such_module", "error"),
-        ("raise Exception", "error"),
-        ("raise BaseException('x')", "error"),
-        ("raise GeneratorExit", "error"),
-        ("raise MemoryError", "error"),
-        ("def f(): f()\nf()", "error"),
-        ("import sys; sys.exit()", "exit"),
-        ("import sys; sys.exit(3)", "exit"),
-        ("import sys; sys.exit('a message')", "exit"),
-        ("raise SystemExit", "exit"),
-        ("exit()", "exit"),
-        ("quit(1)", "exit"),
-        ("raise KeyboardInterrupt", "interrupted"),
-        ("from __future__ import annotations\ndef f(x: undefined): pass", "ok"),
+        ("", "ok", 0),
+        ("# a comment", "ok", 0),
+        ("from __future__ import annotations\ndef f(x: undefined): pass", "ok", 0),
+        ("1 / 0", "error", 1),
+        ("x = (", "error", 1),
+        ("x = 'a\0b'", "error", 1),
+        ("x = '\ud800'", "error", 1),
+        ("\tx = 1\n  y = 2", "error", 1),
+        ("await f()", "error", 1),
+        ("return 5", "error", 1),
+        ("import no_such_module", "error", 1),
+        ("raise Exception", "error", 1),
+        ("raise BaseException('x')", "error", 1),
+        ("raise GeneratorExit", "error", 1),
+        ("raise MemoryError", "error", 1),
+        ("def f(): f()\nf()", "error", 1),
+        ("raise SystemExit", "exit", 0),
+        ("exit()", "exit", 0),
+        ("quit(1)", "exit", 1),
+        ("import sys; sys.exit()", "exit", 0),
+        ("import sys; sys.exit(3)", "exit", 3),
+        ("import sys; sys.exit(True)", "exit", 1),
+        ("import sys; sys.exit(-1)", "exit", 255),
+        ("import sys; sys.exit(10 ** 30)", "exit", 0),
+        ("import sys; sys.exit('no')", "exit", 1),
+        ("class Code(int):\n    __and__ = None\nraise SystemExit(Code(5))", "exit", 5),
+        ("raise KeyboardInterrupt", "interrupted", 130),
     ],
 )
-def test_how_a_cell_ends(shared: Sandbox, code: str, status: str) -> None:
+def test_how_a_cell_ends(shared: Sandbox, code: str, status: str, exit_code: int) -> None:
     run(shared, "y = 'kept'")
     result = shared.execute(code)
-    assert result.status == status
+    assert (result.status, result.exit_code) == (status, exit_code)
     assert result.locals["y"] == "'kept'"
     if status == "error":
         assert re.search(
@@ -136,30 +139,6 @@ def test_a_cell_that_is_too_long_is_refused_and_nothing_is_lost(box: Sandbox) ->
     with pytest.raises(OptionError, match="too large"):
         box.execute("#" * (65 * 1024 * 1024))
     assert run(box, "print(kept, next(live))").stdout == "1 1\n"
-
-
-# Exit codes
-
-
-@pytest.mark.parametrize(
-    ("code", "status", "exit_code"),
-    [
-        ("x = 1", "ok", 0),
-        ("1 / 0", "error", 1),
-        ("1 +", "error", 1),
-        ("import sys; sys.exit()", "exit", 0),
-        ("import sys; sys.exit(3)", "exit", 3),
-        ("import sys; sys.exit(True)", "exit", 1),
-        ("import sys; sys.exit(-1)", "exit", 255),
-        ("import sys; sys.exit(10 ** 30)", "exit", 0),
-        ("import sys; sys.exit('no')", "exit", 1),
-        ("class Code(int):\n    __and__ = None\nraise SystemExit(Code(5))", "exit", 5),
-        ("raise KeyboardInterrupt", "interrupted", 130),
-    ],
-)
-def test_the_exit_code(shared: Sandbox, code: str, status: str, exit_code: int) -> None:
-    result = shared.execute(code)
-    assert (result.status, result.exit_code) == (status, exit_code)
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,6 @@ def test_a_container_that_the_kernel_kills(
     assert ("removed by someone" in caught.value.remedy) is asked
 
 
-def test_a_guest_that_is_killed(boxes: Boxes) -> None:
-    with pytest.raises(SandboxLostError, match="The container"):
-        execute(boxes, "os.kill(os.getpid(), 9)")
-
-
 def test_output_before_the_end_is_passed_on(boxes: Boxes) -> None:
     heard: list[str] = []
     script(boxes.local, CELL + "put(b'o', b'working')\nsys.exit(3)")

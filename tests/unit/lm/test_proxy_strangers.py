@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import select
 import socket
 import threading
@@ -137,23 +136,6 @@ def test_garbage_is_refused_and_ends_the_connection(
     assert b"Traceback" not in answer
     assert b"BaseHTTP" not in answer  # the name of the base class is not shown either
     assert asked.requests == []
-    assert still_serves(proxy)
-
-
-def test_random_bytes(proxy: LMProxy, asked: Asked) -> None:
-    chance = random.Random(3)
-    whole = request(proxy, b"{}")
-    for _ in range(60):
-        raw = bytearray(whole)
-        for _ in range(chance.randrange(1, 10)):
-            raw[chance.randrange(len(raw))] = chance.randrange(256)
-        with connect(proxy) as connection:
-            try:
-                connection.sendall(raw)
-                connection.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
-            everything(connection)
     assert still_serves(proxy)
 
 
