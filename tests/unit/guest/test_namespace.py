@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from rlm_containers import Sandbox
-from tests.unit.sessions import Boxes, revive, run
+from tests.unit.sessions import run
 
 SCAFFOLD = ("llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "SHOW_VARS")
 
@@ -153,14 +153,6 @@ def test_show_vars_has_the_words_of_rlms(box: Sandbox) -> None:
     run(box, "a = 1\nb = ['x']\n_hidden = 2\ndef f(): pass")
     shown = run(box, "print(SHOW_VARS())").stdout
     assert shown == "Available variables: {'a': 'int', 'b': 'list', 'f': 'function'}\n"
-
-
-def test_the_scaffold_works_after_a_restore(boxes: Boxes) -> None:
-    box = boxes(lm=lambda prompt: f"re: {prompt}")
-    run(box, "ask = llm_query\nshow = SHOW_VARS\nx = 1")
-    revive(box)
-    assert run(box, "print(ask('a'), llm_query('b'))").stdout == "re: a re: b\n"
-    assert "'x': 'int'" in run(box, "print(show())").stdout
 
 
 # The answer

@@ -193,19 +193,13 @@ def test_a_container_that_ended_before_the_start(open_: Open) -> None:
         interpreter.start()
 
 
-def test_a_container_that_ended_before_a_request(open_: Open) -> None:
+def test_a_container_that_ended_before_a_request_or_a_restart(open_: Open) -> None:
     interpreter = open_(READY + "sys.exit(5)")
     interpreter.start()
     await_end(interpreter)
     for _ in range(2):
         with pytest.raises(SandboxLostError, match="ended with status 5"):
             interpreter.request("cell", None, code="x = 1")
-
-
-def test_a_container_that_ended_before_a_restart(open_: Open) -> None:
-    interpreter = open_(READY + "sys.exit(5)")
-    interpreter.start()
-    await_end(interpreter)
     with pytest.raises(SandboxLostError, match="ended with status 5"):
         interpreter.restart(lambda: pytest.fail("there is a worker"), restores=True)
 

@@ -248,19 +248,19 @@ def test_a_guest_announces_that_it_begins_once(ready: Guest) -> None:
 # Hostile guests
 
 
-def test_a_guest_that_greets_and_then_hangs(boxes: Boxes, local: LocalRuntime) -> None:
-    script(local, GREETING + "hear()\nimport signal\nsignal.pause()")
+@pytest.mark.parametrize(
+    "code",
+    ["import signal\nsignal.pause()", "while True: say(op='saved', unsaved=[], error=None)"],
+)
+def test_a_guest_that_greets_and_is_never_ready(
+    boxes: Boxes, local: LocalRuntime, code: str
+) -> None:
+    script(local, GREETING + "hear()\n" + code)
     with pytest.raises(SandboxStartError, match=r"not ready within 0\.5 s") as caught:
         boxes(start_timeout=0.5)
     assert len(local.removed) >= 1
     assert caught.value.container == local.removed[0]
     assert "start_timeout" in caught.value.remedy
-
-
-def test_a_guest_that_chatters_and_is_never_ready(boxes: Boxes, local: LocalRuntime) -> None:
-    script(local, GREETING + "hear()\nwhile True: say(op='saved', unsaved=[], error=None)")
-    with pytest.raises(SandboxStartError, match=r"not ready within 0\.5 s"):
-        boxes(start_timeout=0.5)
 
 
 @pytest.mark.parametrize(

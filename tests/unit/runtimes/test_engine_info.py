@@ -117,7 +117,8 @@ def test_docker_desktop_resolves_the_host_itself(tmp_path: Path) -> None:
     assert desktop.host_route() == HostRoute(bind="127.0.0.1", address=None)
 
 
-def test_remote_docker_has_no_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remote_engines_have_no_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert podman(fake_podman(tmp_path, podman_info(serviceIsRemote=True))).host_route() is None
     monkeypatch.setenv("DOCKER_HOST", "ssh://user@host")
     assert docker(fake_docker(tmp_path)).host_route() is None
 
@@ -179,10 +180,6 @@ def test_podman_without_a_network_has_no_route(tmp_path: Path, said: str) -> Non
     cli = fake_podman(tmp_path)
     cli.answer("network inspect", said)
     assert podman(cli).host_route() is None
-
-
-def test_remote_podman_has_no_route(tmp_path: Path) -> None:
-    assert podman(fake_podman(tmp_path, podman_info(serviceIsRemote=True))).host_route() is None
 
 
 @pytest.mark.parametrize(
