@@ -296,6 +296,7 @@ def test_the_connections_of_the_sandbox_are_bounded(
 
 def test_close_ends_idle_connections(proxy: LMProxy) -> None:
     with connect(proxy) as silent, connect(proxy) as kept:
+        silent.settimeout(5)  # less than a stranger has
         kept.sendall(request(proxy))
         assert kept.recv(65536).startswith(b"HTTP/1.1 200 ")
         proxy.close()
