@@ -157,12 +157,12 @@ class Launch:
             pipe = Pipe(process, self.on_call)
             try:
                 greeting = self._greeting(pipe)
+                if isinstance(greeting, str):
+                    images.note_use(self.runtime, image)  # may wait for a lock
+                    return pipe, greeting
             except BaseException:
                 self._abandon(pipe)
                 raise
-            if isinstance(greeting, str):
-                images.note_use(self.runtime, image)
-                return pipe, greeting
             pipe.close(_END_TIMEOUT)
             if _NO_PROGRAM.search(greeting.stderr) and len(interpreters) > 1:
                 interpreters.pop(0)

@@ -174,9 +174,10 @@ class Lifecycle:
             on_call=gateway.on_call,
             watch=reaper.watch,
         )
-        pipe, python_version = launch.run()
-        self._pipe = pipe
-        undo.callback(self._end_container, runtime, pipe)
+        # Register this before the launch: a Ctrl-C right after it must not leave the container.
+        undo.callback(self._end_container, runtime)
+        self._pipe, python_version = launch.run()
+        pipe = self._pipe
         gateway.attach(pipe.send)
         setup.has_model = broker.connected
         setup.file_limit = limits.file
@@ -263,7 +264,10 @@ class Lifecycle:
             if not saved:
                 logger.warning("%s: what the last cell changed may not be saved", self.name)
 
-    def _end_container(self, runtime: Runtime, pipe: Pipe) -> None:
+    def _end_container(self, runtime: Runtime) -> None:
+        pipe = self._pipe
+        if pipe is None:
+            return  # the launch has failed, and has removed its container itself
         try:
             pipe.close(_CLOSE_TIMEOUT)
         finally:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from rlm_containers.errors import (
     SetupCodeError,
 )
 from rlm_containers.lm import Gateway
+from rlm_containers.sandbox.lifecycle import Lifecycle
 from rlm_containers.state import workspaces_directory
 from tests.support import eventually, set_grace
 from tests.unit.guests import PATIENCE, LocalRuntime
@@ -103,6 +106,30 @@ def test_an_exception_inside_with_closes_the_sandbox(local: LocalRuntime) -> Non
         directory = workspace_of(box)
         raise LookupError
     assert not directory.exists()
+
+
+def test_ctrl_c_right_after_the_launch_leaves_nothing(local: LocalRuntime) -> None:
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        if frame.f_code is not Lifecycle.start.__code__:
+            return None
+        if event == "line" and local.processes:  # the first line after the container has started
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    descriptors = os.listdir("/proc/self/fd")
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Sandbox(runtime=local).start()
+    finally:
+        sys.settrace(before)
+    (process,) = local.processes
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
+    assert os.listdir("/proc/self/fd") == descriptors
+    assert not any(workspaces_directory().iterdir())
 
 
 def test_sandboxes_do_not_share_anything(boxes: Boxes) -> None:
