@@ -91,6 +91,7 @@ class Lifecycle:
         self._running: Running | None = None
         self._pipe: Pipe | None = None
         self._undo = ExitStack()
+        self._closing = False
 
     @property
     def is_running(self) -> bool:
@@ -227,7 +228,13 @@ class Lifecycle:
         """
         self.closed = True
         self._running = None
-        self._undo.close()
+        if self._closing:
+            return  # a signal handler calls this in the middle of it: keep the order
+        self._closing = True
+        try:
+            self._undo.close()
+        finally:
+            self._closing = False
 
     def _open_home(self, remove: Sequence[str], *, new: bool) -> tuple[Home, Reaper]:
         """Open the home, and start the reaper before there is anything that a crash could leave.

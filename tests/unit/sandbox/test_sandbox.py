@@ -21,6 +21,7 @@ from rlm_containers.errors import (
     SandboxLostError,
     SetupCodeError,
 )
+from rlm_containers.interpreter import Pipe
 from rlm_containers.lm import Gateway
 from rlm_containers.sandbox.lifecycle import Lifecycle
 from rlm_containers.state import workspaces_directory
@@ -99,6 +100,25 @@ def test_closing_twice_and_without_a_start(local: LocalRuntime) -> None:
     box.close()
     box.close()
     assert local.removed == []
+
+
+def test_a_signal_handler_that_closes_it_again_keeps_the_order(
+    local: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Sandbox(runtime=local).start()
+    directory = workspace_of(box)
+    end = Pipe.close
+    seen = []
+
+    def close(pipe: Pipe, timeout: float) -> None:
+        box.close()  # as a signal handler would, while the container still runs
+        seen.append(directory.is_dir())
+        end(pipe, timeout)
+
+    monkeypatch.setattr(Pipe, "close", close)
+    box.close()
+    assert seen == [True]
+    assert not directory.exists()
 
 
 def test_an_exception_inside_with_closes_the_sandbox(local: LocalRuntime) -> None:
