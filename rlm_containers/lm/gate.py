@@ -69,7 +69,7 @@ class Gate:
 
     @contextmanager
     def parsed(self, payload: bytes) -> Iterator[object]:
-        """Parse a request, wait for its turn, and hold both for the length of the ``with`` block.
+        """Parse a request, and hold the memory of its value for the length of the ``with`` block.
 
         Args:
             payload: unchecked JSON, for whose own bytes memory is reserved already.
@@ -77,19 +77,21 @@ class Gate:
         Raises:
             ValueError: it is no JSON, or too much of it.
             GateFullError: there is no memory left for its value.
-            GateClosedError: the gate was closed before its turn came.
         """
         text = UntrustedJSON(payload)
         self.reserve(text.size)
         try:
-            request = text.load()
-            with self._turn():
-                yield request
+            yield text.load()
         finally:
             self.release(text.size)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
+        """Wait for a turn, and hold it for the length of the ``with`` block.
+
+        Raises:
+            GateClosedError: the gate was closed first.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._turns or self._closed)
             if self._closed:

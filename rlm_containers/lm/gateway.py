@@ -90,6 +90,8 @@ class Gateway:
 
     def _answer_pipe(self, path: str, request: object) -> dict[str, Any]:
         if path != TOOL_PATH:
-            return self._answer_http(path, request)
+            with self._gate.turn():
+                return self._answer_http(path, request)
+        # A tool takes no turn: the answers that hold all of them may wait for it.
         with self._clock.waiting():
             return self.call_tool(request)

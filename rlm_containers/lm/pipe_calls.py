@@ -134,6 +134,8 @@ class PipeCalls:
     def _encoded(self, path: str, request: object) -> bytes:
         try:
             return json.dumps(self._answer(path, request)).encode("ascii")
+        except GateClosedError:
+            raise
         except Exception as error:
             # The answer is somebody else's code, and this thread has other calls to serve.
             return json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii")

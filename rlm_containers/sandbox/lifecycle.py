@@ -90,6 +90,8 @@ class Lifecycle:
         self._image = SandboxImage(options)
         self._running: Running | None = None
         self._pipe: Pipe | None = None
+        self._home: Home | None = None
+        self._reaper: Reaper | None = None
         self._undo = ExitStack()
         self._closing = False
 
@@ -192,8 +194,9 @@ class Lifecycle:
             abandon=functools.partial(self._remove_container, runtime),
             memory_loss=launch.memory_loss,
         )
-        interpreter.reports.on_saved = home.note
         interpreter.start()
+        # Not before: what a session goes on from is judged by its manifest as it was.
+        interpreter.reports.on_saved = home.note
         prune_once(runtime)
         self._running = Running(
             runtime=runtime,
@@ -244,22 +247,23 @@ class Lifecycle:
             new: whether the session must not exist yet.
         """
         session = self._options.session
-        home = KeptHome(self.name, session, new=new) if session else Home(self.name)
-        self._undo.callback(home.release)
-        try:
-            reaper = Reaper(
-                self.name,
-                home.passing_workspace,
-                remove,
-                also=home.passing_snapshots,
-                lock=home.lock,
-            )
-        except BaseException:
-            home.close()
-            raise
-        self._undo.callback(reaper.dismiss)
-        self._undo.callback(home.close)
+        # Register this first: a Ctrl-C between two statements must leave neither of them.
+        self._undo.callback(self._close_home)
+        home = self._home = KeptHome(self.name, session, new=new) if session else Home(self.name)
+        reaper = self._reaper = Reaper(
+            self.name, home.passing_workspace, remove, also=home.passing_snapshots, lock=home.lock
+        )
         return home, reaper
+
+    def _close_home(self) -> None:
+        if self._home is None:
+            return
+        try:
+            self._home.close()
+        finally:
+            if self._reaper is not None:
+                self._reaper.dismiss()
+            self._home.release()
 
     def _settle(self, running: Running) -> None:
         """Wait for the last checkpoint of a session, before its container ends."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import dataclasses
 import os
 import secrets
@@ -579,11 +580,12 @@ class Sandbox:
             lm = self._lm
             if isinstance(lm, LMBroker):  # a broker records the calls of one sandbox
                 lm = LMBroker(lm.backend, lm.subcall, lm.max_concurrent_subcalls)
-            other = self._with(
+            other = copy.copy(self)  # with what a subclass has added
+            other._compose(
                 dataclasses.replace(self.options, session=session),
-                lm=lm,
-                tools=self.tools.functions,
-                scaffold=self.scaffold,
+                lm,
+                self.tools.functions,
+                self.scaffold,
             )
             other._variables.copy_from(self._variables)
             other._fill = workspace.copy_to
