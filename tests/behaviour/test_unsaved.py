@@ -116,30 +116,6 @@ def test_what_cannot_be_loaded_is_named(fresh: Sandbox, method: str, reason: str
     ) == "True True Odd False\n"  # fmt: skip
 
 
-@pytest.mark.parametrize("crime", ["os._exit(3)", "os.abort()", "ctypes.string_at(0)"])
-def test_what_kills_the_interpreter_on_its_way_back(fresh: Sandbox, crime: str) -> None:
-    execute(
-        fresh,
-        f"""
-        plain = 'plain'
-        class Killer:
-            def __setstate__(self, state):
-                import ctypes, os
-                {crime}
-            def __init__(self): self.x = 1
-        killer = Killer()
-        """,
-    )
-    lost, said = die(fresh)
-    assert lost
-    assert "killed the interpreter" in said
-    assert "rlm_guest" not in said
-    # It does not go on like that.
-    printed(fresh, "again = 'here'")
-    assert die(fresh)[0] == set()
-    assert printed(fresh, "print(again)") == "here\n"
-
-
 @pytest.mark.parametrize("crime", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
 def test_what_kills_the_interpreter_while_it_is_saved(fresh: Sandbox, crime: str) -> None:
     printed(fresh, "acknowledged = 'still here'")
