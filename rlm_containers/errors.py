@@ -71,7 +71,6 @@ __all__ = [
     "UnknownRuntimeError",
     "UnsupportedByEngineError",
     "WorkspaceError",
-    "format_size",
 ]
 
 

@@ -31,13 +31,6 @@ logger = logging.getLogger("runtimes")
 #: guards podman's store), and hang for ever when their daemon is stuck.
 DEFAULT_TIMEOUT = 60.0
 
-# An engine's error is a result here, not an exception of sh's.
-_ANY_STATUS = list(range(256))
-
-# Every call below passes _tty_out=False, since engines print progress bars and colours to the
-# terminal that sh would give them, and _new_session=True, since Ctrl-C in the host's terminal is
-# for the host to handle.
-
 
 @dataclass(frozen=True)
 class CommandResult:
@@ -123,18 +116,8 @@ class EngineCommand:
         overdue = threading.Event()
         try:
             with open(os.devnull, "rb") as nothing:
-                # Not with sh's own _timeout: that polls, ten times a second.
-                done = self._command(
-                    *self.argv[1:],
-                    *args,
-                    _return_cmd=True,
-                    _in=nothing,
-                    _bg=True,
-                    _bg_exc=False,
-                    _ok_code=_ANY_STATUS,
-                    _tty_out=False,
-                    _new_session=True,
-                )
+                # Without sh's own _timeout, which polls ten times a second.
+                done = self._start(args, _in=nothing)
             timer = threading.Timer(timeout, _give_up, (done, overdue))
             timer.daemon = True
             timer.start()
@@ -144,15 +127,12 @@ class EngineCommand:
                 timer.cancel()
                 timer.join()  # so that no thread outlives the call
             result = CommandResult(done.exit_code, _text(done.stdout), _text(done.stderr))
-        except sh.ErrorReturnCode as error:  # ended by a signal: not in _ANY_STATUS
+        except sh.ErrorReturnCode as error:  # ended by a signal: not in _ok_code
             result = CommandResult(int(error.exit_code), _text(error.stdout), _text(error.stderr))
         except sh.ForkException as error:
             raise self._not_runnable(error) from None
         if overdue.is_set():
-            raise EngineTimeoutError(
-                f"`{self} {_summary(args)}` did not end within {timeout:g} s.",
-                remedy=f"See whether the engine is stuck: `{self} info` should answer.",
-            )
+            raise self._timed_out(args, timeout)
         if check and result.exit_code != 0:
             raise EngineCommandError(
                 f"`{self} {_summary(args)}` failed with status {result.exit_code}: "
@@ -187,23 +167,16 @@ class EngineCommand:
             EngineTimeoutError: it did not end in time.
         """
         logger.debug("follow %s %s", self, shlex.join(args))
-        reading, writing = _pipe_from_child()
+        reading, writing = os.pipe()
         try:
             with open(os.devnull, "rb") as nothing, os.fdopen(writing, "wb", 0) as child_out:
-                running = self._command(
-                    *self.argv[1:],
-                    *args,
-                    _return_cmd=True,
+                running = self._start(
+                    args,
                     _in=nothing,
                     _out=child_out,
                     _err=child_out,
                     _env={**os.environ, **(environment or {})},
                     _cwd=str(directory) if directory else None,
-                    _bg=True,
-                    _bg_exc=False,
-                    _ok_code=_ANY_STATUS,
-                    _tty_out=False,
-                    _new_session=True,
                 )
         except sh.ForkException as error:
             os.close(reading)
@@ -215,10 +188,7 @@ class EngineCommand:
                 on_line(line)
         except TimeoutError:
             end_command(running, waiter)
-            raise EngineTimeoutError(
-                f"`{self} {_summary(args)}` did not end within {timeout:g} s.",
-                remedy=f"See whether the engine is stuck: `{self} info` should answer.",
-            ) from None
+            raise self._timed_out(args, timeout) from None
         except BaseException:
             end_command(running, waiter)
             raise
@@ -246,9 +216,9 @@ class EngineCommand:
             raise self._not_runnable("it is gone")
         for descriptor in keep_open:
             os.set_inheritable(descriptor, True)  # sh closes it in every other child
-        ours_in, theirs_in = _pipe_to_child()
-        ours_out, theirs_out = _pipe_from_child()
-        ours_err, theirs_err = _pipe_from_child()
+        theirs_in, ours_in = os.pipe()
+        ours_out, theirs_out = os.pipe()
+        ours_err, theirs_err = os.pipe()
         try:
             # sh hands real descriptors to the child and copies nothing itself. Its own queues and
             # callbacks go through a polling thread, at 0.1-160 MB/s.
@@ -257,18 +227,12 @@ class EngineCommand:
                 os.fdopen(theirs_out, "wb", buffering=0) as child_out,
                 os.fdopen(theirs_err, "wb", buffering=0) as child_err,
             ):
-                running = self._command(
-                    *self.argv[1:],
-                    *args,
-                    _return_cmd=True,
+                running = self._start(
+                    args,
                     _in=child_in,
                     _out=child_out,
                     _err=child_err,
                     _cwd=str(directory) if directory else None,
-                    _bg=True,
-                    _bg_exc=False,
-                    _tty_out=False,
-                    _new_session=True,
                     _pass_fds=set(keep_open),
                 )
         except BaseException as error:
@@ -282,6 +246,30 @@ class EngineCommand:
                 os.set_inheritable(descriptor, False)
         return ContainerProcess(name, running, ours_in, ours_out, ours_err)
 
+    def _start(self, args: Sequence[str], **options: Any) -> sh.RunningCommand:
+        """Start the program in the background, with further options of sh's."""
+        running: sh.RunningCommand = self._command(
+            *self.argv[1:],
+            *args,
+            _return_cmd=True,
+            _bg=True,
+            _bg_exc=False,
+            # An engine's error is a result here, not an exception of sh's.
+            _ok_code=list(range(256)),
+            # Else sh gives the child a terminal, to which engines print progress bars and colours.
+            _tty_out=False,
+            # Ctrl-C in the host's terminal is for the host to handle.
+            _new_session=True,
+            **options,
+        )
+        return running
+
+    def _timed_out(self, args: Sequence[str], timeout: float) -> EngineTimeoutError:
+        return EngineTimeoutError(
+            f"`{self} {_summary(args)}` did not end within {timeout:g} s.",
+            remedy=f"See whether the engine is stuck: `{self} info` should answer.",
+        )
+
     def _not_runnable(self, error: object) -> EngineNotFoundError:
         return EngineNotFoundError(
             f"The program {self.argv[0]!r} could not be run: {last_lines(str(error), 1)}",
@@ -294,16 +282,6 @@ def _give_up(running: sh.RunningCommand, overdue: threading.Event) -> None:
     # The client's whole group, so that no child of it keeps the output open.
     with contextlib.suppress(ProcessLookupError):
         running.kill_group()
-
-
-def _pipe_to_child() -> tuple[int, int]:
-    reading, writing = os.pipe()
-    return writing, reading
-
-
-def _pipe_from_child() -> tuple[int, int]:
-    reading, writing = os.pipe()
-    return reading, writing
 
 
 def _text(raw: bytes) -> str:

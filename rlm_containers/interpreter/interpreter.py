@@ -88,7 +88,7 @@ class Interpreter:
         """Send one request and wait for its answer.
 
         Args:
-            op: the operation, see ``rlm_guest.worker``.
+            op: the operation, see :mod:`rlm_containers.guest.wire`.
             on_output: see :meth:`Sandbox.execute`.
             content: the rest of the request.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -41,15 +41,15 @@ class KeptVariable:
 class WorkerSetup:
     """What every worker of a session is given at its start.
 
-    The fields may change while the session runs. A worker that takes the place of another gets
-    them as they are then.
+    The fields may change while the session runs. A worker that replaces another gets the values
+    of that time.
 
     Attributes:
         has_model: whether ``llm_query()`` has a model behind it.
         proxy: how the worker reaches the model over HTTP; ``None`` to use the pipe.
         env: environment variables to set.
-        file_limit: the most bytes of a file that cells write; ``None`` for no limit.
-        scaffold: whether cells find what an RLM's are promised, such as ``llm_query``.
+        file_limit: the largest file that cells may write, in bytes; ``None`` for no limit.
+        scaffold: whether cells have what an RLM promises them, such as ``llm_query``.
         tools: the host's functions that cells may call, each as ``{"name", "signature", "doc"}``.
         kept: the variables that belong to the host.
         kept_names: names that come back after a cell has bound them to something else.
@@ -69,27 +69,15 @@ class WorkerSetup:
 
     def message(self) -> dict[str, Any]:
         """Return the content of the ``start`` request, see ``rlm_guest.worker``."""
-        proxy = self.proxy
         return {
             "lm": self.has_model,
-            "proxy": None
-            if proxy is None
-            else {"host": proxy.host, "port": proxy.port, "token": proxy.token},
+            "proxy": None if self.proxy is None else asdict(self.proxy),
             "env": dict(self.env),
             "file_limit": self.file_limit,
             "scaffold": self.scaffold,
             "tools": self.tools,
             # Each as the `load` request that binds it.
-            "kept": [
-                {
-                    "name": variable.name,
-                    "file": variable.file,
-                    "kind": variable.kind,
-                    "keep": True,
-                    "superseded": None,
-                }
-                for variable in self.kept
-            ],
+            "kept": [{**asdict(item), "keep": True, "superseded": None} for item in self.kept],
             "kept_names": self.kept_names,
             "kept_session": self.outlives,
         }

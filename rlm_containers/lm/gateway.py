@@ -35,6 +35,7 @@ class Gateway:
 
     Attributes:
         call_tool: answers a request for a tool, given its parsed JSON.
+        on_call: takes a call over the pipe, see :meth:`PipeCalls.submit`.
     """
 
     def __init__(self, broker: LMBroker, clock: CellClock, name: str) -> None:
@@ -45,6 +46,7 @@ class Gateway:
         # One for both ways: what one has used up is not there for the other.
         self._gate = Gate()
         self._calls = PipeCalls(self._answer_pipe, self._gate)
+        self.on_call = self._calls.submit
         self._proxy: LMProxy | None = None
 
     def attach(self, send: Callable[[int, bytes], None]) -> None:
@@ -54,18 +56,6 @@ class Gateway:
             send: writes a frame to the container, given its kind and its payload.
         """
         self._calls.send = send
-
-    def on_call(self, number: int, payload: bytes) -> None:
-        """Have a call answered that came over the pipe. Returns at once.
-
-        Args:
-            number: names the call.
-            payload: ``{"path": str, "request": object}`` as JSON, unchecked.
-
-        Raises:
-            FloodError: calls come faster than they can be refused.
-        """
-        self._calls.submit(number, payload)
 
     def open_proxy(self, route: HostRoute, host_alias: str) -> ProxyAddress | None:
         """Listen for requests over HTTP, until :meth:`close`.

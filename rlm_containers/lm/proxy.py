@@ -57,8 +57,8 @@ _MEMBERS = 512
 #: Connections of the sandbox that are kept open from one request to the next.
 _KEPT_OPEN = 32
 
-#: Seconds between two looks whether to stop accepting. close() wakes the thread, on Linux.
-_LOOK = 3600.0 if sys.platform == "linux" else 0.5
+#: Seconds between two checks whether to stop accepting. On Linux, close() wakes the thread at once.
+_CHECK_INTERVAL = 3600.0 if sys.platform == "linux" else 0.5
 
 
 class LMProxy(ThreadingTCPServer):
@@ -101,7 +101,10 @@ class LMProxy(ThreadingTCPServer):
         self._members: set[socket.socket] = set()
         self._closing = False
         self._thread = threading.Thread(
-            target=self.serve_forever, args=(_LOOK,), name=f"rlm-proxy-{self.port}", daemon=True
+            target=self.serve_forever,
+            args=(_CHECK_INTERVAL,),
+            name=f"rlm-proxy-{self.port}",
+            daemon=True,
         )
         self._thread.start()
 
@@ -139,20 +142,20 @@ class LMProxy(ThreadingTCPServer):
         with self._changed:
             return len(self._members) > _KEPT_OPEN
 
-    # What socketserver calls: the first two in the thread that accepts
+    # Called by socketserver: the first two in the thread that accepts, the others in any
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             return super().get_request()
         except OSError:
-            # Mostly no descriptor is free. The connection waits in the queue meanwhile, so the
-            # loop would turn without a pause.
+            # Usually no descriptor is free. The connection stays in the queue, so serve_forever()
+            # would try again without a pause.
             if not self._closing:
                 time.sleep(0.05)
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Wait for a place among the strangers. The oldest makes room, once it had some time."""
+        """Wait for a place among the strangers. If all are taken, the oldest is sent away."""
         with self._changed:
             while len(self._strangers) >= _STRANGERS and not self._closing:
                 oldest, since = next(iter(self._strangers.items()))
@@ -162,7 +165,7 @@ class LMProxy(ThreadingTCPServer):
                     continue
                 self._leaving = oldest
                 _hang_up(oldest)
-                # Its thread counts until it has ended.
+                # It keeps its place until its thread has ended.
                 self._changed.wait_for(lambda: oldest not in self._strangers)  # noqa: B023
             if self._closing:
                 return False
@@ -212,8 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not hmac.compare_digest(offered, self.server.authorization):
             self._refuse(HTTPStatus.UNAUTHORIZED, "this proxy wants its sandbox's token")
             return
-        # The caller is the sandbox. It may keep the connection without saying anything for as
-        # long as it likes; a body that it begins, it must finish.
+        # The caller is the sandbox. Between requests it may be silent for as long as it likes, but
+        # it must finish a body that it begins.
         if not self.server.admit(self.connection):
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
             return
@@ -233,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(None)
 
     def _answer(self, length: int) -> None:
-        """Read a body of so many bytes and answer it."""
+        """Read a body of ``length`` bytes, and answer it."""
         gate = self.server.gate
         gate.wait_and_reserve(length)
         try:
@@ -261,11 +264,11 @@ class _Handler(BaseHTTPRequestHandler):
         return True
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        # What the base class refuses by itself: other methods, malformed requests.
+        # The base class calls this to refuse other methods and malformed requests.
         self._refuse(HTTPStatus(code), message or "refused")
 
     def _refuse(self, status: HTTPStatus, error: str) -> None:
-        self.close_connection = True  # a body that was not read must not pass for a request
+        self.close_connection = True  # an unread body must not be taken for the next request
         self._respond(status, {"error": error})
 
     def _respond(self, status: HTTPStatus, answer: dict[str, Any]) -> None:
@@ -284,11 +287,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class _Stream(io.RawIOBase):
-    """The bytes of a connection.
+    """Reads a connection until a deadline.
+
+    The socket's own timeout is not enough: it begins anew with each byte.
 
     Attributes:
-        deadline: when reading ends, in the time of ``time.monotonic()``; a timeout of the socket
-            alone would never end for a caller that sends a byte now and then.
+        deadline: in the time of ``time.monotonic()``; ``None`` to leave it to the socket's timeout.
     """
 
     def __init__(self, connection: socket.socket, deadline: float) -> None:
@@ -308,7 +312,7 @@ class _Stream(io.RawIOBase):
 
 
 class _Requests(io.BufferedReader):
-    """Requests, with a bound on the length of each head. The base class would take 6 MB."""
+    """Reads requests with a bounded head. Without it, the base class would accept 6 MB."""
 
     def begin(self) -> None:
         """Begin another request."""

@@ -97,8 +97,6 @@ class AwaitedCell:
         turn: the lock that is held while a cell runs.
         async_functions: runs the async functions that the cell calls, on the caller's loop.
         interrupt: interrupts the cell that runs.
-        on_output: called in the loop's thread with each piece of output; may be ``None``. If it
-            fails, the cell is interrupted and the caller gets the exception.
     """
 
     def __init__(
@@ -106,45 +104,55 @@ class AwaitedCell:
         turn: threading.RLock,
         async_functions: AsyncFunctions,
         interrupt: Callable[[], None],
-        on_output: OutputCallback | None = None,
     ) -> None:
         self._turn = turn
         self._async_functions = async_functions
         self._interrupt = interrupt
-        self._on_output = on_output
+        self._loop = asyncio.get_running_loop()
         self._failure: BaseException | None = None
         self._stopped = self._running = False
         self._lock = threading.Lock()
 
-    async def run(self, execute: Callable[[OutputCallback | None], _T]) -> _T:
+    async def run(self, execute: Callable[[], _T]) -> _T:
         """Await the cell. If the caller is cancelled, interrupt it and wait for its end.
 
         Args:
-            execute: runs the cell in the thread that calls it, and passes on its output.
+            execute: runs the cell, in the thread that calls it.
         """
-        loop = asyncio.get_running_loop()
-        result = await call_in_thread(lambda: self._execute(execute, loop), self._stop)
+        result = await call_in_thread(lambda: self._take_turn(execute), self._stop)
         if self._failure is not None:
             raise self._failure
         return result
 
-    def _execute(
-        self, execute: Callable[[OutputCallback | None], _T], loop: asyncio.AbstractEventLoop
-    ) -> _T:
-        on_output = None
-        if self._on_output is not None:
-            call_back = functools.partial(self._call_back, self._on_output)
+    def in_loop(self, on_output: OutputCallback | None) -> OutputCallback | None:
+        """Return a callback for the cell's thread that calls ``on_output`` in the loop's thread.
 
-            def on_output(stream: StreamName, text: str) -> None:
-                loop.call_soon_threadsafe(call_back, stream, text)
+        If ``on_output`` fails, the cell is interrupted, and :meth:`run` raises the exception.
+        """
+        if on_output is None:
+            return None
 
-        with self._turn, self._async_functions.on(loop):
+        def call(stream: StreamName, text: str) -> None:
+            if self._failure is None:
+                try:
+                    on_output(stream, text)
+                except BaseException as error:
+                    self._failure = error
+                    self._stop()
+
+        def pass_on(stream: StreamName, text: str) -> None:
+            self._loop.call_soon_threadsafe(call, stream, text)
+
+        return pass_on
+
+    def _take_turn(self, execute: Callable[[], _T]) -> _T:
+        with self._turn, self._async_functions.on(self._loop):
             with self._lock:
                 if self._stopped:  # while it waited for its turn
                     raise asyncio.CancelledError
                 self._running = True
             try:
-                return execute(on_output)
+                return execute()
             finally:
                 with self._lock:
                     self._running = False
@@ -155,12 +163,3 @@ class AwaitedCell:
             self._stopped = True
             if self._running:
                 self._interrupt()
-
-    def _call_back(self, on_output: OutputCallback, stream: StreamName, text: str) -> None:
-        if self._failure is not None:
-            return
-        try:
-            on_output(stream, text)
-        except BaseException as error:
-            self._failure = error
-            self._stop()

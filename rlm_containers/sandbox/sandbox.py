@@ -99,7 +99,7 @@ class Sandbox:
         """Make a sandbox without reading the configuration again.
 
         Args:
-            options: options that are complete. Their setup code is left to the caller.
+            options: as :func:`configured_options` returns them. Their setup code is not run.
             lm, tools, scaffold: as for the class.
         """
         box = cls.__new__(cls)
@@ -280,12 +280,14 @@ class Sandbox:
         ``on_output`` is called in the loop's thread. An async ``lm`` and async tools run on the
         loop.
         """
-        return await self._awaited(on_output).run(
-            lambda output: self.execute(code, on_output=output, name=name, display=display)
+        cell = self._awaited_cell()
+        output = cell.in_loop(on_output)
+        return await cell.run(
+            lambda: self.execute(code, on_output=output, name=name, display=display)
         )
 
-    def _awaited(self, on_output: OutputCallback | None = None) -> AwaitedCell:
-        return AwaitedCell(self._lock, self._async_functions, self.interrupt, on_output)
+    def _awaited_cell(self) -> AwaitedCell:
+        return AwaitedCell(self._lock, self._async_functions, self.interrupt)
 
     def interrupt(self) -> None:
         """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing.
@@ -312,7 +314,7 @@ class Sandbox:
 
     async def arun_setup(self, code: str, what: str = "setup code") -> None:
         """As :meth:`run_setup`. If it is cancelled, the cell is interrupted."""
-        await self._awaited().run(lambda _: self.run_setup(code, what))
+        await self._awaited_cell().run(lambda: self.run_setup(code, what))
 
     def reset_answer(self) -> None:
         """Forget the final answer, since a new question begins."""
@@ -327,7 +329,9 @@ class Sandbox:
 
         ``None`` while the sandbox is not running.
         """
-        return self._life.running.interpreter.reports.route if self._life.is_running else None
+        with contextlib.suppress(SandboxClosedError):
+            return self._life.running.interpreter.reports.route
+        return None
 
     # Variables and tools
 

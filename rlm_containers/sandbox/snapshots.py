@@ -54,11 +54,11 @@ class Snapshots:
         home = running.home
         found = home.snapshots.get(snapshot)
         # What belongs to the host, such as a compacted history, does not go back.
-        kept = self._variables.kept_files()
+        kept = self._variables.host_files()
         has_state = any(entry.path in (wire.STATE, wire.PREVIOUS_STATE) for entry in found.entries)
         with home.snapshots.staged(found, running.workspace) as staged:
             lost = running.interpreter.restart(lambda: staged.swap(kept), restores=has_state)
-        self._variables.keep_files()
+        self._variables.retain_files()
         self.lost = tuple(lost)
         if any(variable.name == "*" for variable in lost):
             raise SessionStateError(

@@ -106,14 +106,14 @@ class Variables:
             running.gateway.call_tool = made.call
             running.interpreter.request("tools", None, tools=self.setup.tools)
 
-    def kept_files(self) -> set[str]:
+    def host_files(self) -> set[str]:
         """Return the files of the variables that belong to the host."""
         return {variable.file for variable in self.setup.kept}
 
-    def keep_files(self) -> None:
-        """Remove no file when its variable is loaded again.
+    def retain_files(self) -> None:
+        """Keep the file of each variable even when the variable is loaded again.
 
-        Needed after a restore and in a fork: other variables may refer to the files now.
+        Needed after a restore and in a fork, where other variables may refer to the files.
         """
         self._loaded = {name: (None, count) for name, (_, count) in self._loaded.items()}
 
@@ -122,7 +122,7 @@ class Variables:
         self.setup.kept = list(other.setup.kept)
         self.setup.kept_names = list(other.setup.kept_names)
         self._loaded = dict(other._loaded)
-        self.keep_files()
+        self.retain_files()
 
     def _host_tools(self, tools: Mapping[str, ToolFunction]) -> HostTools:
         return HostTools(tools, self._reserved, self._async_functions)

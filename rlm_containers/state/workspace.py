@@ -56,6 +56,7 @@ class Workspace:
     Args:
         path: a directory of this host.
         ids: the user and group that the container writes as, as the host sees them.
+        container: the container's name, for errors.
 
     Attributes:
         path: as it was given.
@@ -65,9 +66,10 @@ class Workspace:
         OSError: the directory cannot be opened.
     """
 
-    def __init__(self, path: Path, ids: Ids) -> None:
+    def __init__(self, path: Path, ids: Ids, container: str | None = None) -> None:
         self.path = path
         self.ids = ids
+        self._container = container
         self._guard = threading.Lock()
         self._directory = os.open(path, DIRECTORY)
 
@@ -94,7 +96,7 @@ class Workspace:
                     undo.callback(owner_file(path).unlink)
                 path.mkdir(mode=0o700)
                 undo.pop_all()
-            workspace = cls(path, ids)
+            workspace = cls(path, ids, name)
             with workspace.directory() as directory:
                 give_to(ids, directory)
         except OSError as error:
@@ -105,13 +107,14 @@ class Workspace:
         return workspace
 
     @classmethod
-    def open(cls, path: Path, ids: Ids | None = None) -> Self:
+    def open(cls, path: Path, ids: Ids | None = None, container: str | None = None) -> Self:
         """Open a workspace that is kept, or make an empty one.
 
         Args:
             path: the directory.
             ids: as for the class. What belongs to others is given to them, if this process is
                 root. ``None`` stands for the present owner.
+            container: as for the class.
 
         Raises:
             WorkspaceError: it cannot be opened, or belongs to another user.
@@ -127,7 +130,7 @@ class Workspace:
                 )
             if found.st_mode & 0o700 != 0o700:  # a cell has locked it
                 path.chmod(0o700)
-            workspace = cls(path, ids or before)
+            workspace = cls(path, ids or before, container)
             if workspace.ids != before:
                 # An engine that runs its containers as another user has made it.
                 with workspace.directory() as directory:
@@ -180,6 +183,7 @@ class Workspace:
                 f"{'/'.join(parts)} could not be written into the workspace {self.path}: "
                 f"{error.strerror}.",
                 remedy="Make room on the disk, or remove what stands in the way.",
+                container=self._container,
             ) from error
 
     @contextlib.contextmanager
@@ -200,6 +204,7 @@ class Workspace:
             raise WorkspaceError(
                 f"{'/'.join(parts)} cannot be read in the workspace {self.path}: {error.strerror}.",
                 remedy="list_files() lists what is there. Links are not followed.",
+                container=self._container,
             ) from error
         with os.fdopen(descriptor, "rb") as file:
             yield file

@@ -1,4 +1,4 @@
-"""The demo: a real `rlm.RLM` completion over megabytes of text, from inside a container.
+"""The demo: a real ``rlm.RLM`` answers a question about megabytes of text, from inside a container.
 
-`scripts/demo` prepares everything and runs this package.
+``scripts/demo`` prepares everything and runs this package.
 """

@@ -1,4 +1,4 @@
-"""The long text, the question about it, and the part of the answer that can be checked."""
+"""The long text, the question about it, and the exact part of the answer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 TOP = 8
 HEADER = "### MODULE"
 
-# The counting rule is a regular expression and not a walk through `ast`: the host may run a newer
-# Python than the container, whose parser would then refuse part of the text.
+# A regular expression and not `ast`: the container's Python may be older than the host's, and its
+# parser would refuse part of the text.
 RULE = r"^(?:async def|def|class) [A-Za-z]"
 
 QUESTION = f"""\
@@ -22,8 +22,8 @@ starts with a line "{HEADER} name". Count the lines that match {RULE} (on a tie 
 sorts first wins). Answer with one line per module, most first: the count, the module's name, and \
 one plain sentence, which an llm_query writes that is shown the start of the module's docstring."""
 
-# Tests, tables, generated texts, demonstrations, other people's packages, and what not every
-# distribution of Python has.
+# Tests, tables, generated texts, demonstrations, other people's packages, and modules that some
+# distributions of Python leave out.
 _SKIPPED = frozenset(
     {
         *("test", "tests", "encodings", "pydoc_data", "lib2to3", "idlelib", "turtledemo"),
@@ -34,12 +34,12 @@ _LONG = 1_000_000
 
 
 class CorpusError(Exception):
-    """This Python's standard library cannot serve as the text."""
+    """This Python's standard library is no suitable text."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """The public modules of a standard library, one after the other, each under a header line."""
+    """The source of a standard library's public modules, each under a header line."""
 
     text: str
     modules: int
@@ -54,7 +54,7 @@ class Corpus:
 
 
 def pack(root: Path | None = None) -> Corpus:
-    """Read the standard library of this Python (in a virtual environment: of its base)."""
+    """Read this Python's standard library."""
     root = root or Path(sysconfig.get_path("stdlib"))
     pieces: dict[str, str] = {}
     for path in root.rglob("*.py"):
@@ -75,14 +75,14 @@ def pack(root: Path | None = None) -> Corpus:
 
 
 def ranking(text: str, top: int = TOP) -> list[tuple[int, str]]:
-    """The exact part of the answer, computed here, on the host."""
+    """The exact part of the answer, computed on the host."""
     counts = {name: len(re.findall(f"(?m){RULE}", body)) for name, body in _split(text).items()}
     names = sorted(counts, key=lambda name: (-counts[name], name))[:top]
     return [(counts[name], name) for name in names]
 
 
 def differences(answer: str, expected: list[tuple[int, str]]) -> list[str]:
-    """What of `expected` the answer lacks: each count and name on one line, in this order."""
+    """The parts of ``expected`` that are not in the answer, in this order, each on one line."""
     lines = answer.splitlines()
     missing = []
     for count, name in expected:

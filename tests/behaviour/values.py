@@ -1,7 +1,7 @@
 """Values for the tests of restoring variables.
 
-``tests/unit/guest/test_checkpoint.py`` restores them one by one, without an engine. Tests on the
-engines restore all of them at once, on every engine and Python.
+``tests/unit/guest/test_checkpoint.py`` restores them one by one. ``tests/behaviour`` restores all
+of them at once, on each Python.
 """
 
 from __future__ import annotations

@@ -71,8 +71,7 @@ def test_the_wheel_runs_where_nothing_else_is_installed(
     assert "pip install 'rlm-containers[rlms]'" in done.stderr
     # Its style sheet comes with it.
     code = (
-        "from rlm_containers.integrations.rlms.page import render_report as r\n"
-        "from rlm_containers.integrations.rlms.trajectory import Trajectory\n"
-        "print('color-scheme' in r(Trajectory(model='m', turns=())))"
+        "from rlm_containers.integrations.rlms import Trajectory, render_report\n"
+        "print('color-scheme' in render_report(Trajectory(model='m', turns=())))"
     )
     assert call(installed / "python", "-c", code).stdout == "True\n"

@@ -1,4 +1,4 @@
-"""Hostile guests by the thousand: what the host reads, made by hypothesis.
+"""Thousands of hostile guests: hypothesis generates what the host reads.
 
-:mod:`tests.unit.test_fuzz` runs a few seconds of it, ``scripts/fuzz`` as much as one wants.
+:mod:`tests.unit.test_fuzz` runs a few seconds of it, ``scripts/fuzz`` as much as you like.
 """

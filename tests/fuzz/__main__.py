@@ -17,15 +17,15 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzz.host import a_proxy, ask_proxy, converse, outside, watched
-from tests.fuzz.said import Act, acts, proxy_bytes
+from tests.fuzz.strategies import Act, acts, proxy_bytes
 
-#: Megabytes that this process may have grown by at the end. Some of it is hypothesis's own.
+#: Megabytes by which this process may have grown at the end. Hypothesis itself uses some.
 _GROWTH = 150
 
-#: Seconds in which one conversation must have ended. Else every thread's traceback is shown.
+#: Seconds for one conversation to end. Past that the traceback of every thread is shown.
 _HANG = 120
 
-#: After so many cases hypothesis begins anew: it remembers all that it has made.
+#: Cases after which hypothesis is restarted, because it keeps all cases of a run in memory.
 _ROUND = 200
 
 _SETTINGS = settings(
@@ -38,7 +38,7 @@ _SETTINGS = settings(
 
 
 def resident() -> int:
-    """Megabytes of memory that this process has now."""
+    """Return the megabytes of memory that this process uses now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() // 2**20
 
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rlm-fuzz-") as directory:
         os.environ["XDG_CACHE_HOME"] = os.environ["XDG_CONFIG_HOME"] = directory
         base = Path(directory)
-        converse([Act("hear"), Act("ready")])  # imports what is imported late
+        converse([Act("hear"), Act("ready")])  # so that late imports are done
         with outside(base), watched(base) as done:
             guests(options.frames, number)
             callers(options.connections, number)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def guests(frames: int, number: int) -> None:
-    """Conversations until that many frames have been sent."""
+    """Run conversations until so many frames have been sent."""
     count = sent = raw = 0
     start, before = time.monotonic(), resident()
     descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
@@ -104,7 +104,7 @@ def guests(frames: int, number: int) -> None:
 
 
 def callers(connections: int, number: int) -> None:
-    """That many connections to one proxy."""
+    """Open so many connections to one proxy."""
     count = 0
     start = time.monotonic()
     with a_proxy() as proxy:

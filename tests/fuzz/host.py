@@ -1,4 +1,4 @@
-"""A whole sandbox whose container is a thread at the other end of real pipes."""
+"""A complete sandbox whose container is a thread at the other end of real pipes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from rlm_containers.guest import wire
 from rlm_containers.interpreter.results import CellStatus
 from rlm_containers.lm import CallableBackend, LMBroker, LMProxy
 from runtimes import ContainerProcess, ContainerSpec
-from tests.fuzz.said import Act
+from tests.fuzz.strategies import Act
 from tests.unit.guests import LocalRuntime
 
-#: Seconds that a guest waits for the host to say something, which it need not.
+#: Seconds that a guest waits for the host to send something, which the host may not do.
 _HEARS = 0.02
 
-#: Seconds in which anything must have come to its end.
+#: Seconds for anything to end.
 _END = 60.0
 
 
@@ -35,8 +35,8 @@ class GuestThread(ContainerProcess):
     """A container's program that is a thread of this process.
 
     Args:
-        spec: what was to be started.
-        acts: what it does after its greeting.
+        spec: the container to start.
+        acts: what the guest does after its greeting.
     """
 
     def __init__(self, spec: ContainerSpec, acts: Sequence[Act]) -> None:
@@ -56,7 +56,7 @@ class GuestThread(ContainerProcess):
 
     @property
     def pid(self) -> int:
-        return os.getpid()  # which the reaper waits for, should it come to that
+        return os.getpid()  # the reaper may wait for it
 
     def wait(self, timeout: float) -> int | None:
         self._thread.join(timeout)
@@ -78,7 +78,7 @@ class GuestThread(ContainerProcess):
             self.error = error
         finally:
             os.close(self._out)
-            # What the host writes must be frames of the protocol to the end.
+            # Decode all that the host writes: it must be valid frames to the end.
             with contextlib.suppress(OSError):
                 while self._read():
                     pass
@@ -127,7 +127,7 @@ class GuestThread(ContainerProcess):
 
 
 class GuestRuntime(LocalRuntime):
-    """Starts such guests."""
+    """Starts guests that are threads."""
 
     def __init__(self, acts: Sequence[Act]) -> None:
         super().__init__()
@@ -147,7 +147,8 @@ class GuestRuntime(LocalRuntime):
 def plant(workspace: Path, name: str, what: str) -> None:
     """Put something into the workspace, as the code in a cell could.
 
-    A container has nothing above it, nor where its links lead to. So this must not go there, either.
+    In a container neither the parents of the workspace nor the targets of its links exist. So this
+    must not write there either.
     """
     path = workspace / name
     victim = workspace.parents[2] / "outside"
@@ -178,7 +179,7 @@ def plant(workspace: Path, name: str, what: str) -> None:
 
 
 def converse(acts: Sequence[Act]) -> None:
-    """Have a sandbox talk with a guest that does this, and check what comes of it."""
+    """Let a sandbox talk to a guest that does this, and check all results."""
     runtime = GuestRuntime(acts)
 
     def tool(*args: Any, **kwargs: Any) -> Any:
@@ -193,7 +194,7 @@ def converse(acts: Sequence[Act]) -> None:
                 assert len(str(variable)) < 10_000
             box.load("context_0", "the context")
     except ContainersError as error:
-        assert len(str(error)) < 100_000  # noqa: PT017 - most guests are too bad to be served
+        assert len(str(error)) < 100_000  # noqa: PT017 - most guests end with an error
     finally:
         box.close()
     for guest in runtime.guests:
@@ -204,7 +205,7 @@ def converse(acts: Sequence[Act]) -> None:
 
 
 def check(result: CellResult) -> None:
-    """What a user gets is of the types it should be, and bounded."""
+    """Check that a result has the right types and is bounded."""
     assert result.status in get_args(CellStatus)
     assert isinstance(result.stdout, str)
     assert len(result.stdout) < 1200
@@ -219,7 +220,7 @@ def check(result: CellResult) -> None:
 
 
 def ask_proxy(proxy: LMProxy, parts: Sequence[tuple[bytes, bytes]]) -> None:
-    """Send this to the proxy on one connection; afterwards it still serves its sandbox."""
+    """Send this to the proxy on one connection, and check that it still serves its sandbox."""
     with socket.create_connection(("127.0.0.1", proxy.port), _END) as connection:
         with contextlib.suppress(OSError):
             for head, body in parts:
@@ -249,7 +250,7 @@ def everything(connection: socket.socket) -> bytes:
 
 @contextlib.contextmanager
 def a_proxy() -> Iterator[LMProxy]:
-    """A proxy that answers in capitals."""
+    """Yield a proxy that answers in capitals."""
     proxy = LMProxy("127.0.0.1", LMBroker(CallableBackend(str.upper)).handle)
     try:
         yield proxy
@@ -257,7 +258,7 @@ def a_proxy() -> Iterator[LMProxy]:
         proxy.close()
 
 
-# What the host must not do
+# Actions that the host must not take
 
 _watching: Callable[[str, tuple[Any, ...]], None] | None = None
 
@@ -267,15 +268,18 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         _watching(event, args)
 
 
-sys.addaudithook(_audit)  # for ever: it cannot be taken back
+sys.addaudithook(_audit)  # a hook cannot be removed
 
 
 @contextlib.contextmanager
 def watched(base: Path) -> Iterator[list[str]]:
-    """Note what this process does meanwhile that no word of a container should bring it to do.
+    """Record what this process does in this block that no container may make it do.
 
     Args:
         base: the only directory in which it may write, or read files that are not Python's.
+
+    Yields:
+        The list of recorded actions.
     """
     global _watching
     done: list[str] = []
@@ -297,7 +301,7 @@ def watched(base: Path) -> Iterator[list[str]]:
     class Strict(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             try:
-                self.format(record).encode()  # any stream can take it
+                self.format(record).encode()  # raises if a stream could not take it
             except Exception:
                 self.handleError(record)
 
@@ -325,10 +329,10 @@ def watched(base: Path) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def outside(base: Path) -> Iterator[None]:
-    """A directory beside the workspaces that nothing may touch or read.
+    """Check that nothing touches or reads a directory beside the workspaces.
 
     Args:
-        base: where the cache is: ``base/rlm-containers/workspaces``.
+        base: the parent of ``rlm-containers/workspaces``.
     """
     victim = base / "outside"
     victim.mkdir()
@@ -340,7 +344,7 @@ def outside(base: Path) -> Iterator[None]:
 
 
 def stamps(directory: Path) -> dict[str, tuple[int, ...]]:
-    """What would show that a file was read, written, removed or made."""
+    """Return what would differ if a file was written, removed or created."""
     found: dict[str, tuple[int, ...]] = {}
     for path in (directory, *sorted(directory.iterdir())):
         stat = path.lstat()

@@ -1,4 +1,4 @@
-"""Guests and engines for tests that have neither a container nor an engine."""
+"""Guests, sandboxes and fake engines for tests without a container."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def made_bundle(private_cache: Path) -> Bundle:
 
 @pytest.fixture
 def guest(made_bundle: Bundle, tmp_path: Path) -> Iterator[Guest]:
-    """A guest that has just been started."""
+    """A guest that was just started."""
     with Guest(made_bundle, tmp_path) as guest:
         yield guest
 
@@ -52,7 +52,7 @@ def box(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Sandbox]:
 
 @pytest.fixture
 def boxes(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Boxes]:
-    """Makes sandboxes without a container."""
+    """Makes sandboxes without a container, and closes them at the end."""
     boxes = Boxes(local)
     yield boxes
     for box in boxes.made:
@@ -61,7 +61,7 @@ def boxes(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Boxes]:
 
 @pytest.fixture
 def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other sessions than this test's."""
+    """No sessions but those of this test."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
 
@@ -69,7 +69,7 @@ def own_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def route(
     request: pytest.FixtureRequest, local: LocalRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> str:
-    """How the guest reaches the host."""
+    """How the guest reaches the host: over the pipe, or by HTTP."""
     if request.param == "http":
         local.route = HostRoute(bind="127.0.0.1", address=None)
         monkeypatch.setattr("rlm_containers.sandbox.lifecycle.HOST_ALIAS", "127.0.0.1")
@@ -78,14 +78,14 @@ def route(
 
 @pytest.fixture
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of this machine's own engines."""
+    """No settings of this machine's own engines."""
     for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(params=["docker", "podman"])
 def fake(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ContainerEngine, FakeCli]:
-    """An engine of each kind, and the program behind it."""
+    """An engine of each kind, and the fake program behind it."""
     if request.param == "docker":
         cli = fake_docker(tmp_path)
         return docker(cli), cli
@@ -95,7 +95,7 @@ def fake(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ContainerEngin
 
 @pytest.fixture
 def bin_(tmp_path: Path, no_settings: None, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only directory on PATH with engines in it; nothing else names one."""
+    """A directory that is the whole PATH. No setting names an engine."""
     directory = tmp_path / "bin"
     directory.mkdir()
     sleep = shutil.which("sleep")
@@ -108,7 +108,7 @@ def bin_(tmp_path: Path, no_settings: None, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture(scope="module")
 def shared(made_bundle: Bundle) -> Iterator[Sandbox]:
-    """A sandbox for cells that leave it as it was, or nearly."""
+    """A sandbox shared by the tests of a module, which must not spoil it."""
     with Sandbox(runtime=LocalRuntime()) as box:
         yield box
 

@@ -1,7 +1,7 @@
 """The guest without a container: the same program, as a process of this machine.
 
-What a container would see at ``/opt/rlm-containers`` and ``/workspace`` it sees where the host has
-them. Cells run with this user's rights, so the tests' cells are harmless ones.
+It uses the host's paths of the directories that a container sees as ``/opt/rlm-containers`` and
+``/workspace``. Cells run with this user's rights, so tests must only run harmless ones.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from runtimes import (
 from runtimes.command import EngineCommand
 from runtimes.errors import ContainerStartError
 
-#: Seconds after which a test gives up waiting for something that should come at once.
+#: Seconds after which a test gives up waiting for something that should be immediate.
 PATIENCE = 30.0
 
 
 def guest_path(made: Bundle) -> list[str]:
-    """The directories in which Python finds ``rlm_guest`` and dill."""
+    """Return the directories in which Python finds ``rlm_guest`` and dill."""
     return [str(made.path / "guest"), str(made.path / "dill")]
 
 
 def boot_program(boot: str, bundle_path: Path, directory: Path) -> str:
-    """The boot program for a guest whose directories are those of the host."""
+    """Return the boot program for a guest that uses the host's directories."""
     moved = boot.replace(wire.BUNDLE, str(bundle_path))
     assert moved != boot
     place = f"import rlm_guest.worker\nrlm_guest.worker.WORKSPACE = {str(directory)!r}\n"
@@ -68,7 +68,7 @@ def run_python(
 
 
 def await_end(pid: int) -> bool:
-    """Whether a process that is not ours to wait for ends in time."""
+    """Return whether a process that is not a child of this one ends in time."""
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -80,7 +80,7 @@ def await_end(pid: int) -> bool:
 
 
 class Guest:
-    """A guest and the pipes to it, for tests of what goes over them.
+    """A guest and the pipes to it, for tests of the protocol.
 
     Args:
         made: the bundle to run.
@@ -117,7 +117,7 @@ class Guest:
         self.hang_up()
 
     def hang_up(self) -> tuple[int, bytes]:
-        """Close the pipe; the exit status that follows, and what was on standard error."""
+        """Close the pipe. Return the guest's exit status and standard error."""
         if self._ended is None:
             try:
                 _, stderr = self._process.communicate(timeout=PATIENCE)
@@ -129,7 +129,7 @@ class Guest:
         return self._ended
 
     def write(self, raw: bytes) -> None:
-        """Send bytes as they are."""
+        """Send raw bytes."""
         assert self._process.stdin is not None
         self._process.stdin.write(raw)
         self._process.stdin.flush()
@@ -139,24 +139,24 @@ class Guest:
         self.write(wire.encode(kind, payload))
 
     def request(self, op: str, **content: Any) -> int:
-        """Send a request; its number."""
+        """Send a request. Return its number."""
         self.number += 1
         message = {"op": op, "id": self.number, **content}
         self.send(wire.MESSAGE, json.dumps(message).encode())
         return self.number
 
     def start(self, **content: Any) -> dict[str, Any]:
-        """Tell a new worker to start; its answer."""
-        told = {"lm": False, "proxy": None, "env": {}, "expected": False, "kept": [], **content}
-        self.send(wire.MESSAGE, json.dumps({"op": "start", **told}).encode())
+        """Start a new worker. Return its answer."""
+        setup = {"lm": False, "proxy": None, "env": {}, "expected": False, "kept": [], **content}
+        self.send(wire.MESSAGE, json.dumps({"op": "start", **setup}).encode())
         return self.message("ready")
 
     def cell(self, code: str) -> int:
-        """Send a cell; its number."""
+        """Send a cell. Return its number."""
         return self.request("cell", code=code, name=f"cell {self.number + 1}")
 
     def frame(self) -> tuple[int, bytes]:
-        """The next frame."""
+        """Return the next frame."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + PATIENCE
         while not self._frames:
@@ -170,7 +170,7 @@ class Guest:
         return self._frames.pop(0)
 
     def until(self, kind: int, **wanted: Any) -> tuple[dict[str, Any], list[tuple[int, bytes]]]:
-        """The next JSON frame of that kind with that content, and the frames before it."""
+        """Return the next JSON frame of a kind with this content, and the frames before it."""
         before: list[tuple[int, bytes]] = []
         while True:
             found, payload = self.frame()
@@ -184,15 +184,15 @@ class Guest:
             before.append((found, payload))
 
     def message(self, op: str, **wanted: Any) -> dict[str, Any]:
-        """The next message of the worker with that content."""
+        """Return the next message of the worker with this content."""
         return self.until(wire.MESSAGE, op=op, **wanted)[0]
 
     def event(self, event: str) -> dict[str, Any]:
-        """The next such event of the supervisor."""
+        """Return the supervisor's next event of this name."""
         return self.until(wire.EVENT, event=event)[0]
 
     def run(self, code: str) -> tuple[dict[str, Any], str, str]:
-        """Run a cell: its result, and what it wrote to stdout and stderr."""
+        """Run a cell. Return its result, stdout and stderr."""
         result, before = self.until(wire.MESSAGE, op="result", id=self.cell(code))
         texts = [
             b"".join(payload for kind, payload in before if kind == stream).decode()
@@ -202,14 +202,14 @@ class Guest:
 
 
 class LocalRuntime(Runtime):
-    """A runtime as a third party may write one, which starts a process and no container.
+    """A runtime that starts a process and no container. A third party could write one like it.
 
     Attributes:
-        specs: what was opened.
+        specs: the specs of the started containers.
         removed: the names that were removed.
-        programs: what to run instead of the guest, one after the other; at the end the guest.
-        route: what :meth:`host_route` says.
-        out_of_memory: what :meth:`ran_out_of_memory` says.
+        programs: programs to run in place of the next guests.
+        route: what :meth:`host_route` returns.
+        out_of_memory: what :meth:`ran_out_of_memory` returns.
     """
 
     name = "local"

@@ -1,4 +1,4 @@
-"""Guests that are not what they should be: programs that speak the frames by themselves."""
+"""Hostile guests: small programs that write frames of the protocol, valid or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlm_containers import CellResult
 from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import Boxes
 
-# What a guest does until a test's own lines follow: it greets, and is ready.
+# Helpers for the guest programs of tests. READY and CELL run before a test's own lines.
 PRELUDE = """
 import json, os, sys
 def raw(data):
@@ -34,17 +34,17 @@ LINGER = "\nwhile True: hear()\n"
 
 
 def script(local: LocalRuntime, code: str) -> None:
-    """The next container runs this."""
+    """Let the next container run this program."""
     local.programs.append((sys.executable, "-E", "-c", PRELUDE + code))
 
 
 def execute(boxes: Boxes, code: str) -> CellResult:
-    """What comes of a cell in a guest that does this after it got the cell."""
+    """Return the result of a cell whose guest runs this code once it has received the cell."""
     script(boxes.local, CELL + code + LINGER)
     return boxes(max_output=1000).execute("x = 1")
 
 
 def result(**more: object) -> str:
-    """The guest's line that answers the cell."""
+    """Return the guest's line that answers the cell."""
     said = json.dumps(json.dumps({"op": "result", "status": "ok", **more}))
     return f"say(**{{'id': cell['id'], **json.loads({said})}})\n"

@@ -1,4 +1,4 @@
-"""Sessions of sandboxes without a container, and what their tests do with them."""
+"""Sandboxes without a container, and common steps of their tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Boxes:
 
 
 def run(box: Sandbox, code: str) -> CellResult:
-    """Run a cell, indented as the test is, that must end well."""
+    """Run a cell, dedented, that must succeed and write nothing to stderr."""
     result = box.execute(textwrap.dedent(code))
     assert (result.status, result.stderr) == ("ok", "")
     return result
@@ -39,7 +39,7 @@ def settle(box: Sandbox) -> None:
 
 
 def revive(box: Sandbox, *lost: str) -> CellResult:
-    """Kill the interpreter; exactly these variables may be lost."""
+    """Kill the interpreter. Exactly these variables must be lost."""
     settle(box)
     result = box.execute(DIE)
     assert result.status == "died"
@@ -48,7 +48,7 @@ def revive(box: Sandbox, *lost: str) -> CellResult:
 
 
 def workspace_of(box: Sandbox) -> Path:
-    """The directory that a sandbox on a :class:`LocalRuntime` has as its workspace."""
+    """Return the workspace of a sandbox on a :class:`LocalRuntime`."""
     runtime = box.options.runtime
     assert isinstance(runtime, LocalRuntime)
     (spec,) = [spec for spec in runtime.specs if spec.name == box.name]

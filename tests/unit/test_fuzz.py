@@ -1,4 +1,4 @@
-"""A few seconds of ``scripts/fuzz``: guests that say anything at all. See :mod:`tests.fuzz`."""
+"""A few seconds of ``scripts/fuzz``: guests and callers that send anything. See :mod:`tests.fuzz`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 
 from rlm_containers.lm import LMProxy
 from tests.fuzz.host import a_proxy, ask_proxy, converse, outside, watched
-from tests.fuzz.said import Act, acts, proxy_bytes
+from tests.fuzz.strategies import Act, acts, proxy_bytes
 from tests.support import eventually
 from tests.unit.guests import PATIENCE
 
-# The same cases every time: a test that fails must fail again.
+# The same cases every time, so that a failure can be repeated.
 FEW = settings(
     max_examples=60,
     derandomize=True,
@@ -29,25 +29,25 @@ FEW = settings(
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, made_bundle: object) -> Iterator[Path]:
-    """A cache that workspaces are made in, beside a directory that nothing may touch."""
+    """A cache for workspaces, beside a directory that nothing may touch."""
     directory = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(directory))
-        converse([Act("hear"), Act("ready")])  # imports what is imported late, makes the bundle
+        converse([Act("hear"), Act("ready")])  # does late imports, makes the bundle
         with outside(directory):
             yield directory
 
 
 @pytest.fixture
 def no_hang() -> Iterator[None]:
-    """A hang ends with a traceback of every thread."""
+    """Ends a hang with a traceback of every thread."""
     faulthandler.dump_traceback_later(10 * PATIENCE, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.mark.usefixtures("no_hang")
-def test_a_guest_that_says_anything(base: Path) -> None:
+def test_guests_that_send_anything(base: Path) -> None:
     descriptors, threads = os.listdir("/proc/self/fd"), threading.active_count()
     with watched(base) as done:
         FEW(given(acts)(converse))()
@@ -64,7 +64,7 @@ def proxy() -> Iterator[LMProxy]:
 
 
 @pytest.mark.usefixtures("no_hang")
-def test_a_caller_that_says_anything(base: Path, proxy: LMProxy) -> None:
+def test_callers_that_send_anything(base: Path, proxy: LMProxy) -> None:
     def ask(parts: list[tuple[bytes, bytes]]) -> None:
         ask_proxy(proxy, parts)
 

@@ -1,4 +1,4 @@
-"""What the entries of ``custom_tools`` are taken for, and what becomes of them in a cell."""
+"""ContainerREPL: its options and results, and ``custom_tools`` in cells."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def shout(text: str) -> str:
 
 @pytest.fixture
 def repl(made_bundle: object) -> Iterator[Callable[..., ContainerREPL]]:
-    """Makes environments without a container; closed at the end."""
+    """Makes environments without a container, and closes them at the end."""
     made: list[ContainerREPL] = []
 
     def make(**arguments: Any) -> ContainerREPL:
@@ -71,7 +71,7 @@ def printed(environment: ContainerREPL, code: str) -> str:
         ({"tool": {"a": 1}}, "data"),
     ],
 )
-def test_what_an_entry_is(value: Any, kind: str) -> None:
+def test_entries_are_sorted_by_kind(value: Any, kind: str) -> None:
     sorted_ = CustomTools.sort({"t": value})
     assert list(getattr(sorted_, kind)) == ["t"]
     assert len(sorted_.functions) + len(sorted_.code) + len(sorted_.data) == 1
@@ -90,7 +90,7 @@ def test_what_an_entry_is(value: Any, kind: str) -> None:
         ([shout], "must be a mapping"),
     ],
 )
-def test_what_cannot_be_meant(entries: Any, said: str) -> None:
+def test_wrong_entries_are_refused(entries: Any, said: str) -> None:
     with pytest.raises(OptionError, match=said):
         CustomTools.sort(entries)
     with pytest.raises(OptionError, match=said):
@@ -134,7 +134,7 @@ def test_functions_come_back_and_data_is_the_cells(repl: Callable[..., Container
     assert printed(environment, "print(twice(2))") == "4\n"
 
 
-def test_code_that_fails_is_an_error_at_construction() -> None:
+def test_code_of_a_tool_that_fails_is_an_error() -> None:
     with pytest.raises(SetupCodeError, match="The tool t failed") as caught:
         ContainerREPL(runtime=LocalRuntime(), custom_tools={"t": "t = 1\nt / 0"})
     assert "ZeroDivisionError" in caught.value.stderr
@@ -152,7 +152,7 @@ def test_the_configuration_is_read_once(
     assert printed(environment, "print(ready)") == "4\n"
 
 
-def test_what_rlms_reads_of_a_result(repl: Callable[..., ContainerREPL]) -> None:
+def test_results_have_what_rlms_reads(repl: Callable[..., ContainerREPL]) -> None:
     result = repl().execute_code("import sys\nx = 1\nprint('out')\nprint('err', file=sys.stderr)")
     assert (result.stdout, result.stderr, result.locals["x"]) == ("out\n", "err\n", "1")
     assert result.execution_time > 0

@@ -1,6 +1,6 @@
 """The drop-in for rlms: ``RLM(environment="docker")`` runs in this project's containers.
 
-Written against rlms 0.1.3. Nothing outside this package imports rlms.
+Written against rlms 0.1.3.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from rlm_containers.sandbox import Sandbox
 
 
 class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):
-    """:class:`ContainerREPL` as one of rlms's environments, with results of rlms's types.
+    """:class:`ContainerREPL` as an environment of rlms, with results of rlms's types.
 
-    Takes the same arguments. It satisfies rlms's ``SupportsPersistence`` and
+    Takes the arguments of ``ContainerREPL``. Satisfies rlms's ``SupportsPersistence`` and
     ``SupportsCustomTools``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        # The arguments that rlms's base class keeps, ContainerREPL keeps under the same names.
+        # rlms's base class is not initialized: ContainerREPL keeps the same attributes.
         self.kwargs: dict[str, Any] = {}
         validate_custom_tools(kwargs.get("custom_tools"))
         ContainerREPL.__init__(self, *args, **kwargs)
@@ -36,16 +36,16 @@ class ContainerEnvironment(ContainerREPL, NonIsolatedEnv):
         return ContainerResult(super().execute_code(code), self.sandbox)
 
     async def aexecute_code(self, code: str) -> ContainerResult:  # type: ignore[override]
-        """As :meth:`execute_code`, for an event loop."""
+        """Run a cell as :meth:`execute_code` does, without blocking the event loop."""
         return ContainerResult(await super().aexecute_code(code), self.sandbox)
 
 
 class ContainerResult(REPLResult):
-    """rlms's ``REPLResult``, with the figures that the cell has made.
+    """rlms's ``REPLResult``, with the figures that the cell made.
 
     Attributes:
-        artifacts: the figures, see :class:`~rlm_containers.interpreter.results.CellResult`.
-        sandbox: whose :meth:`~rlm_containers.sandbox.sandbox.Sandbox.get_file` has them.
+        artifacts: the figures, see :class:`~rlm_containers.CellResult`.
+        sandbox: has their files, see :meth:`~rlm_containers.Sandbox.get_file`.
     """
 
     def __init__(self, result: CellResult, sandbox: Sandbox) -> None:
@@ -55,7 +55,7 @@ class ContainerResult(REPLResult):
 
 
 def repl_result(result: CellResult) -> REPLResult:
-    """The same outcome as rlms's ``REPLResult``."""
+    """Convert a cell's result to rlms's ``REPLResult``."""
     return REPLResult(
         stdout=result.stdout,
         stderr=result.stderr,
@@ -67,7 +67,7 @@ def repl_result(result: CellResult) -> REPLResult:
 
 
 def chat_completion(call: LMCall) -> RLMChatCompletion:
-    """The same call as rlms's ``RLMChatCompletion``, for its logger and its usage."""
+    """Convert a call to rlms's ``RLMChatCompletion``, which its logger and its usage take."""
     if isinstance(call.completion, RLMChatCompletion):
         return call.completion
     if isinstance(call.completion, dict):
@@ -87,8 +87,7 @@ def chat_completion(call: LMCall) -> RLMChatCompletion:
 def register() -> None:
     """Make rlms use :class:`ContainerEnvironment` for ``environment="docker"``.
 
-    Children of a recursive call are made by the same function, so they follow. Calling it again
-    changes nothing.
+    The children of recursive calls use it too. Calling it again changes nothing.
     """
     original: Callable[..., Any] = rlm.environments.get_environment
     if getattr(original, "replaced_by_rlm_containers", False):
@@ -100,6 +99,6 @@ def register() -> None:
         return original(environment, environment_kwargs)
 
     get_environment.replaced_by_rlm_containers = True  # type: ignore[attr-defined]
-    # rlms has no registry: RLM looks the function up in its own module, where it was imported to.
+    # rlms has no registry. Its RLM class finds the function in its own module, which imported it.
     for module in (rlm.environments, rlm.core.rlm):
         vars(module)["get_environment"] = get_environment

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sized
 from importlib import resources
 from pathlib import Path
@@ -27,6 +25,7 @@ from rlm_containers.integrations.rlms.trajectory import (
     TrajectoryCell,
     Turn,
 )
+from rlm_containers.state import replace_file
 
 # Whatever has got into the page, no script runs on it and it fetches nothing.
 _POLICY = (
@@ -48,18 +47,8 @@ def write_report(trajectory: Trajectory, path: Path) -> None:
         OSError: it cannot be written.
     """
     page = render_report(trajectory).encode("utf-8", "replace")
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(page)
-        # mkstemp makes files that only their owner can read. A report is an ordinary file.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with replace_file(path) as file:
+        file.write(page)
 
 
 def render_report(trajectory: Trajectory) -> str:

@@ -175,7 +175,7 @@ class Named(LocalRuntime):
     def __repr__(self): return "<the engine>"
 box = Sandbox(runtime=Named()).start()
 box.execute("import os; os.mkdir('d'); open('d/file', 'w').write('x'); os.chmod('d', 0)")
-print(box.name, box._reaper.pid, flush=True)
+print(box.name, box._life.running.reaper.pid, flush=True)
 sys.stdin.read()
 """
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from rlm_containers.integrations.rlms import render_report, write_report
-from rlm_containers.integrations.rlms.trajectory import (
+from rlm_containers.integrations.rlms import (
     Figure,
     ModelUsage,
     Trajectory,
     TrajectoryCall,
     TrajectoryCell,
     Turn,
+    render_report,
+    write_report,
 )
 
 #: Changes the title of the page if it runs.

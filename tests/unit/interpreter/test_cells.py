@@ -120,7 +120,7 @@ def test_a_traceback_shows_the_cells_lines_and_none_of_ours(shared: Sandbox) -> 
         "import sys; sys.setrecursionlimit(60)\ndef f(): f()\nf()",
     ],
 )
-def test_a_cell_that_spoils_its_surroundings_does_not_end_the_session(
+def test_a_cell_that_breaks_its_environment_does_not_end_the_session(
     box: Sandbox, code: str
 ) -> None:
     run(box, "import os, sys; pid = os.getpid()")
@@ -177,12 +177,12 @@ def test_a_cell_may_catch_its_interrupt(box: Sandbox) -> None:
     assert (result.status, result.stdout) == ("ok", "running\ncaught\n")
 
 
-def test_an_interrupt_between_cells_is_nothing(box: Sandbox) -> None:
+def test_an_interrupt_between_cells_is_harmless(box: Sandbox) -> None:
     run(box, "x = 1")
     settle(box)
     for _ in range(5):
         box.interrupt()
-        # It may be there before the cell or during it, and never after it.
+        # It may reach the next cell before it runs or while it runs, but not after it.
         assert box.execute("y = x + 1").status in ("ok", "interrupted")
     assert run(box, "print('end')").stdout == "end\n"
 
@@ -197,7 +197,7 @@ def test_the_environment_and_the_directory(boxes: Boxes) -> None:
     assert run(box, code).stdout == f"hällo=\n  {workspace_of(box)}\n"
 
 
-def test_a_module_of_a_cell_does_not_take_the_place_of_ours(box: Sandbox) -> None:
+def test_modules_of_cells_do_not_replace_ours(box: Sandbox) -> None:
     for name in ("json", "dill", "wire", "socket", "pickle", "linecache", "traceback", "zlib"):
         (workspace_of(box) / f"{name}.py").write_text("raise RuntimeError('not this one')")
     run(box, "x = 1")
@@ -299,13 +299,13 @@ def test_the_exit_code_of_an_interpreter_that_dies(
         ("for i in range(3):\n    i", ""),
     ],
 )
-def test_a_prompt_prints_the_value_at_the_end(shared: Sandbox, code: str, printed: str) -> None:
+def test_display_prints_the_value_at_the_end(shared: Sandbox, code: str, printed: str) -> None:
     result = shared.execute(code, display=True)
     assert (result.status, result.stdout, result.stderr) == ("ok", printed, "")
     assert not [name for name in result.locals if "value" in name]
 
 
-def test_without_being_asked_a_cell_prints_no_value(shared: Sandbox) -> None:
+def test_without_display_no_value_is_printed(shared: Sandbox) -> None:
     assert shared.execute("6 * 7").stdout == ""
 
 

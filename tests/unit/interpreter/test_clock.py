@@ -16,7 +16,7 @@ from tests.unit.test_imports import sources
 
 
 class Time:
-    """A time that passes when the test says so."""
+    """A clock that moves only when the test says so."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -41,7 +41,7 @@ def clock(time: Time) -> CellClock:
 
 @pytest.fixture
 def woken(clock: CellClock) -> list[float]:
-    """What is left at each time that the waiting thread is woken."""
+    """The seconds left at each call of wake()."""
     calls: list[float] = []
 
     def wake() -> None:
@@ -53,7 +53,7 @@ def woken(clock: CellClock) -> list[float]:
     return calls
 
 
-def test_without_a_limit_there_is_nothing_to_wait_for(clock: CellClock) -> None:
+def test_nothing_is_left_without_a_limit(clock: CellClock) -> None:
     assert clock.left() is None
     with clock.waiting():
         assert clock.left() is None
@@ -62,7 +62,7 @@ def test_without_a_limit_there_is_nothing_to_wait_for(clock: CellClock) -> None:
     assert clock.left() is None
 
 
-def test_it_counts_down_and_not_below_nothing(clock: CellClock, time: Time) -> None:
+def test_it_counts_down_to_zero(clock: CellClock, time: Time) -> None:
     clock.start(5.0)
     assert clock.left() == 5.0
     time.passes(2.0)
@@ -73,7 +73,7 @@ def test_it_counts_down_and_not_below_nothing(clock: CellClock, time: Time) -> N
     assert clock.left() == 0.0
 
 
-def test_every_cell_begins_anew(clock: CellClock, time: Time) -> None:
+def test_each_cell_starts_at_zero(clock: CellClock, time: Time) -> None:
     clock.start(5.0)
     time.passes(4.0)
     clock.reset()
@@ -82,7 +82,7 @@ def test_every_cell_begins_anew(clock: CellClock, time: Time) -> None:
     assert clock.left() == 3.0
 
 
-def test_it_stands_while_a_request_is_in_flight(clock: CellClock, time: Time) -> None:
+def test_it_stands_during_a_request(clock: CellClock, time: Time) -> None:
     clock.start(5.0)
     time.passes(1.0)
     with clock.waiting():
@@ -94,7 +94,7 @@ def test_it_stands_while_a_request_is_in_flight(clock: CellClock, time: Time) ->
     assert clock.left() == 3.0
 
 
-def test_it_stands_while_any_of_several_is_in_flight(clock: CellClock, time: Time) -> None:
+def test_it_stands_during_overlapping_requests(clock: CellClock, time: Time) -> None:
     clock.start(5.0)
     with ExitStack() as first, ExitStack() as second:
         first.enter_context(clock.waiting())
@@ -109,12 +109,10 @@ def test_it_stands_while_any_of_several_is_in_flight(clock: CellClock, time: Tim
 
 
 @pytest.mark.parametrize("looks", [0, 3])
-def test_one_request_stops_it_for_so_long_and_no_longer(
-    clock: CellClock, time: Time, looks: int
-) -> None:
+def test_one_request_stops_it_for_a_limited_time(clock: CellClock, time: Time, looks: int) -> None:
     clock.start(5.0)
     with clock.waiting():
-        for _ in range(looks):  # which must not change anything
+        for _ in range(looks):  # reading the clock must not change it
             time.passes(101.0 / looks)
             clock.left()
         if not looks:
@@ -136,7 +134,7 @@ def test_an_old_request_does_not_shorten_a_new_one(clock: CellClock, time: Time)
         assert clock.left() == pytest.approx(2.0)
 
 
-def test_while_it_stands_nobody_waits_for_ever(clock: CellClock, time: Time) -> None:
+def test_the_time_left_is_finite_while_it_stands(clock: CellClock, time: Time) -> None:
     clock.start(5.0)
     with clock.waiting():
         assert clock.left() == 105.0
@@ -144,7 +142,7 @@ def test_while_it_stands_nobody_waits_for_ever(clock: CellClock, time: Time) -> 
         assert clock.left() == 65.0
 
 
-def test_who_waits_is_woken_when_it_goes_on_sooner(
+def test_the_waiting_thread_is_woken_when_it_goes_on_sooner(
     clock: CellClock, time: Time, woken: list[float]
 ) -> None:
     clock.start(5.0)
@@ -154,8 +152,10 @@ def test_who_waits_is_woken_when_it_goes_on_sooner(
     assert woken == [5.0]
 
 
-def test_who_waits_for_less_is_not_woken(clock: CellClock, time: Time, woken: list[float]) -> None:
-    # The usual case: the cell asks while somebody waits for its limit already.
+def test_the_waiting_thread_is_not_woken_without_need(
+    clock: CellClock, time: Time, woken: list[float]
+) -> None:
+    # The usual case: the cell makes a request while the host already waits for its limit.
     clock.start(5.0)
     assert clock.left() == 5.0
     for _ in range(10):
@@ -166,7 +166,7 @@ def test_who_waits_for_less_is_not_woken(clock: CellClock, time: Time, woken: li
     assert clock.left() == pytest.approx(4.0)
 
 
-def test_who_waits_is_woken_when_the_later_of_two_is_answered_first(
+def test_the_waiting_thread_is_woken_when_the_later_request_ends_first(
     clock: CellClock, time: Time, woken: list[float]
 ) -> None:
     clock.start(5.0)
@@ -177,7 +177,7 @@ def test_who_waits_is_woken_when_the_later_of_two_is_answered_first(
         assert woken == [45.0]
 
 
-def test_what_an_earlier_cell_has_asked_does_not_count(
+def test_requests_of_earlier_cells_do_not_count(
     clock: CellClock, time: Time, woken: list[float]
 ) -> None:
     with clock.waiting():
@@ -189,17 +189,15 @@ def test_what_an_earlier_cell_has_asked_does_not_count(
     assert clock.left() == 1.0
 
 
-def test_what_is_asked_before_the_news_of_the_cells_begin_counts(
-    clock: CellClock, time: Time
-) -> None:
+def test_a_request_may_arrive_before_its_cell_has_begun(clock: CellClock, time: Time) -> None:
     clock.reset()
-    with clock.waiting():  # this came by another way, and sooner
+    with clock.waiting():  # over HTTP, which may be faster than the pipe
         clock.start(5.0)
         time.passes(50.0)
     assert clock.left() == 5.0
 
 
-def test_a_request_that_fails_is_over_too(clock: CellClock, time: Time) -> None:
+def test_a_failed_request_is_over(clock: CellClock, time: Time) -> None:
     clock.start(5.0)
     with pytest.raises(LookupError), clock.waiting():
         time.passes(50.0)
@@ -208,7 +206,7 @@ def test_a_request_that_fails_is_over_too(clock: CellClock, time: Time) -> None:
     assert clock.left() == 4.0
 
 
-def test_many_threads(clock: CellClock, time: Time) -> None:
+def test_requests_of_many_threads(clock: CellClock, time: Time) -> None:
     clock.start(5.0)
     both = threading.Barrier(8)
 
@@ -230,15 +228,14 @@ def test_many_threads(clock: CellClock, time: Time) -> None:
 # Jumps of the wall clock
 
 
-#: What says what time of day it is.
+#: Names that read the wall clock.
 WALL_CLOCK = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "today", "utcnow"}
 
 
-#: Only to look into the engine's own journal, for whether the kernel has killed a container for its
-#: memory. In which files, and how often.
+#: Uses per file to search the engine's journal for containers that were killed for their memory.
 JOURNAL = {"launch.py": 1, "interpreter.py": 2, "docker.py": 1}
 
-#: To say when something was made or used, and how long ago that was.
+#: Uses per file for dates that users see.
 DATES = {
     "cache.py": 2,
     "completion.py": 1,
@@ -249,7 +246,7 @@ DATES = {
 }
 
 
-def test_nothing_asks_what_time_of_day_it_is() -> None:
+def test_only_dates_use_the_wall_clock() -> None:
     asked: dict[str, int] = {}
     for folder in ("rlm_containers", "runtimes"):
         for source in sources(folder):
@@ -266,14 +263,14 @@ def test_nothing_asks_what_time_of_day_it_is() -> None:
 
 
 @pytest.mark.parametrize("step", [3600, -3600, 1e9, -1e9])
-def test_a_clock_that_jumps_with_every_look(
+def test_a_wall_clock_that_jumps_at_every_reading(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch, step: float
 ) -> None:
     start = wall.time()
     jumping = itertools.count()
     monkeypatch.setattr(wall, "time", lambda: max(0.0, start + step * next(jumping)))
     box = boxes(lm=str.upper, start_timeout=20)
-    # In the container, too, where a cell may do that as well.
+    # Also in the container, where a cell can change it.
     run(
         box,
         f"""

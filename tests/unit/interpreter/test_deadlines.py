@@ -1,4 +1,4 @@
-"""A cell's limit of time, and what becomes of cells that take no notice of it."""
+"""Time limits of cells, checkpoints and restores, and what happens past them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LIMIT = 0.5
 
 AT_THE_LIMIT = f"The cell reached its limit of {LIMIT:g} s (cell_timeout) and was interrupted.\n"
 
-#: Takes no notice of interrupts.
+#: Ignores interrupts.
 STUBBORN = """
 while True:
     try:
@@ -55,7 +55,7 @@ def test_at_the_limit_a_cell_is_interrupted(box: Sandbox) -> None:
     assert run(box, "print(kept, changed)").stdout == "kept changed\n"
 
 
-def test_a_cell_that_handles_its_interrupt_is_at_its_limit_all_the_same(box: Sandbox) -> None:
+def test_a_cell_that_handles_its_interrupt_has_timed_out(box: Sandbox) -> None:
     result = execute(
         box,
         """
@@ -99,7 +99,7 @@ def test_an_interrupt_that_is_swallowed_once_is_repeated(box: Sandbox) -> None:
         "sum(range(10 ** 15))",
     ],
 )
-def test_a_cell_that_takes_no_notice_is_killed(box: Sandbox, code: str) -> None:
+def test_a_cell_that_ignores_its_interrupt_is_killed(box: Sandbox, code: str) -> None:
     set_grace(box, 0.4)
     result = box.execute(f"print('begun')\nchanged = 1\n{code}")
     assert (result.status, result.stdout, result.lost) == ("killed", "begun\n", ())
@@ -112,7 +112,7 @@ def test_a_cell_that_takes_no_notice_is_killed(box: Sandbox, code: str) -> None:
     assert run(box, "print(kept, 'changed' in globals())").stdout == "kept False\n"
 
 
-def test_what_a_cell_did_to_the_signal_is_over_with_the_cell(box: Sandbox) -> None:
+def test_a_cell_cannot_disable_the_signal_for_later_cells(box: Sandbox) -> None:
     run(
         box,
         """
@@ -124,37 +124,37 @@ def test_what_a_cell_did_to_the_signal_is_over_with_the_cell(box: Sandbox) -> No
     assert box.execute("time.sleep(60)").status == "timeout"
 
 
-def test_printing_gives_no_more_time(box: Sandbox) -> None:
+def test_printing_does_not_extend_the_limit(box: Sandbox) -> None:
     result = box.execute("while True: print('x' * 1000)")
     assert result.status == "timeout"
     assert len(result.stdout) < 2_000_000
 
 
-def test_what_the_cell_has_started_dies_with_it(box: Sandbox) -> None:
+def test_processes_of_the_cell_die_with_it(box: Sandbox) -> None:
     run(box, "import subprocess\nold = subprocess.Popen(['sleep', '60'])")
     result = execute(
         box,
         """
         subprocess.Popen(['sleep', '60'])
-        # In a session of its own, and taking no notice of interrupts.
+        # In a session of its own, ignoring interrupts.
         new = subprocess.Popen('trap "" INT; sleep 60; sleep 60', shell=True, start_new_session=True)
         new.wait()
         """,
     )
     assert result.status == "timeout"
-    # SIGINT went to the group, as Ctrl-C would: it has ended what an earlier cell had started, too.
+    # SIGINT goes to the process group, as Ctrl-C does, so it also ended the earlier cell's process.
     assert run(box, "print(new.wait(), old.wait())").stdout == "-9 -2\n"
 
 
-def test_what_earlier_cells_have_started_elsewhere_lives_on(box: Sandbox) -> None:
+def test_sessions_of_earlier_cells_live_on(box: Sandbox) -> None:
     code = "import subprocess\nold = subprocess.Popen(['sleep', '60'], start_new_session=True)"
-    # Two ticks of the clock by which the kernel says when a process was started.
+    # Two ticks of the clock in which the kernel gives start times of processes.
     run(box, f"{code}\ntime.sleep(0.02)")
     assert box.execute("time.sleep(60)").status == "timeout"
     assert run(box, "print(old.poll())\nold.kill()\nn = old.wait()").stdout == "None\n"
 
 
-def test_a_repr_that_takes_for_ever_costs_nothing_but_itself(box: Sandbox) -> None:
+def test_an_endless_repr_costs_no_variable(box: Sandbox) -> None:
     result = execute(
         box,
         """
@@ -170,7 +170,7 @@ def test_a_repr_that_takes_for_ever_costs_nothing_but_itself(box: Sandbox) -> No
     assert run(box, "print(changed)\ndel slow, slower").stdout == "changed\n"
 
 
-def test_an_answer_that_takes_for_ever(box: Sandbox) -> None:
+def test_an_endless_answer(box: Sandbox) -> None:
     result = execute(
         box,
         """
@@ -217,7 +217,7 @@ def test_time_spent_waiting_for_a_model_does_not_count(boxes: Boxes, route: str,
     assert run(box, code).stdout.startswith("A")
 
 
-def test_time_between_two_calls_does(boxes: Boxes) -> None:
+def test_time_between_two_calls_counts(boxes: Boxes) -> None:
     box = boxes(lm=slow, cell_timeout=LIMIT)
     result = box.execute("print(llm_query('a'))\nwhile True: pass")
     assert (result.status, result.stdout) == ("timeout", "A\n")
@@ -245,7 +245,7 @@ def test_a_call_that_nobody_answers_does_not_stop_the_clock_for_ever(boxes: Boxe
     assert result.status == "timeout"
 
 
-def test_a_call_of_an_earlier_cell_stops_nobodys_clock(boxes: Boxes) -> None:
+def test_a_call_of_an_earlier_cell_does_not_stop_the_clock(boxes: Boxes) -> None:
     asked, answered = threading.Event(), threading.Event()
 
     def never(prompt: str) -> str:
@@ -267,7 +267,7 @@ def test_recursive_calls_of_a_batch_may_each_take_their_time(boxes: Boxes) -> No
         time.sleep(0.4)
         return SimpleNamespace(response=prompt, root_model="m", execution_time=0.4)
 
-    # Together they take longer than one request may stop the clock, and more than the limit.
+    # Together they take longer than the limit, and longer than one request may stop the clock.
     box = boxes(
         lm=LMBroker(None, child, max_concurrent_subcalls=1), cell_timeout=LIMIT, lm_timeout=0.6
     )
@@ -287,7 +287,7 @@ def test_a_function_of_the_host_that_hangs_does_not_stop_the_clock_for_ever(boxe
     assert result.status == "timeout"
 
 
-def test_a_model_that_is_late_is_an_error_in_the_cell(boxes: Boxes, route: str) -> None:
+def test_a_late_model_is_an_error_in_the_cell(boxes: Boxes, route: str) -> None:
     answered = threading.Event()
     box = boxes(lm=lambda prompt: answered.wait(PATIENCE) and prompt, lm_timeout=0.1)
     result = run(box, "print(llm_query('x'))\nprint(*llm_query_batched(['y', 'z']), sep='\\n')")
@@ -311,7 +311,7 @@ class Stuck:
 """
 
 
-def test_a_checkpoint_without_end_does_not_keep_the_next_cell(box: Sandbox) -> None:
+def test_an_endless_checkpoint_does_not_block_the_next_cell(box: Sandbox) -> None:
     run(box, SLOW + "slow = Slow()\nafter = 'after'")
     result = box.execute("print(kept)")
     assert (result.status, result.stdout) == ("ok", "kept\n")
@@ -319,7 +319,7 @@ def test_a_checkpoint_without_end_does_not_keep_the_next_cell(box: Sandbox) -> N
         f"The checkpoint before this cell reached its limit of {LIMIT:g} s (cell_timeout) and was "
         "interrupted. Not saved: slow (Slow): saving it took too long.\n"
     )
-    # It is not tried again and again.
+    # It is not tried again after every cell.
     assert run(box, "print(after)").stdout == "after\n"
     (unsaved,) = box.unsaved
     assert (unsaved.name, unsaved.type) == ("slow", "Slow")
@@ -327,7 +327,7 @@ def test_a_checkpoint_without_end_does_not_keep_the_next_cell(box: Sandbox) -> N
     assert run(box, "print(kept, after)").stdout == "kept after\n"
 
 
-def test_what_took_too_long_is_saved_once_it_is_something_else(box: Sandbox) -> None:
+def test_a_variable_that_took_too_long_is_saved_once_it_changes(box: Sandbox) -> None:
     run(box, SLOW + "slow = Slow()")
     assert "Not saved: slow" in box.execute("slow = 'quick'").stderr
     assert not box.unsaved
@@ -335,7 +335,7 @@ def test_what_took_too_long_is_saved_once_it_is_something_else(box: Sandbox) -> 
     assert run(box, "print(slow)").stdout == "quick\n"
 
 
-def test_many_variables_without_end(box: Sandbox) -> None:
+def test_many_variables_that_take_too_long(box: Sandbox) -> None:
     set_grace(box, 0.4)
     run(box, SLOW + "before = 1\ns1 = Slow()\ns2 = Slow()\ns3 = Slow()\nzafter = 2")
     result = box.execute("print('ran')")
@@ -344,7 +344,7 @@ def test_many_variables_without_end(box: Sandbox) -> None:
     assert run(box, "print(before, zafter)").stdout == "1 2\n"
 
 
-def test_a_checkpoint_that_takes_no_notice_is_killed_and_it_is_said(box: Sandbox) -> None:
+def test_a_checkpoint_that_ignores_its_interrupt_is_killed(box: Sandbox) -> None:
     set_grace(box, 0.4)
     run(box, STUCK + "stuck = Stuck()\nkept = 'changed'")
     result = box.execute("print(kept, 'stuck' in globals())")
@@ -356,7 +356,7 @@ def test_a_checkpoint_that_takes_no_notice_is_killed_and_it_is_said(box: Sandbox
     assert run(box, "print(kept)").stdout == "kept\n"
 
 
-def test_a_checkpoint_does_not_cost_the_next_cell_its_time(boxes: Boxes) -> None:
+def test_a_checkpoint_does_not_use_the_time_of_the_next_cell(boxes: Boxes) -> None:
     box = boxes(cell_timeout=2.0)
     code = "import time\nclass Slow:\n    def __reduce__(self): time.sleep(1.2); return int, ()"
     run(box, code + "\nslow = Slow()")
@@ -371,7 +371,7 @@ def test_the_list_of_unsaved_variables_waits_no_longer_than_a_cell(box: Sandbox)
 # Restoring
 
 
-def test_what_takes_for_ever_to_restore_is_lost_and_nothing_else(boxes: Boxes) -> None:
+def test_only_a_variable_that_cannot_be_restored_in_time_is_lost(boxes: Boxes) -> None:
     box = boxes(start_timeout=5)
     run(
         box,
@@ -396,9 +396,7 @@ def test_what_takes_for_ever_to_restore_is_lost_and_nothing_else(boxes: Boxes) -
 # Guests that do not answer
 
 
-def test_a_guest_that_does_not_answer_any_more_is_given_up(
-    boxes: Boxes, local: LocalRuntime
-) -> None:
+def test_a_stopped_supervisor_is_given_up(boxes: Boxes, local: LocalRuntime) -> None:
     box = boxes(cell_timeout=LIMIT)
     set_grace(box, 0.4, kill_timeout=0.5)
     worker = int(run(box, "import os, signal\nprint(os.getpid())").stdout)
@@ -406,7 +404,7 @@ def test_a_guest_that_does_not_answer_any_more_is_given_up(
         box.execute("os.kill(os.getppid(), signal.SIGSTOP)\nsignal.pause()")
     assert caught.value.container == box.name
     assert local.removed == [box.name]
-    os.kill(worker, signal.SIGKILL)  # in a container it would be gone with its supervisor
+    os.kill(worker, signal.SIGKILL)  # in a container it would end with its supervisor
     with pytest.raises(SandboxLostError):
         box.execute("x = 1")
     box.close()

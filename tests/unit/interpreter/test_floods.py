@@ -1,6 +1,6 @@
-"""A container that sends without end: what that takes of the host's memory is bounded.
+"""Containers that send without end take a bounded amount of the host's memory.
 
-The guests of one test have one host, a process of its own, whose peak is what the kernel says.
+All guests of one test share one host, a process of its own, whose peak of memory the kernel says.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from tests.unit.container.test_reaper import REPOSITORY
 from tests.unit.hostile import CELL, GREETING, LINGER, PRELUDE, READY
 
-# A host that answers calls so late that none of them is. Prints of each guest how its cell ended,
-# and what the host's memory has grown by until then, in MB.
+# A host that answers no call. Prints for each guest how its cell ended and by how many MB the
+# host's memory has grown so far.
 HOST = """
 import json, os, resource, sys, tempfile, threading
 from rlm_containers import ContainersError, Sandbox
@@ -51,8 +51,8 @@ for program in json.load(sys.stdin):
 ANSWER = "\nsay(op='result', id=cell['id'], status='ok', locals={})\n"
 
 
-def outcomes(tmp_path: Path, guests: list[str]) -> list[tuple[str, int]]:
-    """How the cell of each guest ends, and the megabytes that the host has grown by."""
+def run_guests(tmp_path: Path, guests: list[str]) -> list[tuple[str, int]]:
+    """Return for each guest how its cell ended and by how many MB the host has grown."""
     done = subprocess.run(
         (sys.executable, "-c", HOST),
         input=json.dumps([PRELUDE + guest for guest in guests]),
@@ -66,7 +66,7 @@ def outcomes(tmp_path: Path, guests: list[str]) -> list[tuple[str, int]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_what_is_passed_on(tmp_path: Path) -> None:
+def test_floods_of_valid_frames(tmp_path: Path) -> None:
     floods = [
         "for _ in range(150): put(b'o', b'x' * 1_000_000)",
         "for _ in range(50): put(b'r', '\U0001f600'.encode() * 250_000)",
@@ -79,7 +79,7 @@ def test_what_is_passed_on(tmp_path: Path) -> None:
         "for number in range(10_000): say(op='result', id=number + 100, locals={})",
         "for _ in range(200): os.write(2, b'x' * 1_000_000)",
     ]
-    found = outcomes(tmp_path, [CELL + flood + ANSWER + LINGER for flood in floods])
+    found = run_guests(tmp_path, [CELL + flood + ANSWER + LINGER for flood in floods])
     assert [end for end, _ in found] == ["ok"] * len(floods)
     assert found[-1][1] < 120, found
 
@@ -95,8 +95,8 @@ REFUSED = {
 }
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
-    found = outcomes(tmp_path, [CELL + flood + ANSWER + LINGER for flood in REFUSED])
+def test_floods_that_are_refused(tmp_path: Path) -> None:
+    found = run_guests(tmp_path, [CELL + flood + ANSWER + LINGER for flood in REFUSED])
     for (end, _), reason in zip(found, REFUSED.values(), strict=True):
         assert re.search(reason, end), (reason, end)
     assert found[-1][1] < 120, found
@@ -105,7 +105,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 CALLS = """
 import threading
 def drain():
-    # Whatever comes back is read and thrown away.
+    # Discard the replies.
     while os.read(0, 1 << 20): pass
 def call(number, prompt):
     body = json.dumps({"path": "/llm_query", "request": {"prompt": prompt}}).encode()
@@ -114,7 +114,7 @@ def call(number, prompt):
 READS = "threading.Thread(target=drain, daemon=True).start()\n"
 
 
-def test_calls(tmp_path: Path) -> None:
+def test_floods_of_calls(tmp_path: Path) -> None:
     floods = [
         "for number in range(40_000): call(number, 'x')",
         "for number in range(25): call(number, 'x' * 6_000_000)",
@@ -124,16 +124,16 @@ def test_calls(tmp_path: Path) -> None:
         "raw(b'\\0\\0\\0\\2cxx' * 50_000)",
     ]
     guests = [CALLS + CELL + READS + flood + ANSWER + "sys.exit()" for flood in floods]
-    # One that does not read its refusals: whoever has them to send must not wait for it.
+    # Guests that do not read refusals must not block the thread that sends them.
     guests += [CALLS + CELL + flood + ANSWER + LINGER for flood in floods]
-    found = outcomes(tmp_path, guests)
+    found = run_guests(tmp_path, guests)
     for end, _ in found:
         assert end == "ok" or "calls faster than they could be refused" in end
     assert found[-1][1] < 200, found
 
 
-def test_a_greeting_without_end(tmp_path: Path) -> None:
+def test_floods_of_greetings(tmp_path: Path) -> None:
     many = "for _ in range(20_000): " + GREETING
-    for end, grown in outcomes(tmp_path, [many + LINGER, READY + many + LINGER]):
+    for end, grown in run_guests(tmp_path, [many + LINGER, READY + many + LINGER]):
         assert end != "ok"
         assert grown < 120

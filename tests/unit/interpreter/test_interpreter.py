@@ -44,7 +44,7 @@ from tests.unit.sessions import Boxes, run, settle
         "put(b'm', b'{\"a\": ' + b'1' * 10_000 + b'}')",
     ],
 )
-def test_a_stream_that_is_none_ends_the_sandbox(boxes: Boxes, said: str) -> None:
+def test_a_stream_without_frames_ends_the_sandbox(boxes: Boxes, said: str) -> None:
     with pytest.raises(SandboxLostError, match=r"no frame|no JSON object") as caught:
         execute(boxes, f"{said}\n")
     assert caught.value.container == boxes.made[-1].name
@@ -53,7 +53,7 @@ def test_a_stream_that_is_none_ends_the_sandbox(boxes: Boxes, said: str) -> None
 
 
 @pytest.mark.parametrize("status", [0, 1, 137])
-def test_a_guest_that_goes_away(boxes: Boxes, status: int) -> None:
+def test_a_guest_that_exits(boxes: Boxes, status: int) -> None:
     with pytest.raises(SandboxLostError, match=f"status {status}") as caught:
         execute(boxes, f"sys.stderr.write('the last words')\nsys.exit({status})")
     assert "the last words" in str(caught.value)
@@ -85,7 +85,7 @@ def test_a_guest_that_is_killed(boxes: Boxes) -> None:
         execute(boxes, "os.kill(os.getpid(), 9)")
 
 
-def test_what_came_before_the_end_is_not_lost_silently(boxes: Boxes) -> None:
+def test_output_before_the_end_is_passed_on(boxes: Boxes) -> None:
     heard: list[str] = []
     script(boxes.local, CELL + "put(b'o', b'working')\nsys.exit(3)")
     with pytest.raises(SandboxLostError):
@@ -98,14 +98,14 @@ def test_half_a_frame_at_the_end(boxes: Boxes) -> None:
         execute(boxes, "raw(b'\\0\\0\\1\\0m{')\nsys.exit(0)")
 
 
-def test_much_on_stderr_is_cut(boxes: Boxes) -> None:
+def test_long_stderr_is_cut(boxes: Boxes) -> None:
     code = "for _ in range(3000): os.write(2, b'x' * 1000)\nos.write(2, b'the end')\nsys.exit(1)"
     with pytest.raises(SandboxLostError, match="the end") as caught:
         execute(boxes, code)
     assert len(str(caught.value)) < 50_000
 
 
-def test_output_from_nowhere_is_kept_within_bounds(boxes: Boxes) -> None:
+def test_forged_output_is_bounded(boxes: Boxes) -> None:
     code = "for _ in range(500): put(b'o', b'x' * 10_000); put(b'r', b'\\xff' * 10_000)\n"
     found = execute(boxes, code + result())
     assert len(found.stdout) < 1100
@@ -113,13 +113,13 @@ def test_output_from_nowhere_is_kept_within_bounds(boxes: Boxes) -> None:
 
 
 def test_a_guest_that_does_not_read(boxes: Boxes) -> None:
-    # More than the pipe holds: the host must not wait for ever, nor the end of the sandbox.
+    # More than the pipe holds: neither the cell nor the end of the sandbox may block.
     script(boxes.local, CELL + "sys.exit(0)")
     with pytest.raises(SandboxLostError):
         boxes().execute("x = 1 #" + "x" * 10_000_000)
 
 
-# Before it is ready
+# Guests that are never ready
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_guest_that_never_gets_ready(boxes: Boxes, code: str, match: str) -> N
         boxes()
 
 
-def test_a_guest_that_says_nothing_is_not_waited_for(boxes: Boxes) -> None:
+def test_a_guest_that_never_greets(boxes: Boxes) -> None:
     script(boxes.local, LINGER)
     with pytest.raises(SandboxStartError, match=r"not up within 0\.3 s") as caught:
         boxes(start_timeout=0.3)
@@ -152,7 +152,7 @@ def test_a_long_python_version_is_cut(boxes: Boxes) -> None:
     assert len(boxes().python_version or "") < 100
 
 
-# The guest asks
+# Calls
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_long_python_version_is_cut(boxes: Boxes) -> None:
     ],
     ids=lambda payload: repr(payload)[:30],
 )
-def test_a_call_that_is_none_is_answered(boxes: Boxes, payload: bytes) -> None:
+def test_an_invalid_call_is_answered(boxes: Boxes, payload: bytes) -> None:
     code = (
         f"put(b'c', b'\\0\\0\\0\\x07' + {payload!r})\n"
         "head = sys.stdin.buffer.read(5)\n"
@@ -188,7 +188,7 @@ Open = Callable[..., Interpreter]
 
 @pytest.fixture
 def open_() -> Iterator[Open]:
-    """Opens interpreters in programs, and closes them."""
+    """Opens interpreters whose containers are programs, and closes them."""
     made: list[Interpreter] = []
 
     def make(code: str, **limits: float) -> Interpreter:
@@ -211,7 +211,7 @@ def open_() -> Iterator[Open]:
         interpreter.pipe.close(PATIENCE)
 
 
-# A send fails because the container has ended: the error says how, as it does for a read
+# Sends to a container that has ended: the error says how it ended
 
 
 def await_end(interpreter: Interpreter) -> None:
@@ -219,14 +219,14 @@ def await_end(interpreter: Interpreter) -> None:
     assert eventually(lambda: interpreter.pipe.process.stdin < 0)
 
 
-def test_before_the_start(open_: Open) -> None:
+def test_a_container_that_ended_before_the_start(open_: Open) -> None:
     interpreter = open_(GREETING + "sys.stderr.write('the last words')\nsys.exit(5)")
     await_end(interpreter)
     with pytest.raises(SandboxLostError, match=r"ended with status 5.*the last words"):
         interpreter.start()
 
 
-def test_before_a_request(open_: Open) -> None:
+def test_a_container_that_ended_before_a_request(open_: Open) -> None:
     interpreter = open_(READY + "sys.exit(5)")
     interpreter.start()
     await_end(interpreter)
@@ -235,7 +235,7 @@ def test_before_a_request(open_: Open) -> None:
             interpreter.request("cell", None, code="x = 1")
 
 
-def test_before_a_restart(open_: Open) -> None:
+def test_a_container_that_ended_before_a_restart(open_: Open) -> None:
     interpreter = open_(READY + "sys.exit(5)")
     interpreter.start()
     await_end(interpreter)
@@ -243,7 +243,9 @@ def test_before_a_restart(open_: Open) -> None:
         interpreter.restart(lambda: pytest.fail("there is a worker"), restores=True)
 
 
-def test_before_the_start_of_a_second_worker(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_that_ended_before_its_second_worker_was_started(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     heard: list[str] = []
     interpreter = open_(
         CELL + "event(event='died', exit=1, begun=1)\nput(b'o', b'printed')\nsys.exit(5)"
@@ -263,7 +265,7 @@ def test_before_the_start_of_a_second_worker(open_: Open, monkeypatch: pytest.Mo
     assert heard == ["printed"]  # received after the send that failed
 
 
-def test_an_interrupt_after_the_end(open_: Open) -> None:
+def test_a_container_that_ended_before_an_interrupt(open_: Open) -> None:
     interpreter = open_(CELL + "put(b'o', b'printed')\nsys.exit(5)")
     interpreter.start()
 
@@ -275,7 +277,7 @@ def test_an_interrupt_after_the_end(open_: Open) -> None:
         interpreter.request("cell", interrupt, code="x = 1")
 
 
-def test_an_answer_before_the_end_counts(open_: Open) -> None:
+def test_an_answer_before_the_end_of_the_container_counts(open_: Open) -> None:
     # An interrupted cell is followed by one more frame to the guest, which fails here.
     interpreter = open_(CELL + "put(b'o', b'printed')\n" + result() + "sys.exit(5)")
     interpreter.start()

@@ -47,14 +47,14 @@ def ctrl_c() -> Iterator[Callable[[], None]]:
 
 
 def interrupting(box: Sandbox, code: str) -> CellResult:
-    """Run a cell that is interrupted as soon as it prints."""
+    """Run a cell and interrupt it as soon as it prints."""
     return execute(box, code, on_output=lambda *_: box.interrupt())
 
 
 # By the user
 
 
-def test_a_cell_that_takes_no_notice_is_killed(box: Sandbox) -> None:
+def test_a_cell_that_ignores_its_interrupt_is_killed(box: Sandbox) -> None:
     set_grace(box, 0.4)
     run(box, "import time\nkept = 1")
     result = interrupting(box, f"changed = 1\n{STUBBORN}")
@@ -83,8 +83,8 @@ def test_many_interrupts_at_once(box: Sandbox) -> None:
         assert run(box, "print(kept)").stdout == "1\n"
 
 
-def test_interrupts_between_cells_reach_none(box: Sandbox) -> None:
-    # As fast as they can be sent, while cells come and go.
+def test_interrupts_between_cells_harm_none(box: Sandbox) -> None:
+    # As fast as they can be sent while cells run.
     run(box, "kept = [[0]]")
     done = threading.Event()
 
@@ -98,7 +98,7 @@ def test_interrupts_between_cells_reach_none(box: Sandbox) -> None:
     done.set()
     thread.join()
     assert {result.status for result in results} <= {"ok", "interrupted"}
-    # Each has been done or has not, and every checkpoint is written and has everything in it.
+    # Each cell ran or did not run, and every checkpoint has all changes.
     finished = [number for number, result in enumerate(results) if result.status == "ok"]
     values = [int(word) for word in run(box, "print(*[value for [value] in kept])").stdout.split()]
     assert set(finished) <= set(values[1:]) | {0}
@@ -132,7 +132,7 @@ def interrupt_checkpoint(box: Sandbox) -> None:
     box.interrupt()  # in any case, or the cell would wait without a limit
 
 
-def test_the_news_of_one_death_is_not_told_twice(box: Sandbox) -> None:
+def test_a_death_is_reported_once(box: Sandbox) -> None:
     run(box, "kept = 1")
     for _ in range(3):
         result = box.execute(DIE)
@@ -164,7 +164,7 @@ def test_ctrl_c_twice_kills_at_once(boxes: Boxes, ctrl_c: Callable[[], None]) ->
 
 
 class Sender(threading.Thread):
-    """Presses Ctrl-C, and again when the first one has had its effect."""
+    """Presses Ctrl-C, and once more when the first one has had its effect."""
 
     def __init__(self, box: Sandbox, ctrl_c: Callable[[], None]) -> None:
         super().__init__()
@@ -172,10 +172,9 @@ class Sender(threading.Thread):
         self.ctrl_c = ctrl_c
 
     def run(self) -> None:
-        request = interpreter_of(self.box)._request
-        assert request is not None
-        self.ctrl_c()
-        assert eventually(lambda: request.stop is not None, PATIENCE)
+        self.ctrl_c()  # before anything that can fail, or the cell would wait without a limit
+        interpreter = interpreter_of(self.box)
+        assert eventually(lambda: interpreter._request and interpreter._request.stop, PATIENCE)
         self.ctrl_c()
 
 
@@ -235,7 +234,7 @@ def step(number: int) -> bytes:
     return number.to_bytes(8, "big")
 
 
-def test_an_interrupt_of_what_has_ended_reaches_nothing(ready: Guest) -> None:
+def test_an_interrupt_of_an_earlier_step_has_no_effect(ready: Guest) -> None:
     first = ready.cell("x = 1")
     ready.message("result", id=first)
     second = ready.cell("import time\nprint('begun', flush=True)\ntime.sleep(0.3)\ndone = True")
@@ -256,7 +255,7 @@ def test_an_interrupt_may_come_before_its_request(ready: Guest) -> None:
 
 
 @pytest.mark.parametrize("how", ["signal.raise_signal(signal.SIGINT)", "_thread.interrupt_main()"])
-def test_a_cell_may_interrupt_itself_whatever_the_host_has_sent(ready: Guest, how: str) -> None:
+def test_a_cell_may_interrupt_itself_after_a_stale_interrupt(ready: Guest, how: str) -> None:
     number = ready.cell("x = 1")
     ready.message("result", id=number)
     ready.send(wire.INTERRUPT, step(2 * number))
@@ -265,13 +264,13 @@ def test_a_cell_may_interrupt_itself_whatever_the_host_has_sent(ready: Guest, ho
     )
 
 
-def test_a_guest_begins_when_it_says_so(ready: Guest) -> None:
+def test_a_guest_announces_that_it_begins_once(ready: Guest) -> None:
     number = ready.request("cell", code="print('x')", name="cell", announce=True)
     _, before = ready.until(wire.MESSAGE, op="result", id=number)
     assert before.count((wire.MESSAGE, b'{"op": "begun", "id": %d}' % number)) == 1
 
 
-# Guests that are not what they should be
+# Hostile guests
 
 
 def test_a_guest_that_greets_and_then_hangs(boxes: Boxes, local: LocalRuntime) -> None:
@@ -323,8 +322,8 @@ def test_a_guest_that_never_loads(boxes: Boxes, local: LocalRuntime) -> None:
         box.load("context", "x")
 
 
-def test_what_came_in_time_counts_however_late_it_is_read(boxes: Boxes) -> None:
-    # The callback takes longer than the limit; the cell has long ended.
+def test_an_answer_in_time_counts_even_if_it_is_read_late(boxes: Boxes) -> None:
+    # The callback takes longer than the limit, but the cell has ended before it.
     box = boxes(cell_timeout=0.5)
     late = threading.Event()
 
@@ -335,7 +334,7 @@ def test_what_came_in_time_counts_however_late_it_is_read(boxes: Boxes) -> None:
     assert (result.status, result.stderr) == ("ok", "")
 
 
-def test_an_answer_that_waits_behind_much_output_came_in_time(boxes: Boxes) -> None:
+def test_an_answer_in_time_counts_behind_much_output(boxes: Boxes) -> None:
     script(
         boxes.local,
         CELL

@@ -21,7 +21,7 @@ def collect(*pieces: bytes, limit: int = 100) -> str:
 
 
 class Listener:
-    """Remembers what it was told."""
+    """Records what it is called with."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[StreamName, str]] = []
@@ -34,13 +34,13 @@ class Listener:
         return "".join(text for _, text in self.heard)
 
 
-def test_nothing_is_nothing() -> None:
+def test_no_output() -> None:
     assert collect() == ""
     assert collect(b"", b"") == ""
 
 
 @pytest.mark.parametrize("length", [1, 49, 50, 51, 99, 100])
-def test_up_to_the_limit_all_is_kept(length: int) -> None:
+def test_output_up_to_the_limit_is_kept(length: int) -> None:
     text = "".join(chr(33 + i % 90) for i in range(length))
     raw = text.encode()
     assert collect(raw) == text
@@ -50,7 +50,7 @@ def test_up_to_the_limit_all_is_kept(length: int) -> None:
 @pytest.mark.parametrize("limit", [100, 101])
 @pytest.mark.parametrize("length", [102, 150, 201, 500, 12_345])
 @pytest.mark.parametrize("step", [1, 7, 100_000])
-def test_past_the_limit_both_ends_and_a_count_are_kept(limit: int, length: int, step: int) -> None:
+def test_past_the_limit_head_tail_and_a_count_are_kept(limit: int, length: int, step: int) -> None:
     text = "".join(chr(33 + i % 90) for i in range(length))
     raw = text.encode()
     kept = collect(*(raw[i : i + step] for i in range(0, length, step)), limit=limit)
@@ -82,20 +82,20 @@ def test_a_character_may_be_split_at_every_byte(text: str) -> None:
     assert collect(*(raw[i : i + 1] for i in range(len(raw)))) == text
 
 
-def test_what_is_no_utf8_is_replaced_and_the_rest_stays() -> None:
+def test_invalid_utf8_is_replaced() -> None:
     assert collect(b"a\xffb") == "a\ufffdb"
     assert collect(b"a\xed\xa0\x80b").startswith("a\ufffd")  # a lone surrogate
 
 
-def test_half_a_character_at_the_end_is_replaced() -> None:
+def test_an_incomplete_character_at_the_end_is_replaced() -> None:
     assert collect("x🐍".encode()[:-1]) == "x\ufffd"
-    # And only once, however often the text is asked for.
+    # Only once, however often text() is called.
     collector = OutputCollector("stdout", 100, None)
     collector.feed("🐍".encode()[:2])
     assert collector.text() == collector.text() == "\ufffd"
 
 
-def test_the_text_may_be_asked_for_while_more_comes() -> None:
+def test_the_text_is_there_before_the_end() -> None:
     collector = OutputCollector("stdout", 100, None)
     collector.feed(b"a" * 80)
     assert collector.text() == "a" * 80
@@ -105,18 +105,18 @@ def test_the_text_may_be_asked_for_while_more_comes() -> None:
     assert collector.text() == "a" * 50 + "\n[... 70 characters cut ...]\n" + "b" * 40 + "c" * 10
 
 
-def test_the_listener_hears_everything_as_it_comes() -> None:
+def test_the_callback_gets_all_output() -> None:
     listener = Listener()
     collector = OutputCollector("stderr", 100, listener)
     for piece in (b"one ", b"two ", b"\xe2\x82", b"\xac", b"x" * 500):
         collector.feed(piece)
     assert listener.text == "one two €" + "x" * 500
     assert {name for name, _ in listener.heard} == {"stderr"}
-    assert all(text for _, text in listener.heard)  # never woken for nothing
+    assert all(text for _, text in listener.heard)  # never called without text
     assert len(listener.heard) == 4
 
 
-def test_the_listener_hears_what_is_left_over_at_the_end() -> None:
+def test_the_callback_gets_an_incomplete_character_at_the_end() -> None:
     listener = Listener()
     collector = OutputCollector("stdout", 100, listener)
     collector.feed(b"\xe2\x82")
@@ -125,7 +125,7 @@ def test_the_listener_hears_what_is_left_over_at_the_end() -> None:
     assert listener.text == "\ufffd"
 
 
-def test_memory_stays_bounded_while_output_never_ends() -> None:
+def test_memory_is_bounded_for_endless_output() -> None:
     collector = OutputCollector("stdout", 1000, None)
     for _ in range(2000):
         collector.feed(b"x" * 1000)
@@ -151,7 +151,7 @@ def test_random_output_in_random_pieces() -> None:
             assert kept == text[: limit // 2] + marker + text[length - limit + limit // 2 :]
 
 
-def test_a_result_cannot_be_changed() -> None:
+def test_a_result_is_immutable() -> None:
     result = CellResult(stdout="", stderr="", locals={}, execution_time=0.1)
     assert (result.status, result.lm_calls, result.final_answer, result.lost) == (
         "ok",

@@ -25,26 +25,25 @@ from runtimes import ContainerProcess
 from runtimes.command import EngineCommand
 from tests.support import eventually
 from tests.unit.guests import PATIENCE
+from tests.unit.hostile import PRELUDE
 
-# The other end: `put` writes a frame, `hear` reads one.
-PRELUDE = """
-import json, os, sys
-def put(kind, payload):
-    data = len(payload).to_bytes(4, "big") + kind + payload
-    while data:
-        data = data[os.write(1, data):]
+# The program at the other end: `put` writes a frame, `hear` reads one.
+PROGRAM = (
+    PRELUDE
+    + """
 def hear():
     head = sys.stdin.buffer.read(5)
     if not head:
         sys.exit(0)
     return head[4:], sys.stdin.buffer.read(int.from_bytes(head[:4], "big"))
 """
+)
 
 Open = Callable[[str], Pipe]
 
 
 class Calls:
-    """Remembers the calls that came."""
+    """Records the calls."""
 
     def __init__(self) -> None:
         self.taken: list[tuple[int, bytes]] = []
@@ -60,12 +59,12 @@ def calls() -> Calls:
 
 @pytest.fixture
 def open_(calls: Calls) -> Iterator[Open]:
-    """Opens channels to a program, and closes them."""
+    """Opens pipes to programs, and closes them."""
     made: list[Pipe] = []
 
     def make(code: str) -> Pipe:
         python = EngineCommand((sys.executable, "-E"))
-        process: ContainerProcess = python.hold("rlm-test", "-c", PRELUDE + code)
+        process: ContainerProcess = python.hold("rlm-test", "-c", PROGRAM + code)
         pipe = Pipe(process, calls)
         made.append(pipe)
         return pipe
@@ -76,7 +75,7 @@ def open_(calls: Calls) -> Iterator[Open]:
 
 
 def everything(pipe: Pipe) -> list[Item]:
-    """What comes until the end, the end included."""
+    """Receive everything up to and including the end."""
     items: list[Item] = []
     while True:
         items.append(pipe.receive(PATIENCE))
@@ -84,7 +83,7 @@ def everything(pipe: Pipe) -> list[Item]:
             return items
 
 
-def test_frames_become_items_in_their_order(open_: Open, calls: Calls) -> None:
+def test_frames_become_items_in_order(open_: Open, calls: Calls) -> None:
     pipe = open_(
         "put(b'e', b'{\"event\": \"hello\"}')\nput(b'o', b'out')\nput(b'r', b'err')\n"
         "put(b'c', b'\\0\\0\\0\\x05{}')\nput(b'm', b'{\"op\": \"result\"}')\nsys.exit(7)"
@@ -100,7 +99,7 @@ def test_frames_become_items_in_their_order(open_: Open, calls: Calls) -> None:
     assert calls.taken == [(5, b"{}")]
 
 
-def test_the_end_is_there_for_ever(open_: Open) -> None:
+def test_the_end_is_received_again_and_again(open_: Open) -> None:
     pipe = open_("sys.stderr.write('bye'); sys.exit(3)")
     assert everything(pipe) == [Closed(3, "bye", "")]
     assert pipe.closed == Closed(3, "bye", "")
@@ -108,7 +107,7 @@ def test_the_end_is_there_for_ever(open_: Open) -> None:
         assert pipe.receive(0) == Closed(3, "bye", "")
 
 
-def test_nothing_in_time(open_: Open) -> None:
+def test_receiving_times_out(open_: Open) -> None:
     pipe = open_("hear()")
     with pytest.raises(TimeoutError):
         pipe.receive(0.05)
@@ -126,7 +125,7 @@ def test_messages_arrive(open_: Open) -> None:
 
 
 def test_large_messages_while_the_other_end_talks(open_: Open) -> None:
-    # Both pipes are full at once: neither end may wait for the other for ever.
+    # Both directions are full at once: neither end may block the other.
     pipe = open_(
         "import threading\n"
         "flood = threading.Thread(target=lambda: [put(b'o', b'x' * 50_000) for _ in range(200)])\n"
@@ -159,7 +158,7 @@ def test_frames_from_many_threads_do_not_mix(open_: Open) -> None:
     assert all(content["text"] == str(content["number"]) * 20_000 for content in messages)
 
 
-def test_sending_to_one_that_is_gone(open_: Open) -> None:
+def test_sending_to_a_program_that_has_ended(open_: Open) -> None:
     pipe = open_("sys.stderr.write('out of memory')\nsys.exit(1)")
     everything(pipe)
     with pytest.raises(SandboxLostError, match="out of memory") as caught:
@@ -168,7 +167,9 @@ def test_sending_to_one_that_is_gone(open_: Open) -> None:
     assert caught.value.container == "rlm-test"
 
 
-def test_sending_to_one_that_does_not_read(open_: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sending_to_a_program_that_does_not_read(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("rlm_containers.interpreter.pipe._WRITE_TIMEOUT", 0.1)
     pipe = open_("import time\nwhile True: time.sleep(1000)")
     with pytest.raises(SandboxLostError, match="does not read"):
@@ -176,7 +177,7 @@ def test_sending_to_one_that_does_not_read(open_: Open, monkeypatch: pytest.Monk
     pipe.process.kill()
 
 
-def test_sending_to_one_that_closed_its_end(open_: Open) -> None:
+def test_sending_to_a_program_that_closed_its_input(open_: Open) -> None:
     pipe = open_("os.close(0)\nput(b'o', b'ready')\nimport time\ntime.sleep(1000)")
     assert pipe.receive(PATIENCE) == Output(wire.STDOUT, b"ready")
     with pytest.raises(SandboxLostError, match="broken"):
@@ -184,11 +185,11 @@ def test_sending_to_one_that_closed_its_end(open_: Open) -> None:
     pipe.process.kill()
 
 
-def test_what_does_not_fit_into_a_frame_is_not_sent(open_: Open) -> None:
+def test_a_payload_that_is_too_large_is_not_sent(open_: Open) -> None:
     pipe = open_("put(*hear())")
     with pytest.raises(wire.FrameError):
         pipe.send(wire.MESSAGE, bytes(wire.MAX_FRAME + 1))
-    pipe.send_message(fine=True)  # and the stream is still in step
+    pipe.send_message(fine=True)  # the stream is still intact
     assert pipe.receive(PATIENCE) == Message({"fine": True})
 
 
@@ -202,18 +203,18 @@ def test_what_does_not_fit_into_a_frame_is_not_sent(open_: Open) -> None:
         ("put(b'm', b'[' * 100_000)", "no JSON object"),
     ],
 )
-def test_after_garbage_nothing_is_believed(open_: Open, said: str, reason: str) -> None:
+def test_nothing_is_believed_after_garbage(open_: Open, said: str, reason: str) -> None:
     pipe = open_(f"put(b'o', b'good')\n{said}\nput(b'o', b'late')\nhear()")
     first, closed = everything(pipe)
     assert first == Output(wire.STDOUT, b"good")
     assert isinstance(closed, Closed)
     assert reason in closed.reason
-    assert closed.exit_code == 0  # the pipe was closed, upon which it went
+    assert closed.exit_code == 0  # it ended because the pipe was closed
     with pytest.raises(SandboxLostError, match=reason):
         pipe.send_message(op="x")
 
 
-def test_a_reader_that_waits_for_its_taker_holds_the_container_back(open_: Open) -> None:
+def test_nothing_is_dropped_while_nobody_receives(open_: Open) -> None:
     pipe = open_("for number in range(3000): put(b'o', b'x' * 1000)")
     assert isinstance(pipe.receive(PATIENCE), Output)
     assert len(everything(pipe)) == 3000  # nothing was dropped
@@ -228,15 +229,15 @@ def test_closing_ends_the_program(open_: Open) -> None:
         pipe.send_message(op="x")
 
 
-def test_closing_while_much_is_waiting(open_: Open) -> None:
+def test_closing_while_many_items_are_pending(open_: Open) -> None:
     pipe = open_("for number in range(2000): put(b'o', b'x')\nput(b'o', b'end')\nhear()")
     assert isinstance(pipe.receive(PATIENCE), Output)
     pipe.close(5.0)
-    # It has ended by itself, in time, and was not killed.
+    # It ended by itself in time and was not killed.
     assert pipe.closed == Closed(0, "", "")
 
 
-def test_closing_one_that_does_not_heed_it(open_: Open) -> None:
+def test_closing_kills_a_program_that_does_not_end(open_: Open) -> None:
     pipe = open_("import time\nput(b'o', b'ready')\nwhile True: time.sleep(1000)")
     assert pipe.receive(PATIENCE) == Output(wire.STDOUT, b"ready")
     pipe.close(0.1)

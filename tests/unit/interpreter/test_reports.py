@@ -1,4 +1,4 @@
-"""What the guest reports: nothing is believed beyond its bounds, and every lost change is named."""
+"""Reports of the guest: all of them are bounded, and every lost change is named."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from tests.unit.sessions import Boxes, revive, run
 
 
 @pytest.mark.parametrize("status", ["fine", "", None, 5, [], {}, True, "OK", "died "])
-def test_a_status_that_does_not_exist(boxes: Boxes, status: object) -> None:
+def test_an_unknown_status_is_an_error(boxes: Boxes, status: object) -> None:
     assert execute(boxes, result(status=status)).status == "error"
 
 
 @pytest.mark.parametrize("answer", [5, True, [], {}, 1.5])
-def test_a_final_answer_that_is_no_text(boxes: Boxes, answer: object) -> None:
+def test_a_final_answer_that_is_not_text_is_dropped(boxes: Boxes, answer: object) -> None:
     assert execute(boxes, result(final_answer=answer)).final_answer is None
 
 
 @pytest.mark.parametrize("value", [None, 5, "x", [], [["a", "b"]], True])
-def test_locals_that_are_none(boxes: Boxes, value: object) -> None:
+def test_locals_of_a_wrong_type_are_dropped(boxes: Boxes, value: object) -> None:
     assert execute(boxes, result(locals=value)).locals == {}
 
 
-def test_locals_with_strange_values_are_text(boxes: Boxes) -> None:
+def test_values_of_locals_are_always_text(boxes: Boxes) -> None:
     found = execute(boxes, result(locals={"a": 5, "b": None, "c": {"d": [1]}, "": "x"})).locals
     assert found
     assert {type(word) for pair in found.items() for word in pair} == {str}
 
 
 def test_locals_are_bounded(boxes: Boxes) -> None:
-    # "At most some tens of kilobytes in all, whatever the variables are."
     code = (
         "say(op='result', id=cell['id'], status='ok',"
         " locals={f'v{i}' * 50: 'x' * 100_000 for i in range(200)})\n"
@@ -66,11 +65,11 @@ def test_locals_are_bounded(boxes: Boxes) -> None:
         "put(b'o', b'')",
     ],
 )
-def test_what_is_not_the_answer_is_not_taken_for_it(boxes: Boxes, said: str) -> None:
+def test_other_messages_are_not_taken_for_the_answer(boxes: Boxes, said: str) -> None:
     try:
         found = execute(boxes, f"{said}\n{result(status='ok')}")
     except SandboxLostError as error:
-        # Or is refused altogether.
+        # Or the pipe refuses it.
         assert "no JSON object" in str(error) or "no frame" in str(error)  # noqa: PT017
     else:
         assert found.status == "ok"
@@ -111,7 +110,7 @@ def test_names_of_unsaved_variables_are_bounded(boxes: Boxes) -> None:
     ],
     ids=lambda how: str(how)[:40],
 )
-def test_news_of_a_death_is_taken_with_care(boxes: Boxes, how: dict[str, object]) -> None:
+def test_invalid_reports_of_a_death(boxes: Boxes, how: dict[str, object]) -> None:
     told = {"event": "died", "begun": 1, **how}
     code = f"event(**json.loads({json.dumps(json.dumps(told))}))\nhear()\n"
     code += "say(op='ready', locals={}, route='none', reason='', lost=[])\n"
@@ -122,7 +121,7 @@ def test_news_of_a_death_is_taken_with_care(boxes: Boxes, how: dict[str, object]
     assert len(found.stderr) < 5000
 
 
-def test_deaths_without_end_are_bounded(boxes: Boxes) -> None:
+def test_endless_deaths_are_bounded(boxes: Boxes) -> None:
     code = "for _ in range(3000): event(event='died', exit=1, begun=1)\nhear()\n"
     code += "say(op='ready', locals={}, route='none', reason='', lost=[])\n"
     code += "while True:\n    cell = hear()\n    if 'id' in cell:\n        "
@@ -130,12 +129,12 @@ def test_deaths_without_end_are_bounded(boxes: Boxes) -> None:
     try:
         found = execute(boxes, code)
     except SandboxLostError:
-        pass  # given up, which is as good
+        pass  # given up, which is bounded, too
     else:
         assert len(found.stderr) < 100_000
 
 
-def test_kills_without_end_are_cut(boxes: Boxes) -> None:
+def test_endless_kills_are_bounded(boxes: Boxes) -> None:
     code = "for n in range(5000): event(event='killed', memory={'limit': n + 1})\n"
     found = execute(boxes, code + result())
     assert "A process that a cell started was killed for its memory" in found.stderr
@@ -143,7 +142,7 @@ def test_kills_without_end_are_cut(boxes: Boxes) -> None:
 
 
 @pytest.mark.parametrize("memory", [None, 5, "x" * 10_000, [], {"limit": {}}, {"limit": 1e400}])
-def test_deaths_of_strange_reasons(boxes: Boxes, memory: object) -> None:
+def test_invalid_reasons_of_a_kill(boxes: Boxes, memory: object) -> None:
     code = f"event(event='killed', memory=json.loads({json.dumps(json.dumps(memory))}))\n"
     found = execute(boxes, code + result())
     assert found.status == "ok"
@@ -162,42 +161,44 @@ def changes() -> UnsavedChanges:
 
 
 @pytest.mark.parametrize("saved", [2, 3])
-def test_nothing_where_the_checkpoint_has_all(changes: UnsavedChanges, saved: int) -> None:
+def test_nothing_is_lost_if_the_checkpoint_has_everything(
+    changes: UnsavedChanges, saved: int
+) -> None:
     assert changes.note_death(saved) is None
     assert changes.last_answer == 2
 
 
-def test_the_names_of_the_last_cell(changes: UnsavedChanges) -> None:
+def test_the_words_of_the_last_cell(changes: UnsavedChanges) -> None:
     names = changes.note_death(1)
     assert names is not None
     assert {"second", "f", "first"} <= names
     assert changes.last_answer == 1
-    assert changes.note_death(1) is None  # it is told once
+    assert changes.note_death(1) is None  # reported once
 
 
-def test_those_of_all_since_a_checkpoint_failed(changes: UnsavedChanges) -> None:
+def test_the_words_of_all_cells_since_a_checkpoint_failed(changes: UnsavedChanges) -> None:
     changes.note_answer(3, "third = 3", saved=False)
     changes.note_answer(4, "fourth = größe", saved=False)
     assert changes.note_death(1) == {"second", "f", "first", "word", "third", "fourth", "größe"}
 
 
-def test_none_of_those_before_one_that_was_written(changes: UnsavedChanges) -> None:
+def test_no_words_of_cells_that_a_checkpoint_has(changes: UnsavedChanges) -> None:
     changes.note_answer(3, "third = 3", saved=False)
     changes.note_answer(4, "fourth = 4", saved=True)
     assert changes.note_death(3) == {"fourth"}
 
 
-def test_what_is_no_cell_has_no_names(changes: UnsavedChanges) -> None:
+def test_a_request_without_code_has_no_words(changes: UnsavedChanges) -> None:
     changes.note_answer(3, None, saved=True)
     assert changes.note_death(2) == set()
 
 
 @pytest.mark.parametrize("saved", [None, "1", [1], 1.5])
-def test_a_guest_that_says_nothing_of_use(changes: UnsavedChanges, saved: object) -> None:
+def test_an_invalid_number_of_the_last_checkpoint(changes: UnsavedChanges, saved: object) -> None:
     assert changes.note_death(saved) is None
 
 
-def test_names_without_end(changes: UnsavedChanges) -> None:
+def test_the_number_of_words_is_bounded(changes: UnsavedChanges) -> None:
     changes.note_answer(3, " ".join(f"n{n}" for n in range(300_000)), saved=False)
     names = changes.note_death(1)
     assert names is not None
@@ -207,7 +208,7 @@ def test_names_without_end(changes: UnsavedChanges) -> None:
 # Workers that die after an answer and before its checkpoint
 
 
-#: Its checkpoint ends the interpreter. Bound last, and nothing is left of the cell that does it.
+#: Its checkpoint ends the worker, so that nothing that the cell changed is saved.
 FATAL = """
 import os
 class Fatal:
@@ -222,7 +223,7 @@ def box(boxes: Boxes) -> Sandbox:
 
 
 def die_after(box: Sandbox, code: str) -> CellResult:
-    """Run a cell that is answered and never saved; what the next one has to say of it."""
+    """Run a cell whose changes are never saved. Return the result of the next one."""
     run(box, code + FATAL)
     result = box.execute("pass")
     assert result.status == "ok"
@@ -239,7 +240,7 @@ def test_before_the_first_checkpoint(box: Sandbox) -> None:
     assert run(box, "print(x, y)").stdout == "2 3\n"
 
 
-def test_what_is_named_or_looks_different_may_be_older(box: Sandbox) -> None:
+def test_variables_that_are_named_or_look_different_may_be_older(box: Sandbox) -> None:
     run(
         box,
         "items = [1]\nother = [2]\nstill = 3\n_hidden = 4\ndef f(): other.append(5)\ng = lambda: 6",
@@ -250,13 +251,13 @@ def test_what_is_named_or_looks_different_may_be_older(box: Sandbox) -> None:
     assert run(box, "print(items, other, _hidden, still)").stdout == "[1] [2] 4 3\n"
 
 
-def test_a_variable_that_comes_back(box: Sandbox) -> None:
+def test_a_deleted_variable_comes_back_as_older(box: Sandbox) -> None:
     run(box, "x = 1\ny = 2")
     result = die_after(box, "del x")
     assert result.older == ("x",)
 
 
-def test_what_is_there_is_not_lost_however_much_it_is(box: Sandbox) -> None:
+def test_restored_variables_are_not_lost_however_many_they_are(box: Sandbox) -> None:
     run(box, "for n in range(550): globals()[f'v{n}'] = n")
     run(box, "for n in range(60): exec(f'def f{n}(): pass')")
     result = die_after(box, "v549 = 'new'\n")
@@ -264,7 +265,7 @@ def test_what_is_there_is_not_lost_however_much_it_is(box: Sandbox) -> None:
     assert result.older == ("v549",)
 
 
-def test_a_context(box: Sandbox) -> None:
+def test_a_context_may_be_older(box: Sandbox) -> None:
     run(box, "class Late:\n    def __reduce__(self): return int, ()\nlate = Late()")
     rows = [[n] for n in range(100)]
     box.load("data_0", [*rows, [100]])
@@ -279,7 +280,7 @@ def test_a_context(box: Sandbox) -> None:
     assert "data_0" in {*result.older, *result.lost}
 
 
-def test_names_as_python_reads_them(box: Sandbox) -> None:
+def test_names_are_normalized_as_python_does(box: Sandbox) -> None:
     run(box, "नमस्ते = [1]\nfile = [2]")
     result = die_after(box, "नमस्ते.append(3); नमस्ते.pop()\nﬁle.append(4); ﬁle.pop()")
     assert set(result.older) == {"नमस्ते", "file"}

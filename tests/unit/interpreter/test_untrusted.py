@@ -1,4 +1,4 @@
-"""JSON from a container: what is JSON is parsed, and nothing costs more than its bound."""
+"""JSON from a container: valid JSON is parsed, and nothing takes more memory or time than its bound."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from rlm_containers.interpreter import UntrustedJSON
     ],
     ids=lambda value: repr(value)[:20],
 )
-def test_what_is_json_comes_out_as_it_was(value: Any) -> None:
+def test_valid_json_is_parsed(value: Any) -> None:
     said = UntrustedJSON(json.dumps(value).encode())
     assert said.load() == value
 
@@ -44,7 +44,7 @@ def test_what_is_json_comes_out_as_it_was(value: Any) -> None:
     "payload",
     [b"", b"{", b"nope", b"\xff", b'"\xff"', b"[1,]", b"\xef\xbb\xbf{}", b"{}x", b"'a'", b"\0"],
 )
-def test_what_is_no_json_is_a_value_error(payload: bytes) -> None:
+def test_invalid_json_is_a_value_error(payload: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - of many kinds
         UntrustedJSON(payload).load()
 
@@ -61,13 +61,13 @@ def test_what_is_no_json_is_a_value_error(payload: bytes) -> None:
     ],
     ids=lambda text: text[:10],
 )
-def test_what_is_nested_too_deeply(text: str) -> None:
+def test_deep_nesting_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="nested"):
         UntrustedJSON(text.encode()).load()
 
 
-def test_deep_json_is_no_matter_of_the_recursion_limit() -> None:
-    # With a high one json would overflow the C stack, and the process would be gone.
+def test_deep_nesting_is_refused_whatever_the_recursion_limit() -> None:
+    # With a high limit json would overflow the C stack, which ends the process.
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(1_000_000)
     try:
@@ -78,27 +78,27 @@ def test_deep_json_is_no_matter_of_the_recursion_limit() -> None:
 
 
 @pytest.mark.parametrize("part", [b"[],", b"1,", b'"":1,'])
-def test_what_has_too_many_parts(part: bytes) -> None:
+def test_too_many_parts_are_refused(part: bytes) -> None:
     with pytest.raises(ValueError, match="more than 1000 parts"):
         UntrustedJSON(b"[" + part * 1000 + b"1]", 1000)
 
 
 @pytest.fixture
 def no_digit_limit() -> Iterator[None]:
-    """As some programs set it for the whole process."""
+    """Lifts the limit of digits, as some programs do for the whole process."""
     before = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     yield
     sys.set_int_max_str_digits(before)
 
 
-def test_a_number_without_end() -> None:
+def test_a_long_number_is_refused() -> None:
     with pytest.raises(ValueError, match="digits"):
         UntrustedJSON(b"1" * 1_000_000).load()
 
 
 @pytest.mark.usefixtures("no_digit_limit")
-def test_a_number_without_end_where_python_would_take_it() -> None:
+def test_a_long_number_is_refused_even_if_python_would_take_it() -> None:
     with pytest.raises(ValueError, match="digits"):
         UntrustedJSON(b"[" + b"1" * 5_000_000 + b"]").load()
     assert UntrustedJSON(b"[" + b"1" * 4000 + b"]").load() == [int("1" * 4000)]
@@ -122,7 +122,7 @@ def test_a_number_without_end_where_python_would_take_it() -> None:
     ],
     ids=lambda payload: payload[:12].decode(errors="replace"),
 )
-def test_what_it_takes_in_memory_is_known_before(payload: bytes) -> None:
+def test_the_memory_of_a_value_is_known_before_it_is_parsed(payload: bytes) -> None:
     said = UntrustedJSON(payload)
     tracemalloc.start()
     try:

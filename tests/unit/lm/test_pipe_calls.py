@@ -17,107 +17,101 @@ from rlm_containers.lm.gate import Gate
 from rlm_containers.lm.pipe_calls import PipeCalls
 from tests.support import eventually
 from tests.unit.guests import PATIENCE
+from tests.unit.lm.conftest import Asked
 
 CALL = b'{"path": "/llm_query", "request": {}}'
 REFUSAL = {"error": "too much is being asked at once; ask less, or wait for answers"}
 
 
-class Caller:
-    """Answers calls when it is let, and keeps the replies by their numbers."""
+class Replies(dict[int, Any]):
+    """The replies by the numbers of their calls, received when it is let."""
 
     def __init__(self) -> None:
-        self.replies: dict[int, Any] = {}
         self.go_on = threading.Event()
-        self.reads = threading.Event()
-        self.reads.set()
-
-    def answer(self, path: str, request: object) -> dict[str, Any]:
-        assert self.go_on.wait(PATIENCE)
-        return {"response": path}
+        self.go_on.set()
 
     def receive(self, kind: int, payload: bytes) -> None:
         assert kind == wire.CALL
-        assert self.reads.wait(PATIENCE)
-        self.replies[int.from_bytes(payload[:4], "big")] = json.loads(payload[4:])
+        assert self.go_on.wait(PATIENCE)
+        self[int.from_bytes(payload[:4], "big")] = json.loads(payload[4:])
 
 
 @pytest.fixture
-def caller() -> Caller:
-    return Caller()
-
-
-@pytest.fixture
-def make(caller: Caller) -> Iterator[Callable[[Gate], PipeCalls]]:
-    made: list[PipeCalls] = []
-
-    def make(gate: Gate) -> PipeCalls:
-        made.append(PipeCalls(caller.answer, gate))
-        made[-1].send = caller.receive
-        return made[-1]
-
-    yield make
-    caller.go_on.set()
-    caller.reads.set()
-    for calls in made:
-        calls.close()
+def replies() -> Iterator[Replies]:
+    replies = Replies()
+    yield replies
+    replies.go_on.set()
 
 
 Make = Callable[[Gate], PipeCalls]
 
 
-def test_calls_for_which_there_is_no_memory_are_refused(make: Make, caller: Caller) -> None:
+@pytest.fixture
+def make(asked: Asked, replies: Replies) -> Iterator[Make]:
+    made: list[PipeCalls] = []
+
+    def make(gate: Gate) -> PipeCalls:
+        made.append(PipeCalls(asked, gate))
+        made[-1].send = replies.receive
+        return made[-1]
+
+    yield make
+    for calls in made:
+        calls.close()
+
+
+def test_calls_for_which_there_is_no_memory_are_refused(make: Make, replies: Replies) -> None:
     calls = make(Gate(size=len(CALL) - 1))
     calls.submit(5, CALL)
-    assert eventually(lambda: caller.replies == {5: REFUSAL})
+    assert eventually(lambda: replies == {5: REFUSAL})
 
 
 def test_calls_that_cannot_wait_are_refused(
-    make: Make, caller: Caller, monkeypatch: pytest.MonkeyPatch
+    make: Make, asked: Asked, replies: Replies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe_calls, "_THREADS", 2)
     monkeypatch.setattr(pipe_calls, "_MAX_WAITING", 3)
+    asked.go_on.clear()
     calls = make(Gate(turns=1))
     for number in range(20):
         calls.submit(number, CALL)
-    caller.go_on.set()
-    assert eventually(lambda: len(caller.replies) == 20)
-    answered = [number for number, reply in caller.replies.items() if reply != REFUSAL]
-    assert 3 <= len(answered) <= 5
-    # The first ones took the places.
-    assert 19 not in answered
+    asked.go_on.set()
+    assert eventually(lambda: len(replies) == 20)
+    assert 3 <= sum(reply != REFUSAL for reply in replies.values()) <= 5
+    assert replies[19] == REFUSAL  # the first ones took the places
 
 
 def test_calls_faster_than_refusals_end_the_conversation(
-    make: Make, caller: Caller, monkeypatch: pytest.MonkeyPatch
+    make: Make, replies: Replies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe_calls, "_THREADS", 2)
     monkeypatch.setattr(pipe_calls, "_MAX_WAITING", 3)
     monkeypatch.setattr(pipe_calls, "_MAX_REFUSED", 5)
-    caller.reads.clear()
+    replies.go_on.clear()
     calls = make(Gate())
     with pytest.raises(FloodError, match="faster than they could be refused"):
         for number in range(100):
             calls.submit(number, CALL)
 
 
-def test_an_answer_that_is_not_json_is_an_error(make: Make, caller: Caller) -> None:
-    caller.answer = lambda path, request: {"response": object()}  # type: ignore[method-assign]
-    calls = make(Gate())
+def test_an_answer_that_is_not_json_is_an_error(replies: Replies) -> None:
+    calls = PipeCalls(lambda path, request: {"response": object()}, Gate())
+    calls.send = replies.receive
     calls.submit(1, CALL)
-    assert eventually(lambda: 1 in caller.replies)
-    assert caller.replies[1]["error"].startswith("TypeError: ")
+    assert eventually(lambda: 1 in replies)
+    assert replies[1]["error"].startswith("TypeError: ")
+    calls.close()
 
 
-def test_a_container_that_is_gone_is_sent_no_reply_and_nothing_fails(
-    make: Make, caller: Caller
-) -> None:
+def test_a_container_that_is_gone_gets_no_reply(make: Make, asked: Asked, replies: Replies) -> None:
     def lost(kind: int, payload: bytes) -> None:
         raise SandboxLostError("gone")
 
     calls = make(Gate())
-    caller.go_on.set()
     calls.send = lost
     calls.submit(1, CALL)
-    calls.send = caller.receive
+    assert asked.arrived.acquire(timeout=PATIENCE)
+    assert eventually(lambda: calls._idle == 1)
+    calls.send = replies.receive
     calls.submit(2, CALL)
-    assert eventually(lambda: 2 in caller.replies)
+    assert eventually(lambda: 2 in replies)

@@ -5,36 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 
 from rlm_containers.lm import CallableBackend, LMBroker, LMProxy
-
-
-class Asked:
-    """Answers the proxy's requests, and records them."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, object]] = []
-
-    def __call__(self, path: str, request: object) -> dict[str, Any]:
-        self.requests.append((path, request))
-        return {"response": f"answer {len(self.requests)}"}
-
-
-@pytest.fixture
-def asked() -> Asked:
-    return Asked()
-
-
-@pytest.fixture
-def proxy(asked: Asked) -> Iterator[LMProxy]:
-    proxy = LMProxy("127.0.0.1", asked)
-    yield proxy
-    proxy.close()
+from tests.unit.lm.conftest import Asked
 
 
 def connect(proxy: LMProxy) -> http.client.HTTPConnection:
@@ -56,7 +33,7 @@ def post(
 def test_with_the_token_a_request_is_answered(proxy: LMProxy, asked: Asked) -> None:
     with closing(connect(proxy)) as connection:
         assert post(connection, proxy.token) == (200, {"response": "answer 1"})
-    assert asked.requests == [("/llm_query", {"prompt": "x"})]
+    assert (asked.paths, asked.requests) == (["/llm_query"], [{"prompt": "x"}])
 
 
 def test_the_broker_behind_it(proxy: LMProxy) -> None:

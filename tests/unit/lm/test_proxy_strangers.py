@@ -7,45 +7,15 @@ import random
 import select
 import socket
 import threading
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from rlm_containers.lm import Gate, LMProxy
 from rlm_containers.lm import proxy as proxy_module
 from tests.support import eventually
+from tests.unit.lm.conftest import Asked
 
 BODY = b'{"prompt": "x"}'
-
-
-class Asked:
-    """Answers the proxy's requests when it is let, and records them."""
-
-    def __init__(self) -> None:
-        self.requests: list[object] = []
-        self.arrived = threading.Semaphore(0)
-        self.go_on = threading.Event()
-        self.go_on.set()
-
-    def __call__(self, path: str, request: object) -> dict[str, Any]:
-        self.requests.append(request)
-        self.arrived.release()
-        assert self.go_on.wait(30)
-        return {"response": "yes"}
-
-
-@pytest.fixture
-def asked() -> Asked:
-    return Asked()
-
-
-@pytest.fixture
-def proxy(asked: Asked) -> Iterator[LMProxy]:
-    proxy = LMProxy("127.0.0.1", asked)
-    yield proxy
-    asked.go_on.set()
-    proxy.close()
 
 
 def connect(proxy: LMProxy) -> socket.socket:

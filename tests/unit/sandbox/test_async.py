@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("made_bundle")
 
 
 def within(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a test in a loop; one that hangs fails."""
+    """Run a test in a loop, and fail it if it hangs."""
     return asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
 
 
@@ -74,10 +74,15 @@ def test_every_twin_does_what_its_method_does() -> None:
             await sandbox.aexecute("answer['content'] = 'done'; answer['ready'] = True")
             await sandbox.areset_answer()
             assert (await sandbox.aexecute("")).final_answer is None
-            await sandbox.aexecute("generator = (i for i in 'ab')")
+            await sandbox.aexecute("n = 2; generator = (i for i in 'ab')")
             assert [variable.name for variable in await sandbox.aunsaved()] == ["generator"]
             id_ = await sandbox.asnapshot("a note")
             assert [(s.id, s.note) for s in await sandbox.asnapshots()] == [(id_, "a note")]
+            await sandbox.aexecute("n = 3")
+            async with await sandbox.afork() as other:
+                await sandbox.arestore(id_)
+                assert (await other.aexecute("print(n)")).stdout == "3\n"
+            assert (await sandbox.aexecute("print(n)")).stdout == "2\n"
             await sandbox.aremove_snapshot(id_)
             assert await sandbox.asnapshots() == []
             with pytest.raises(SetupCodeError, match="The tool x failed"):
@@ -107,8 +112,7 @@ def test_cells_are_awaited() -> None:
 
 
 def test_many_sandboxes_of_one_loop_work_at_the_same_time() -> None:
-    # Each cell waits until all of the others have come as far, so none may keep the loop, nor
-    # wait for a thread that another has.
+    # Each cell waits for all others, so no sandbox may block the loop or wait for another's thread.
     count = 8
     arrived: list[int] = []
     everyone = asyncio.Event()
@@ -202,7 +206,7 @@ def test_cancelling_interrupts_the_cell_and_keeps_the_session() -> None:
     within(test())
 
 
-def test_cancelling_a_cell_that_waits_for_its_turn_leaves_the_other_alone() -> None:
+def test_cancelling_a_waiting_cell_leaves_the_running_one_alone() -> None:
     async def test() -> None:
         running, go = asyncio.Event(), asyncio.Event()
 
@@ -231,7 +235,7 @@ def test_cancelling_a_fork_leaves_nothing_running() -> None:
     async def test() -> None:
         async with Sandbox(runtime=local) as sandbox:
             task = asyncio.create_task(sandbox.afork())
-            await asyncio.sleep(0)  # it has begun
+            await asyncio.sleep(0)  # let the fork begin
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -242,7 +246,7 @@ def test_cancelling_a_fork_leaves_nothing_running() -> None:
     within(test())
 
 
-def test_context_variables_are_the_callers() -> None:
+def test_callbacks_see_the_callers_context_variables() -> None:
     who = contextvars.ContextVar("who", default="nobody")
     seen: list[str] = []
 
@@ -255,7 +259,7 @@ def test_context_variables_are_the_callers() -> None:
     assert seen == ["me"]
 
 
-def test_a_start_that_fails() -> None:
+def test_a_failed_start_leaves_nothing_running() -> None:
     local = LocalRuntime()
 
     async def test() -> None:
@@ -267,7 +271,7 @@ def test_a_start_that_fails() -> None:
     assert [process.wait(PATIENCE) for process in local.processes] == [0]
 
 
-def test_the_environment_of_an_rlm(made_bundle: Bundle) -> None:
+def test_container_repl_in_an_event_loop(made_bundle: Bundle) -> None:
     async def test() -> None:
         async with await ContainerREPL.acreate(
             runtime=LocalRuntime(), context_payload="text"

@@ -28,9 +28,11 @@ from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 REPOSITORY = Path(__file__).parents[3]
 
 
-def test_what_is_there_while_it_runs_and_gone_afterwards(local: LocalRuntime) -> None:
+def test_closing_removes_everything_a_start_makes(local: LocalRuntime) -> None:
     descriptors = os.listdir("/proc/self/fd")
-    threads = {thread.name for thread in threading.enumerate()}  # an earlier test's may yet end
+    threads = {
+        thread.name for thread in threading.enumerate()
+    }  # of an earlier test, which may still end
     with Sandbox(runtime=local) as box:
         (spec,) = local.specs
         directory = workspace_of(box)
@@ -43,17 +45,17 @@ def test_what_is_there_while_it_runs_and_gone_afterwards(local: LocalRuntime) ->
     assert not directory.exists()
     assert os.listdir("/proc/self/fd") == descriptors
     assert eventually(lambda: {thread.name for thread in threading.enumerate()} <= threads)
-    assert local.removed == []  # it went by itself
+    assert local.removed == []  # the container ended by itself
     for process in local.processes:
         with pytest.raises(ProcessLookupError):
             os.kill(process.pid, 0)
 
 
-def test_names_are_its_own(boxes: Boxes) -> None:
+def test_every_sandbox_has_its_own_name(boxes: Boxes) -> None:
     assert len({boxes().name for _ in range(3)}) == 3
 
 
-def test_its_life_in_its_repr(local: LocalRuntime) -> None:
+def test_the_repr_shows_the_state(local: LocalRuntime) -> None:
     box = Sandbox(runtime=local)
     assert "not started" in repr(box)
     with box:
@@ -62,7 +64,7 @@ def test_its_life_in_its_repr(local: LocalRuntime) -> None:
     assert "closed" in repr(box)
 
 
-def test_before_the_start_and_after_the_end(local: LocalRuntime) -> None:
+def test_methods_fail_before_the_start_and_after_the_end(local: LocalRuntime) -> None:
     box = Sandbox(runtime=local)
     for state, match in (("before", "has not been started"), ("after", "was closed")):
         if state == "after":
@@ -96,7 +98,7 @@ def test_closing_twice_and_without_a_start(local: LocalRuntime) -> None:
     assert local.removed == []
 
 
-def test_an_exception_inside_of_with_closes_it(local: LocalRuntime) -> None:
+def test_an_exception_inside_with_closes_the_sandbox(local: LocalRuntime) -> None:
     with pytest.raises(LookupError), Sandbox(runtime=local) as box:
         directory = workspace_of(box)
         raise LookupError
@@ -131,7 +133,7 @@ def test_cells_from_many_threads_take_turns(boxes: Boxes) -> None:
 
 
 @pytest.mark.parametrize("code", [None, 5, b"x = 1", ["x = 1"]])
-def test_what_is_no_code(box: Sandbox, code: object) -> None:
+def test_code_must_be_a_string(box: Sandbox, code: object) -> None:
     with pytest.raises(OptionError, match="code must be a string"):
         box.execute(code)  # type: ignore[arg-type]
     run(box, "x = 1")
@@ -172,19 +174,19 @@ def test_setup_code_may_end_early(boxes: Boxes) -> None:
     assert run(box, "print(x)").stdout == "1\n"
 
 
-# Ends that were not asked for
+# Failures
 
 
-def test_a_container_that_is_gone(boxes: Boxes) -> None:
+def test_a_lost_container_is_an_error_and_is_removed(boxes: Boxes) -> None:
     box = boxes()
     boxes.local.processes[0].kill()
     with pytest.raises(SandboxLostError):
         box.execute("x = 1")
     box.close()
-    assert boxes.local.removed == [box.name]  # it did not end by itself, so look after it
+    assert boxes.local.removed == [box.name]  # it did not end by itself
 
 
-def test_an_engine_that_cannot_remove_it_does_not_keep_the_rest(
+def test_closing_goes_on_if_the_engine_cannot_remove_the_container(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     box = boxes()
@@ -199,7 +201,7 @@ def test_an_engine_that_cannot_remove_it_does_not_keep_the_rest(
     assert not directory.exists()
 
 
-def test_an_error_in_one_step_of_closing_does_not_keep_the_rest(
+def test_closing_goes_on_past_an_error_in_one_step(
     boxes: Boxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(gateway: Gateway) -> None:
@@ -252,13 +254,14 @@ def test_close_in_another_thread_ends_a_running_cell(boxes: Boxes) -> None:
     closer.join(PATIENCE)
     worker.join(PATIENCE)
     ended = not closer.is_alive() and not worker.is_alive()
-    boxes.local.processes[0].kill()  # so that nothing waits, whatever came of it
+    boxes.local.processes[0].kill()  # so that no thread is left if the test fails
     assert ended
     assert isinstance(failures[0], SandboxError)
 
 
-def test_an_owner_that_forgets_to_close(made_bundle: object, local: LocalRuntime) -> None:
-    # When the interpreter ends, so do its sandboxes.
+def test_the_end_of_the_process_closes_the_sandbox(
+    made_bundle: object, local: LocalRuntime
+) -> None:
     program = (
         "from rlm_containers import Sandbox\n"
         "from tests.unit.guests import LocalRuntime\n"
@@ -281,7 +284,7 @@ def test_an_owner_that_forgets_to_close(made_bundle: object, local: LocalRuntime
         os.kill(int(pid), 0)
 
 
-def test_a_closed_one_is_not_kept_alive_until_the_end(
+def test_a_closed_sandbox_is_not_kept_alive(
     local: LocalRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[object] = []

@@ -1,4 +1,4 @@
-"""``llm_query()`` in a cell, from the guest to a callable of this process, both ways."""
+"""``llm_query()`` in a cell, answered by a callable of this process, over HTTP and the pipe."""
 
 from __future__ import annotations
 
@@ -76,9 +76,7 @@ def test_whatever_a_subcall_returns_the_cell_gets_an_answer(
     assert run(box, "print(type(rlm_query('x')).__name__)").stdout == "str\n"
 
 
-def test_an_answer_that_is_too_large_is_an_error_and_no_silence(
-    boxes: Boxes, local: LocalRuntime
-) -> None:
+def test_an_answer_that_is_too_large_is_an_error(boxes: Boxes, local: LocalRuntime) -> None:
     box = boxes(lm=lambda prompt: "x" * MAX_FRAME)
     assert box.lm_route == "pipe"
     assert run(box, "print(llm_query('x')[:7])").stdout == "Error: \n"
@@ -208,7 +206,7 @@ def test_where_the_proxy_cannot_listen_the_pipe_is_used_and_it_is_said(
     assert "cannot listen on 192.0.2.1" in caplog.text
 
 
-def test_a_broker_of_the_callers_own(boxes: Boxes) -> None:
+def test_the_caller_can_pass_a_broker(boxes: Boxes) -> None:
     broker = LMBroker(CallableBackend(str.upper))
     box: Sandbox = boxes(lm=broker)
     assert box.broker is broker

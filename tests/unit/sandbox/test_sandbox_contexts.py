@@ -1,4 +1,4 @@
-"""Contexts: values of this process in the container, whole and as they were."""
+"""Contexts: values of this process that arrive in the container unchanged."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_fifty_megabytes_of_json_arrive(shared: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 5, 2.5, b"bytes", {1, 2}, ("a",), object(), True])
-def test_what_is_no_context(shared: Sandbox, value: Any) -> None:
+def test_a_context_must_be_text_a_dict_or_a_list(shared: Sandbox, value: Any) -> None:
     with pytest.raises(ContextError, match=f"not {type(value).__name__}"):
         shared.load("other", value)
     assert "other" not in run(shared, "x = 1").locals
@@ -92,7 +92,7 @@ def deep() -> list[Any]:
     [{"a": {1}}, [object()], {(1, 2): 3}, [b"x"], recursive(), deep(), {"a": complex(1)}],
     ids=["set", "object", "tuple as key", "bytes", "recursive", "deep", "complex"],
 )
-def test_what_json_has_no_word_for(shared: Sandbox, value: Any) -> None:
+def test_a_context_must_be_expressible_as_json(shared: Sandbox, value: Any) -> None:
     shared.load("data", "before")
     with pytest.raises(ContextError, match="data cannot be expressed as JSON"):
         shared.load("data", value)
@@ -100,7 +100,7 @@ def test_what_json_has_no_word_for(shared: Sandbox, value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "1a", "a.b", "a/b", "../x", "a\n", "a-b", "class x"])
-def test_what_is_no_name(shared: Sandbox, name: str) -> None:
+def test_a_variables_name_must_be_an_identifier(shared: Sandbox, name: str) -> None:
     with pytest.raises(OptionError, match="is not the name of a variable"):
         shared.load(name, "text")
 
@@ -111,7 +111,7 @@ def test_unusual_names(shared: Sandbox, name: str) -> None:
     assert run(shared, f"print({name})").stdout == "text\n"
 
 
-def test_a_second_value_under_a_name(box: Sandbox) -> None:
+def test_a_variable_is_loaded_again(box: Sandbox) -> None:
     for value in ("text", ["a"], "other", {"b": 1}):
         box.load("data", value)
         assert run(box, "print(data)").stdout == f"{value}\n"
@@ -120,7 +120,7 @@ def test_a_second_value_under_a_name(box: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("kind", ["text", "document"])
-def test_what_a_cell_kept_of_the_first_is_not_the_second(box: Sandbox, kind: str) -> None:
+def test_references_to_an_earlier_value_keep_it(box: Sandbox, kind: str) -> None:
     first: Any = "a" * 300_000 if kind == "text" else [["a"] * 50_000, {"x": "a"}]
     second: Any = "b" * 300_000 if kind == "text" else [["b"] * 50_000, {"x": "b"}]
     box.load("data", first)
@@ -132,7 +132,7 @@ def test_what_a_cell_kept_of_the_first_is_not_the_second(box: Sandbox, kind: str
     assert run(box, code).stdout == f"True True {len(first)} False\n"
 
 
-def test_files_of_superseded_values_go(box: Sandbox) -> None:
+def test_files_of_superseded_values_are_removed(box: Sandbox) -> None:
     for number in range(6):
         box.load("data", f"{number}" * 300_000)
         run(box, f"x = {number}")

@@ -1,4 +1,4 @@
-"""Named sessions: what is there again in a later sandbox, and who may have it when."""
+"""Named sessions: what a later sandbox finds again, and who may use one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("own_sessions")
 
 REPOSITORY = Path(__file__).parents[3]
 
-#: A variable whose saving takes longer than anything that could hide that it was not waited for.
+#: A variable that takes so long to save that a test fails if nobody waits for it.
 SLOW = """
 import time
 class Slow:
@@ -50,7 +50,7 @@ class Slow:
 slow = Slow()
 """
 
-# Runs cells in a session, says so, and waits to be killed.
+# Runs cells in a session, prints a line, and waits to be killed.
 HOST = """
 import sys
 from rlm_containers import Sandbox
@@ -69,7 +69,7 @@ def session_path(name: str = "one") -> Path:
 
 @pytest.fixture
 def hosts() -> Iterator[Any]:
-    """Starts other processes that have a session; they are killed at the end."""
+    """Starts other processes that use a session, and kills them at the end."""
     made: list[subprocess.Popen[str]] = []
 
     def start(session: str, *cells: str) -> subprocess.Popen[str]:
@@ -149,7 +149,7 @@ def test_closing_waits_for_the_last_checkpoint(boxes: Boxes) -> None:
 
 
 def test_a_killed_host_leaves_a_session_to_go_on_with(boxes: Boxes, hosts: Any) -> None:
-    # The last cell has been answered, and its checkpoint takes a second from then on.
+    # The last cell has been answered, but its checkpoint takes another second.
     host = hosts("one", "x = [1]\ny = x", SLOW)
     host.send_signal(signal.SIGKILL)
     host.wait()
@@ -161,7 +161,7 @@ def test_a_killed_host_leaves_a_session_to_go_on_with(boxes: Boxes, hosts: Any) 
     again.close()
 
 
-def test_a_session_of_a_killed_host_says_what_is_in_it(boxes: Boxes, hosts: Any) -> None:
+def test_the_manifest_of_a_killed_hosts_session(boxes: Boxes, hosts: Any) -> None:
     host = hosts("one", "x = 1", "y = 2")
     store = SessionStore()
     assert store.inspect("one").pid == host.pid
@@ -171,7 +171,7 @@ def test_a_session_of_a_killed_host_says_what_is_in_it(boxes: Boxes, hosts: Any)
     info = store.inspect("one")
     assert info.manifest is not None
     assert info.manifest.python == ".".join(map(str, sys.version_info[:3]))
-    # Written when a report came, at most once a second; nobody was there for the last one.
+    # The manifest is written at most once a second, and the host was killed before the last time.
     assert not info.is_current
     boxes(session="one").close()
     info = store.inspect("one")
@@ -183,17 +183,17 @@ def test_one_sandbox_at_a_time(boxes: Boxes, hosts: Any) -> None:
     with pytest.raises(SessionInUseError, match="another sandbox of this process") as caught:
         boxes(session="one")
     assert caught.value.pid == os.getpid()
-    run(box, "x = 1")  # it is none the worse for that
+    run(box, "x = 1")  # the refused sandbox did no harm
     box.close()
     host = hosts("one", "x += 1")
     with pytest.raises(SessionInUseError, match=f"in use by process {host.pid}"):
         boxes(session="one")
-    host.communicate()  # ends, and closes its sandbox as it does
+    host.communicate()  # end the process, which closes its sandbox
     assert boxes(session="one").execute("").locals["x"] == "2"
 
 
 def test_a_lock_outlives_its_owner_as_long_as_something_of_it_does(tmp_path: Path) -> None:
-    # As a reaper has it, until the container is gone.
+    # Its child holds the lock, as a reaper does until the container is gone.
     directory = tmp_path / "s"
     program = (
         "import os, sys, time\nfrom pathlib import Path\n"
@@ -215,7 +215,7 @@ def test_a_lock_outlives_its_owner_as_long_as_something_of_it_does(tmp_path: Pat
     )
     assert owner_of(directory) == int(done.stdout)
     (directory / "go").touch()
-    with_lock = SessionLock(directory, "s")  # waits for it, since its owner is dead
+    with_lock = SessionLock(directory, "s")  # waits, since the owner is dead
     assert owner_of(directory) == os.getpid()
     with_lock.close()
     with_lock.close()
@@ -224,7 +224,7 @@ def test_a_lock_outlives_its_owner_as_long_as_something_of_it_does(tmp_path: Pat
 
 @contextlib.contextmanager
 def held(directory: Path, text: str) -> Iterator[None]:
-    """A lock that somebody has, in whose file this stands."""
+    """Hold a lock whose file has this text."""
     directory.mkdir()
     (directory / "lock").write_text(text)
     with (directory / "lock").open() as file:
@@ -241,7 +241,7 @@ def test_a_lock_whose_dead_owners_number_somebody_else_has_now_is_waited_for(
         SessionLock(tmp_path / "s", "s").close()
 
 
-def test_a_lock_that_a_version_without_owners_has_left(tmp_path: Path) -> None:
+def test_the_lock_file_of_an_older_version_is_read(tmp_path: Path) -> None:
     directory = tmp_path / "s"
     with held(directory, json.dumps({"pid": 4711, "host": socket.gethostname()})):
         assert owner_of(directory) == 4711
@@ -249,7 +249,7 @@ def test_a_lock_that_a_version_without_owners_has_left(tmp_path: Path) -> None:
             SessionLock(directory, "s")
         assert caught.value.pid == 4711
     assert owner_of(directory) is None
-    lock = SessionLock(directory, "s")  # once nobody has it, it does not matter who had
+    lock = SessionLock(directory, "s")  # a lock that nobody holds can be taken
     assert owner_of(directory) == os.getpid()
     lock.close()
 
@@ -264,7 +264,7 @@ def test_a_lock_of_another_machine_says_which(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x", "host": 5}', "\0" * 5000, "\xff"])
-def test_a_lock_that_does_not_say_whose_it_is(tmp_path: Path, text: str) -> None:
+def test_a_lock_file_with_unreadable_content(tmp_path: Path, text: str) -> None:
     with held(tmp_path / "s", text):
         assert owner_of(tmp_path / "s") == 0
         with pytest.raises(SessionInUseError, match="in use by another process") as caught:
@@ -273,7 +273,7 @@ def test_a_lock_that_does_not_say_whose_it_is(tmp_path: Path, text: str) -> None
     SessionLock(tmp_path / "s", "s").close()
 
 
-def test_a_lock_is_not_got_of_a_session_that_is_being_removed(tmp_path: Path) -> None:
+def test_a_session_that_is_being_removed_cannot_be_locked(tmp_path: Path) -> None:
     lock = SessionLock(tmp_path / "s", "s", create=True)
     (tmp_path / "s").rename(tmp_path / "removed")
     other = SessionLock(tmp_path / "s", "s", create=True)
@@ -282,7 +282,7 @@ def test_a_lock_is_not_got_of_a_session_that_is_being_removed(tmp_path: Path) ->
     other.close()
 
 
-def test_what_the_manifest_says(boxes: Boxes) -> None:
+def test_the_manifest_describes_the_session(boxes: Boxes) -> None:
     box = boxes(session="one", image="some/image:1")
     box.load("context", "c" * 500_000)
     run(box, "x = list(range(1000))\ngenerator = (i for i in x)\ntext = 't' * 400_000")
@@ -304,7 +304,7 @@ def test_what_the_manifest_says(boxes: Boxes) -> None:
     assert info.size > 900_000
     again = boxes(session="one")
     assert [variable.name for variable in again.lost] == ["generator"]
-    assert again.snapshots() == []  # it was known not to be saved: no news
+    assert again.snapshots() == []  # none is needed: it was known to be unsaved
     run(again, "x = 5")
     again.close()
     info = SessionStore().inspect("one")
@@ -371,15 +371,15 @@ def test_a_start_that_fails_leaves_no_session(boxes: Boxes) -> None:
     boxes.local.programs = [("/bin/false",)]
     with pytest.raises(Exception, match="status 1"):
         boxes(session="one")
-    assert boxes(session="one").execute("").locals["x"] == "1"  # one that was there stays
+    assert boxes(session="one").execute("").locals["x"] == "1"  # an existing session stays
 
 
-def test_a_variable_is_loaded_anew(boxes: Boxes) -> None:
+def test_a_variable_is_loaded_again_in_a_later_sandbox(boxes: Boxes) -> None:
     box = boxes(session="one")
     box.load("context", "first")
     run(box, "kept = context")
     box.close()
-    # Its file is what `kept` is restored from: the new one must not be written over it.
+    # `kept` is restored from the first file, so the second must have another name.
     again = boxes(session="one")
     again.load("context", "second")
     again.close()
@@ -403,9 +403,9 @@ def test_what_cannot_be_restored_is_named_and_kept(
     (warning,) = warnings_of(caplog)
     assert "could not bring back: text" in warning.getMessage()
     assert kept.id in warning.getMessage()
-    run(again, "x += 1")  # which writes a checkpoint without it
+    run(again, "x += 1")  # writes a checkpoint without `text`
     again.close()
-    # The way back, for one who has mended what was wrong.
+    # The snapshot is the way back once the damage is repaired.
     again = boxes(session="one")
     assert again.lost == ()
     assert [variable.name for variable in again.restore(kept.id)] == ["text"]
@@ -447,11 +447,11 @@ def test_a_damaged_state_goes_on_from_the_one_before(
     assert "the state before its last one" in warning
     assert kept.id in warning
     again.close()
-    state.unlink()  # as a cell may, whose host is killed then
+    state.unlink()  # a cell may do that, and its host may be killed then
     assert boxes(session="one").execute("").locals["x"] == "1"
 
 
-def test_another_python_is_warned_of_and_the_way_back_kept(
+def test_another_python_gives_a_warning_and_a_snapshot(
     boxes: Boxes, caplog: pytest.LogCaptureFixture
 ) -> None:
     box = boxes(session="one")
@@ -470,7 +470,7 @@ def test_another_python_is_warned_of_and_the_way_back_kept(
     assert again.execute("").locals["x"] == "1"
     again.close()
     caplog.clear()
-    boxes(session="one")  # the warning comes once
+    boxes(session="one")  # no second warning
     assert warnings_of(caplog) == []
 
 
@@ -485,7 +485,7 @@ def test_names_that_no_session_has(local: LocalRuntime, name: Any) -> None:
     assert not sessions_directory().exists()
 
 
-def test_no_place_for_a_session(
+def test_the_sessions_directory_cannot_be_made(
     boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -496,7 +496,7 @@ def test_no_place_for_a_session(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user for a while")
-def test_a_workspace_is_given_to_whom_the_engine_runs_as(tmp_path: Path) -> None:
+def test_a_workspace_is_given_to_the_user_of_the_engine(tmp_path: Path) -> None:
     workspace = Workspace.open(tmp_path / "w", (65534, 65534))
     workspace.write("file", [b"x"])
     workspace.close()
@@ -505,7 +505,7 @@ def test_a_workspace_is_given_to_whom_the_engine_runs_as(tmp_path: Path) -> None
     (tmp_path / "w" / "deep" / "er").mkdir(parents=True)
     (tmp_path / "w" / "deep" / "er" / "file").touch()
     (tmp_path / "w" / "link").symlink_to(victim)
-    Workspace.open(tmp_path / "w", (65534, 65534)).close()  # whose it is already: nothing is done
+    Workspace.open(tmp_path / "w", (65534, 65534)).close()  # the same user: nothing is done
     assert (tmp_path / "w" / "deep").stat().st_uid == 0
     Workspace.open(tmp_path / "w", (1234, 1235)).close()
     for path in ("", "file", "deep", "deep/er", "deep/er/file", "link"):
@@ -538,7 +538,7 @@ def test_closing_leaves_no_descriptor_and_no_process(boxes: Boxes) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_cell_that_runs_when_it_is_closed(boxes: Boxes) -> None:
+def test_closing_ends_a_running_cell_and_keeps_the_session(boxes: Boxes) -> None:
     box = boxes(session="one")
     run(box, "x = 1")
 

@@ -1,4 +1,4 @@
-"""Snapshots, going back to them, and forks: with a name and without."""
+"""Snapshots, restores and forks, of named sessions and of others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def objects_of(box: Sandbox) -> list[Path]:
     return [path for path in (directory / "objects").rglob("*") if path.is_file()]
 
 
-def test_going_back(any_box: Sandbox) -> None:
+def test_restoring_brings_back_variables_and_files(any_box: Sandbox) -> None:
     box = any_box
     box.load("context", ["a", {"b": "c" * 1000}])
     run(
@@ -92,7 +92,7 @@ def test_going_back(any_box: Sandbox) -> None:
         """,
     )
     assert "other" not in result.locals
-    # The interpreter that dies now comes back as that snapshot too, once it has gone on.
+    # After a death the interpreter comes back from the restored state.
     assert box.execute(DIE).status == "died"
     run(box, "assert items == [1] and both[0] is items")
     assert box.restore(second) == ()
@@ -136,7 +136,7 @@ def test_a_cell_cannot_change_a_snapshot(any_box: Sandbox) -> None:
     box = any_box
     run(box, "x = 'x' * 300_000\nopen('file', 'wb').write(b'before')")
     before = box.snapshot()
-    # In place: through what a hard link would share.
+    # Write in place, which a hard link to the snapshot would share.
     run(
         box,
         """
@@ -147,13 +147,13 @@ def test_a_cell_cannot_change_a_snapshot(any_box: Sandbox) -> None:
     )
     box.restore(before)
     run(box, "assert x == 'x' * 300_000 and open('file', 'rb').read() == b'before'")
-    with open(workspace_of(box) / "file", "r+b") as file:  # nor what was laid out of it
+    with open(workspace_of(box) / "file", "r+b") as file:  # the restored file is a copy, too
         file.write(b"again")
     box.restore(before)
     assert box.get_file("file") == b"before"
 
 
-def test_what_a_snapshot_cannot_have(any_box: Sandbox) -> None:
+def test_a_snapshot_leaves_out_what_cannot_be_saved(any_box: Sandbox) -> None:
     box = any_box
     run(box, "import os\nos.mkfifo('fifo')\nopen('file', 'w')\ngenerator = (i for i in 'ab')")
     id_ = box.snapshot()
@@ -164,7 +164,7 @@ def test_what_a_snapshot_cannot_have(any_box: Sandbox) -> None:
     assert [file.name for file in box.list_files()] == ["file"]
 
 
-def test_before_the_first_cell(any_box: Sandbox) -> None:
+def test_a_snapshot_before_the_first_cell(any_box: Sandbox) -> None:
     box = any_box
     empty = box.snapshot()
     run(box, "x = 1")
@@ -174,7 +174,7 @@ def test_before_the_first_cell(any_box: Sandbox) -> None:
     assert box.list_files() == ()
 
 
-def test_ids(any_box: Sandbox) -> None:
+def test_snapshots_are_found_by_the_beginning_of_their_id(any_box: Sandbox) -> None:
     box = any_box
     run(box, "x = 1")
     with pytest.raises(SnapshotNotFoundError, match="no snapshot 'abcd'") as caught:
@@ -196,14 +196,14 @@ def test_ids(any_box: Sandbox) -> None:
     assert box.execute("").locals["x"] == "1"
 
 
-def test_notes(any_box: Sandbox) -> None:
+def test_notes_are_cut(any_box: Sandbox) -> None:
     with pytest.raises(OptionError, match="note"):
         any_box.snapshot(5)  # type: ignore[arg-type]
     any_box.snapshot("ü\n" * 500)
     assert any_box.snapshots()[0].note == "ü\n" * 100
 
 
-def test_a_kept_history_stays_the_hosts(any_box: Sandbox) -> None:
+def test_restoring_leaves_the_hosts_history_alone(any_box: Sandbox) -> None:
     box = any_box
     box.load("history", [{"role": "user", "content": "one"}], keep=True)
     run(box, "x = 1")
@@ -213,7 +213,7 @@ def test_a_kept_history_stays_the_hosts(any_box: Sandbox) -> None:
     assert run(box, "print(x, history[0]['content'])").stdout == "1 two\n"
 
 
-def test_a_variable_is_loaded_after_going_back(any_box: Sandbox) -> None:
+def test_a_variable_is_loaded_after_a_restore(any_box: Sandbox) -> None:
     box = any_box
     box.load("context", "first")
     run(box, "old = context")
@@ -322,10 +322,10 @@ def test_a_variable_whose_saving_never_ends_is_given_up(
     assert [variable.name for variable in box.restore(id_)] == ["endless"]
     run(box, "assert a + z == 3")
     run(box, "endless = Endless()")
-    box.close()  # ends as well
+    box.close()  # does not wait for ever
 
 
-def test_forks_go_their_own_ways(any_box: Sandbox) -> None:
+def test_forks_are_independent(any_box: Sandbox) -> None:
     box = any_box
     box.load("context", "c" * 400_000)
     run(box, "items = [1]\nsame = items\nopen('file', 'w').write('one')")
@@ -341,7 +341,7 @@ def test_forks_go_their_own_ways(any_box: Sandbox) -> None:
     assert run(box, "print(items, len(context))").stdout == "[1, 9] 400000\n"
 
 
-def test_a_fork_has_what_the_first_had(boxes: Boxes) -> None:
+def test_a_fork_has_the_options_tools_and_model(boxes: Boxes) -> None:
     async def later(prompt: str) -> str:
         await asyncio.sleep(0)
         return prompt.upper()
@@ -367,7 +367,7 @@ def test_a_fork_has_what_the_first_had(boxes: Boxes) -> None:
         assert run(box, "print(llm_query('ho'))").lm_calls[0].prompt == "ho"
 
 
-def test_a_fork_has_the_options_of_the_first_when_the_configuration_has_gone(
+def test_a_fork_does_not_read_the_configuration_again(
     boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "config.toml"
@@ -384,7 +384,7 @@ def test_a_fork_has_the_options_of_the_first_when_the_configuration_has_gone(
             assert run(third, "print(x)").stdout == "1\n"
 
 
-def test_a_fork_keeps_its_own_calls(boxes: Boxes) -> None:
+def test_a_fork_records_its_own_calls(boxes: Boxes) -> None:
     broker = LMBroker(CallableBackend(str.upper, 60.0, AsyncFunctions()))
     box = boxes(lm=broker)
     with box.fork() as other:
@@ -408,7 +408,9 @@ def test_a_fork_as_a_session(boxes: Boxes) -> None:
     assert box.execute("").locals["x"] == "1"
 
 
-def test_what_is_not_kept_goes_with_the_sandbox(boxes: Boxes, local: LocalRuntime) -> None:
+def test_snapshots_without_a_session_end_with_the_sandbox(
+    boxes: Boxes, local: LocalRuntime
+) -> None:
     box = boxes()
     run(box, "x = 1")
     box.snapshot()
@@ -423,7 +425,7 @@ def test_what_is_not_kept_goes_with_the_sandbox(boxes: Boxes, local: LocalRuntim
             closed.restore("abcdef")
 
 
-def test_a_killed_hosts_passing_snapshots_go(tmp_path: Path) -> None:
+def test_the_reaper_removes_snapshots_without_a_session(tmp_path: Path) -> None:
     program = (
         "import sys, os\nfrom rlm_containers import Sandbox\n"
         "from tests.unit.guests import LocalRuntime\n"
@@ -443,28 +445,13 @@ def test_a_killed_hosts_passing_snapshots_go(tmp_path: Path) -> None:
     assert not (passing_snapshots_directory() / name).exists()
 
 
-def test_for_an_event_loop(boxes: Boxes) -> None:
-    asyncio.run(use(boxes()))
-
-
-async def use(box: Sandbox) -> None:
-    await box.aexecute("x = 1")
-    id_ = await box.asnapshot()
-    await box.aexecute("x = 2")
-    async with await box.afork() as other:
-        assert await other.arestore(await other.asnapshot()) == ()
-        assert (await other.aexecute("")).locals["x"] == "2"
-    await box.arestore(id_)
-    assert (await box.aexecute("")).locals["x"] == "1"
-
-
 def test_a_restore_that_was_interrupted_is_completed(boxes: Boxes, tmp_path: Path) -> None:
     box = boxes(session="one")
     run(box, "x = 1\nopen('a', 'w').write('1')")
     id_ = box.snapshot()
     run(box, "x = 2\nopen('a', 'w').write('2')")
     box.close()
-    # As a process leaves it that is killed between two renames.
+    # What a process leaves that is killed between two renames.
     path = sessions_directory() / "one"
     (path / "staging" / "old").mkdir(parents=True)
     (path / "workspace" / "a").rename(path / "staging" / "old" / "a")
@@ -474,7 +461,7 @@ def test_a_restore_that_was_interrupted_is_completed(boxes: Boxes, tmp_path: Pat
     assert again.get_file("a") == b"1"
     again.close()
     (path / "restoring").write_text(id_)
-    assert SessionStore().snapshot("one").id == id_  # whoever comes first completes it
+    assert SessionStore().snapshot("one").id == id_  # the next process to look completes it
     assert not (path / "restoring").exists()
     (path / "restoring").write_text("no such")
     assert boxes(session="one").execute("").locals["x"] == "1"

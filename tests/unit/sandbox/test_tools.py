@@ -113,7 +113,7 @@ def test_a_function_says_what_it_is_and_keeps_its_secrets(boxes: Boxes) -> None:
     assert "sk-secret" not in stdout
 
 
-def test_names_come_back_and_are_no_variables(boxes: Boxes) -> None:
+def test_tools_come_back_and_are_not_variables(boxes: Boxes) -> None:
     box = boxes(tools={"fetch": fetch})
     result = run(box, "fetch = None")
     assert "fetch" not in result.locals
@@ -122,7 +122,7 @@ def test_names_come_back_and_are_no_variables(boxes: Boxes) -> None:
     assert run(box, "print(fetch(1))").stdout == "[1, 2]\n"
 
 
-def test_a_function_survives_a_death_also_inside_of_other_values(boxes: Boxes) -> None:
+def test_references_to_a_tool_survive_a_death(boxes: Boxes) -> None:
     box = boxes(tools={"fetch": fetch})
     run(box, "ask, asks = fetch, {'f': [fetch]}")
     revive(box)
@@ -131,7 +131,7 @@ def test_a_function_survives_a_death_also_inside_of_other_values(boxes: Boxes) -
     )
 
 
-def test_functions_can_be_exchanged(boxes: Boxes) -> None:
+def test_tools_can_be_replaced(boxes: Boxes) -> None:
     box = boxes(tools={"one": lambda: 1, "two": lambda: 2})
     run(box, "kept = one, two")
     box.set_tools({"two": lambda: "zwei", "three": lambda: 3})
@@ -190,12 +190,12 @@ def test_a_cell_that_waits_for_a_function_can_be_interrupted(boxes: Boxes) -> No
         ([fetch], "must be a mapping"),
     ],
 )
-def test_tools_that_cannot_be(tools: Any, said: str) -> None:
+def test_wrong_tools_are_refused(tools: Any, said: str) -> None:
     with pytest.raises(OptionError, match=said):
         Sandbox(tools=tools)
 
 
-def test_a_closed_sandbox_takes_none(boxes: Boxes) -> None:
+def test_a_closed_sandbox_takes_no_tools(boxes: Boxes) -> None:
     box = boxes()
     with pytest.raises(OptionError):
         box.set_tools({"a b": fetch})
@@ -231,7 +231,7 @@ def test_a_plain_interpreter(boxes: Boxes) -> None:
     ],
 )
 def test_requests_that_are_none(request_: Any) -> None:
-    # A guest may say anything; it reaches the functions that were given and nothing else.
+    # A guest may send anything, but reaches only the functions that were given.
     called: list[Any] = []
     answer = HostTools({"fetch": called.append}).call(request_)
     assert answer["error"]["type"] in ("TypeError", "NameError")

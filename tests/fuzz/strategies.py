@@ -1,4 +1,4 @@
-"""What a hostile guest may say and do: strategies for hypothesis."""
+"""Strategies for hypothesis: what hostile guests and callers send and do."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from rlm_containers.guest import wire
 
 @dataclass(frozen=True)
 class Act:
-    """One thing that a guest does.
+    """One action of a guest.
 
     Attributes:
-        kind: ``"send"`` bytes; ``"hear"`` what the host says next; answer it as a guest should,
-            with ``"ready"`` or ``"result"``, changed by ``more``; or ``"plant"`` something in the
-            workspace.
-        raw: what is sent.
-        more: what is added to an answer.
-        name: of what is planted.
-        what: what is planted.
+        kind: ``"send"`` sends bytes, ``"hear"`` receives a message of the host, ``"ready"`` and
+            ``"result"`` answer it as a guest should, and ``"plant"`` puts a file into the workspace.
+        raw: the bytes to send.
+        more: fields to add to an answer or to replace in it.
+        name: the name of the file to plant.
+        what: the kind of file to plant, see :func:`tests.fuzz.host.plant`.
     """
 
     kind: str
@@ -33,11 +32,11 @@ class Act:
 
     @property
     def frames(self) -> int:
-        """How many frames it comes to, right or wrong ones."""
+        """The number of frames that it sends, valid or not."""
         return self.kind in ("send", "ready", "result")
 
 
-# JSON, and what is nearly JSON
+# JSON, valid and invalid
 
 _texts = st.one_of(
     st.text(max_size=20),
@@ -124,10 +123,14 @@ _message = st.fixed_dictionaries(
         "route": _values,
         "reason": _values,
         "skipped": _values,
+        "exit_code": st.one_of(_numbers, _values),
+        "artifacts": st.one_of(st.lists(_texts, max_size=5), _values),
+        "variables": _reports,
+        "state": st.one_of(st.lists(_numbers, min_size=2, max_size=2), _values),
     },
 )
 _event = st.fixed_dictionaries(
-    {"event": st.one_of(st.sampled_from(["died", "failed", "hello", "limits"]), _values)},
+    {"event": st.one_of(st.sampled_from(["died", "killed", "failed", "hello", "limits"]), _values)},
     optional={
         "signal": st.one_of(_numbers, _values),
         "exit": st.one_of(_numbers, _values),
@@ -155,7 +158,7 @@ _paths = st.one_of(
 _call = st.fixed_dictionaries({}, optional={"path": _paths, "request": _request})
 
 
-# Frames, and what is nearly frames
+# Frames, valid and invalid
 
 _payloads = {
     wire.MESSAGE: _message.map(_encoded),
@@ -233,8 +236,8 @@ _answer = st.builds(
     lambda kind, more: Act(kind, more=more), st.sampled_from(["ready", "result"]), _more
 )
 
-#: What one guest does, from its greeting to its end. Many behave for a while: a host that has given
-#: them up after their first word learns nothing of the rest.
+#: All actions of one guest after its greeting. Many guests behave well at first, because the host
+#: gives up a guest at its first invalid frame.
 acts = st.builds(
     lambda well, rest: [*[Act("hear"), Act("ready"), Act("hear"), Act("result")][:well], *rest],
     st.sampled_from([0, 2, 2, 4, 4]),
@@ -246,7 +249,7 @@ acts = st.builds(
 )
 
 
-# HTTP, and what is nearly HTTP
+# HTTP, valid and invalid
 
 _heads = st.builds(
     lambda method, path, version: f"{method} {path} {version}\r\n".encode("utf-8", "replace"),
@@ -278,7 +281,7 @@ _headers = st.lists(
 )
 _body = st.one_of(_request.map(_encoded), _bombs, st.binary(max_size=40))
 
-#: The bytes of one connection to the proxy; ``TOKEN`` and ``LENGTH`` stand for the right ones.
+#: The bytes of one connection to the proxy. ``TOKEN`` and ``LENGTH`` stand for the right values.
 proxy_bytes = st.lists(
     st.one_of(
         st.builds(

@@ -1,9 +1,11 @@
 """The root model of a demo without an API key: a script that reads each output and goes on from it.
 
-It is no model. It is handed what a root model is handed (the whole message history) and returns
-what a root model returns (prose and ```repl blocks), so RLM, the container and the sub-calls do
-exactly what they would do for a real one. What it writes depends on what it reads: the header line
-it splits at, the modules it asks about and what it does to the answers come from the REPL's output.
+It gets the whole message history, like a root model, and returns prose and ```repl blocks. So rlms,
+the container and the sub-calls work as for a real model. What it writes depends on what it reads:
+the header line to split at, the modules to ask about, and what to do with the answers.
+
+Its cells are Python 3.9 with the standard library only. The script replaces words in capitals by
+what it has read. Variables of earlier cells are still there.
 """
 
 from __future__ import annotations
@@ -16,8 +18,74 @@ from typing import Any
 from rlm.clients.base_lm import BaseLM
 from rlm.core.types import ModelUsageSummary, UsageSummary
 
-from demo_rlm import cells
-from demo_rlm.corpus import QUESTION, TOP
+from demo_rlm.corpus import QUESTION, RULE, TOP
+
+_LOOK_CELL = """\
+import os, platform
+print(f"Python {platform.python_version()} on {platform.node()}, uid {os.getuid()}")
+print(f"context: {type(context).__name__}, {len(context):,} characters")
+print(context[:120])"""
+
+_COUNT = r"""
+import re
+parts = re.split(r"(?m)^HEADER (\S+)\n", context)
+modules = dict(zip(parts[1::2], parts[2::2]))
+rule = re.compile(r"(?m)RULE")
+counts = {name: len(rule.findall(text)) for name, text in modules.items()}
+top = sorted(counts, key=lambda name: (-counts[name], name))[:TOP]
+print(len(modules), "modules")
+for name in top:
+    print(f"{counts[name]:4} {name}")
+"""
+
+# This wording is for a very small model, which does best at completing a sentence after it has read
+# another one. A first sentence as short as a title takes the next one along.
+_TRY = r'''
+docstring = re.compile(r"""(?:\s|#[^\n]*\n)*[rR]?("{3}|'{3}|"|')\\?(.*?)\1""", re.S)
+def start(name):
+    found = docstring.match(modules[name])
+    text = re.sub(r"[.]?\n\s*\n", ". ", found.group(2).strip()) if found else name
+    return re.match(r".{,24}.*?(?:[.](?= )|$)", " ".join(text.split())).group()[:400]
+def prompt(name):
+    return (f"Here is the documentation of the Python module {name}:\n\n{start(name)}\n\n"
+            f"Complete this sentence: The {name} module is used to ...")
+said = {"FIRST": llm_query(prompt("FIRST"))}
+print(said["FIRST"])
+'''
+
+_ASK = """
+rest = REST
+said.update(zip(rest, llm_query_batched([prompt(name) for name in rest])))
+print("answers:", len(said))
+print("failed:", [n for n, s in said.items() if not s.strip() or s.startswith("Error")])
+print("more than one sentence:", [n for n, s in said.items() if ". " in s.strip()])
+"""
+
+_ANSWER_CELL = r"""
+width = max(map(len, top))
+rows = []
+for name in top:
+    sentence = " ".join(said[name].split()).split(". ")[0].rstrip(".") + "."
+    rows.append(f"{counts[name]:3}  {name:{width}}  {sentence}")
+answer["content"] = "\n".join(rows)
+print(len(rows), "rows")
+answer["ready"] = True
+"""
+
+
+def _count_cell(header: str) -> str:
+    """Split the text at `header` and apply the counting rule to every module."""
+    return _COUNT.replace("HEADER", header).replace("RULE", RULE).replace("TOP", str(TOP))
+
+
+def _try_cell(first: str) -> str:
+    """Word the sub-call's prompt, and ask about one module."""
+    return _TRY.replace("FIRST", first)
+
+
+def _ask_cell(rest: list[str]) -> str:
+    """Ask about the other modules at once, and look at what came back without printing it all."""
+    return _ASK.replace("REST", repr(rest))
 
 
 class ScriptError(Exception):
@@ -54,7 +122,7 @@ class ScriptedRoot(BaseLM):
 
 
 def _look(_: list[str]) -> str:
-    return _reply("First a look at where I am and at what I was given.", cells.LOOK)
+    return _reply("First a look at where I am and at what I was given.", _LOOK_CELL)
 
 
 def _count(outputs: list[str]) -> str:
@@ -63,7 +131,7 @@ def _count(outputs: list[str]) -> str:
     return _reply(
         f'{size} characters fit into no prompt, and counting needs none. A "{header}" line starts '
         "each module: I split there and count in Python.",
-        cells.count(header),
+        _count_cell(header),
     )
 
 
@@ -72,7 +140,7 @@ def _try_one(outputs: list[str]) -> str:
     return _reply(
         f"That leaves {len(ranked)} of {modules} modules. What they are for stands in their "
         f"docstrings: a question for sub-calls. I try my wording on {ranked[0]} first.",
-        cells.try_one(ranked[0]),
+        _try_cell(ranked[0]),
     )
 
 
@@ -81,7 +149,7 @@ def _ask(outputs: list[str]) -> str:
         raise ScriptError(f"the first sub-call failed:\n{outputs[-1]}")
     rest = _ranked(outputs[1])[1:]
     return _reply(
-        f"A sentence I can use. The same for the other {len(rest)}, in one batch.", cells.ask(rest)
+        f"A sentence I can use. The same for the other {len(rest)}, in one batch.", _ask_cell(rest)
     )
 
 
@@ -90,7 +158,7 @@ def _answer(outputs: list[str]) -> str:
         raise ScriptError(f"some sub-calls failed:\n{outputs[-1]}")
     long = ast.literal_eval(_find(r"^more than one sentence: (\[.*\])$", outputs[-1]))
     remark = f"{' and '.join(long)} got more than one sentence: I keep the first. " if long else ""
-    return _reply(f"{remark}Counts and sentences make the table.", cells.ANSWER)
+    return _reply(f"{remark}Counts and sentences make the table.", _ANSWER_CELL)
 
 
 def _reply(prose: str, cell: str) -> str:
