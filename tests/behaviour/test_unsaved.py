@@ -26,6 +26,9 @@ def die(box: Sandbox) -> tuple[set[str], str]:
         ("import socket; plug = socket.socketpair()[0]", "plug", "socket"),
         ("import sqlite3; db = sqlite3.connect(':memory:')", "db", "Connection"),
         ("import sys; frame = sys._getframe()", "frame", "frame"),
+        ("import threading; thread = threading.Thread(target=print)", "thread", "Thread"),
+        ("opened = open('/dev/null')", "opened", "TextIOWrapper"),
+        ("class C:\n    def __reduce__(self): return self.__reduce__()\nc = C()", "c", "C"),
         ("bag = [1, {'deep': (n for n in 'x')}]", "bag", "list"),
         ("class C:\n    def __reduce__(self): raise ValueError('not me')\nc = C()", "c", "C"),
         ("class C:\n    def __reduce__(self): raise SystemExit(3)\nc = C()", "c", "C"),
@@ -39,6 +42,7 @@ def test_what_cannot_be_saved_is_named(fresh: Sandbox, define: str, name: str, k
     printed(fresh, define + "\nafter = ['a']")
     assert [(u.name, u.type) for u in fresh.unsaved] == [(name, kind)]
     assert fresh.unsaved[0].reason
+    assert len(str(fresh.unsaved[0])) < 500
     lost, said = die(fresh)
     assert lost == {name}
     assert f"{name} ({kind})" in said

@@ -172,15 +172,6 @@ def test_a_module_that_a_cell_wrote_comes_back(boxes: Boxes) -> None:
     run(box, "assert helper.work() == work() == 42 and isinstance(thing, helper.Thing)")
 
 
-def test_deleted_variables_stay_deleted(boxes: Boxes) -> None:
-    box = boxes()
-    run(box, "a = 1\nb = 2")
-    run(box, "del a")
-    revive(box)
-    assert "NameError" in box.execute("a").stderr
-    run(box, "assert b == 2")
-
-
 def test_private_and_odd_names_come_back_too(boxes: Boxes) -> None:
     box = boxes()
     run(box, "_a = 1\n__b = 2\nünï = 3\n_ = 4\nglobals()['not a name'] = 5\nprint = 6\nlist = 7")
@@ -206,13 +197,6 @@ def test_a_change_in_place_is_saved(boxes: Boxes) -> None:
     run(box, "a[1] = 9\nd['x'] = 9")  # same length, other contents
     revive(box)
     run(box, "assert a == [1, 9, 3] and d == {'x': 9}")
-
-
-def test_the_cell_that_dies_changes_nothing(boxes: Boxes) -> None:
-    box = boxes()
-    run(box, "a = 1")
-    assert box.execute("a = 2\nb = 3\n" + DIE).status == "died"
-    run(box, "assert a == 1 and 'b' not in globals()")
 
 
 # Each value of tests/behaviour/values.py by itself, which depends on no engine
@@ -326,54 +310,6 @@ def test_a_long_string_is_written_once(boxes: Boxes) -> None:
 # What cannot be saved
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "(i for i in range(3))",
-        "__import__('threading').Thread(target=print)",
-        "__import__('socket').socket()",
-        "open('/dev/null')",
-        "__import__('sqlite3').connect(':memory:')",
-        "__import__('sys')._getframe()",
-        "[1, [2, (i for i in range(3))]]",
-        "Refuses()",
-        "Exits()",
-        "Interrupts()",
-        "Endless()",
-        "nested(20_000)",
-    ],
-)
-def test_an_unsaveable_value_is_named_and_costs_nothing_else(boxes: Boxes, value: str) -> None:
-    box = boxes()
-    run(
-        box,
-        """
-        class Refuses:
-            def __reduce__(self): raise ValueError("not me")
-        class Exits:
-            def __reduce__(self): raise SystemExit(5)
-        class Interrupts:
-            def __reduce__(self): raise KeyboardInterrupt
-        class Endless:
-            def __reduce__(self): return self.__reduce__()
-        def nested(depth):
-            value = []
-            for _ in range(depth): value = [value]
-            return value
-        before = [1, 2]
-        """,
-    )
-    run(box, f"odd = {value}\nafter = before")
-    (unsaved,) = box.unsaved
-    assert unsaved.name == "odd"
-    assert unsaved.reason
-    assert len(str(unsaved)) < 500
-    run(box, "assert odd is not None")  # the live interpreter still has it
-    assert "odd" in revive(box, "odd").stderr
-    run(box, "after.append(3)\nassert before == [1, 2, 3]\nassert isinstance(Refuses(), Refuses)")
-    assert "NameError" in box.execute("odd").stderr
-
-
 def test_files_that_cells_wrote_stay_as_they_are(boxes: Boxes) -> None:
     box = boxes()
     code = """
@@ -388,15 +324,6 @@ def test_files_that_cells_wrote_stay_as_they_are(boxes: Boxes) -> None:
         assert (workspace_of(box) / name).read_bytes() == contents
     assert (workspace_of(box) / "log.txt").read_bytes() == b"entry"
     assert "still_open" in result.lost
-
-
-def test_a_lost_variable_is_not_listed_as_unsaved(boxes: Boxes) -> None:
-    box = boxes()
-    run(box, "odd = (i for i in range(3))\nfine = 1")
-    assert [variable.name for variable in box.unsaved] == ["odd"]
-    revive(box, "odd")
-    run(box, "fine += 1")
-    assert list(box.unsaved) == []  # nobody has it any more
 
 
 def test_a_variable_that_becomes_saveable_is_no_longer_listed(boxes: Boxes) -> None:
