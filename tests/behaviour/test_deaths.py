@@ -48,26 +48,6 @@ def test_death_in_every_cell(box: Sandbox) -> None:
     assert printed(box, "print(count)") == "3\n"
 
 
-def test_death_between_cells(box: Sandbox) -> None:
-    # A thread kills the worker when nobody is waiting for it; the next cell runs all the same.
-    printed(box, "kept = 'kept'")
-    execute(
-        box,
-        """
-        import os, threading
-        def later():
-            while not os.path.exists('go'): pass
-            os._exit(9)
-        threading.Thread(target=later, daemon=True).start()
-        del threading
-        """,
-    )
-    result = box.execute("open('go', 'w').close()\nimport time\ntime.sleep(30)")
-    assert result.status == "died"
-    # Its threads are gone with it.
-    assert printed(box, "import os\nos.remove('go')\nprint(kept)") == "kept\n"
-
-
 def test_death_takes_the_cells_children_along(box: Sandbox) -> None:
     result = execute(
         box,

@@ -219,10 +219,3 @@ def test_without_a_model(make_box: MakeBox) -> None:
     assert "no language model" in first
     assert second.count("'Error: ") == 2
     assert result.lm_calls == ()
-
-
-def test_a_cell_cannot_keep_the_functions_overwritten(lm_box: Sandbox) -> None:
-    printed(lm_box, "llm_query = None\ndel llm_query_batched")
-    assert printed(lm_box, "print(llm_query('x'), llm_query_batched(['y']))") == (
-        "default: x ['default: y']\n"
-    )

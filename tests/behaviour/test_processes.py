@@ -7,25 +7,6 @@ from tests.conftest import MakeBox
 from tests.support import execute, printed
 
 
-def test_a_forked_child_that_comes_back_is_no_second_session(box: Sandbox) -> None:
-    result = execute(
-        box,
-        """
-        import os
-        side = 'parent'
-        child = os.fork()
-        if child == 0:
-            side = 'child'
-            print('child printed', flush=True)
-        else:
-            os.waitpid(child, 0)
-            print('parent printed')
-        """,
-    )
-    assert (result.status, result.stdout) == ("ok", "child printed\nparent printed\n")
-    assert [printed(box, "print(side)") for _ in range(3)] == ["parent\n"] * 3
-
-
 def test_a_forked_child_that_raises(box: Sandbox) -> None:
     result = execute(
         box,

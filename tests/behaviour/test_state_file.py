@@ -106,17 +106,6 @@ def test_long_strings_come_back(fresh: Sandbox) -> None:
     ) == "True True 1000000 True True b'zzz'\n"  # fmt: skip
 
 
-def test_long_strings_take_their_room_once(fresh: Sandbox) -> None:
-    printed(fresh, f"big = 'x' * {BIG}\nalso = big\nheld = [big] * 3")
-    assert BIG < disk_use(fresh) < 1.5 * BIG
-    for number in range(5):
-        printed(fresh, f"n = {number}")
-    assert disk_use(fresh) < 1.5 * BIG
-    assert die(fresh) == ()
-    printed(fresh, "n = 'after the restore'")
-    assert disk_use(fresh) < 1.5 * BIG
-
-
 def test_a_loaded_context_is_not_stored_twice(fresh: Sandbox) -> None:
     fresh.load("context_0", "c" * BIG)
     printed(fresh, "part = context[:10]")

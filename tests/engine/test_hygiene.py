@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.errors import SandboxClosedError, SandboxLostError
+from rlm_containers.errors import SandboxLostError
 from rlm_containers.state import workspaces_directory
 from tests.conftest import MakeBox
 from tests.support import (
@@ -24,27 +24,9 @@ from tests.support import (
     execute,
     printed,
     processes,
-    workspace,
 )
 
 # Ends
-
-
-def test_after_close(engine: Engine) -> None:
-    box = Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper).start()
-    printed(box, "open('file', 'w').write('left here')")
-    assert len(engine.containers(box.name)) == 1
-    assert workspace(box).is_dir()
-    assert len(processes("rlm-containers-reaper")) >= 1
-    box.close()
-    assert not engine.containers(box.name)
-    assert not list(workspaces_directory().glob(f"{box.name}*"))
-    assert not [p for p in processes(box.name) if "rlm-containers-reaper" in p[1]]
-    box.close()
-    with pytest.raises(SandboxClosedError):
-        box.execute("1")
-    with pytest.raises(SandboxClosedError):
-        box.start()
 
 
 @pytest.mark.parametrize(
