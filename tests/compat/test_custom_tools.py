@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from rlm.environments import SupportsCustomTools
 
-from rlm_containers.errors import OptionError
 from rlm_containers.integrations.rlms import ContainerEnvironment
 from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import EchoLM, ScriptedLM, repl
@@ -123,15 +122,3 @@ def test_tools_and_model_calls_in_one_cell(make_rlm: MakeRLM) -> None:
     done = model.completion("text")
     assert done.response == "A tool b ['C']"
     assert done.usage_summary.model_usage_summaries["echo"].total_calls == 2
-
-
-@pytest.mark.parametrize("name", ["llm_query", "answer", "context", "SHOW_VARS"])
-def test_reserved_names(engine: Engine, name: str) -> None:
-    with pytest.raises(ValueError, match="reserved"):
-        ContainerEnvironment(engine.image(), runtime=engine.runtime, custom_tools={name: search})
-
-
-def test_values_that_cannot_be_tools(engine: Engine) -> None:
-    for tools in ({"data": {1, 2}}, {"t": "def other(): ..."}):
-        with pytest.raises(OptionError):
-            ContainerEnvironment(engine.image(), runtime=engine.runtime, custom_tools=tools)

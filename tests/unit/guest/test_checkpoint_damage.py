@@ -132,34 +132,6 @@ def test_the_session_goes_on_and_names_what_it_lost(filled: Sandbox, damage: str
         run(filled, "assert d == 5")
 
 
-def test_a_record_that_fails_to_load_does_not_change_the_others(boxes: Boxes) -> None:
-    box = boxes()
-    run(
-        box,
-        """
-        shared = [1, 2]
-        class Sour:
-            def __init__(self, shared): self.shared = shared
-            def __setstate__(self, state): raise ValueError("sour")
-        early = {"shared": shared}
-        sour = Sour(shared)
-        second = Sour([sour])
-        late = {"shared": shared, "class": Sour}
-        def use(): return shared
-        """,
-    )
-    result = revive(box, "sour", "second")
-    assert "ValueError: sour" in result.stderr
-    run(
-        box,
-        """
-        shared.append(3)
-        assert early["shared"] is shared and late["shared"] is shared and use() is shared
-        assert late["class"] is Sour
-        """,
-    )
-
-
 def test_half_built_objects_of_a_failed_record_turn_up_nowhere(boxes: Boxes) -> None:
     box = boxes()
     run(

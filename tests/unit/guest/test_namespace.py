@@ -119,6 +119,7 @@ def test_keys_that_are_not_names_are_left_out(box: Sandbox) -> None:
     globals()[None] = 'nothing'
     globals()[(1, 2)] = 'a pair'
     globals()['n' * 1_000_000] = 'a long name'
+    globals()['two words'] = globals()[''] = 'no names'
     class Name(str): pass
     globals()[Name('odd')] = 'a name of sorts'
     _private = 1
@@ -270,12 +271,3 @@ def test_the_context_comes_back_and_context_0_may_change(box: Sandbox) -> None:
     assert run(box, "print(context)\ndel context").stdout == "the text\n"
     run(box, "context_0 = 'mine'")
     assert run(box, "print(context)").stdout == "mine\n"
-
-
-def test_a_kept_history_comes_back_even_after_a_death(box: Sandbox) -> None:
-    box.load("history", ["a", "b"], keep=True)
-    run(box, "history = None")
-    assert run(box, "print(history)").stdout == "['a', 'b']\n"
-    revive(box)
-    run(box, "history = None")
-    assert run(box, "print(history)").stdout == "['a', 'b']\n"

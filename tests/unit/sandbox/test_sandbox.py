@@ -27,7 +27,7 @@ from rlm_containers.sandbox.lifecycle import Lifecycle
 from rlm_containers.state import workspaces_directory
 from tests.support import eventually, set_grace
 from tests.unit.guests import PATIENCE, LocalRuntime
-from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
+from tests.unit.sessions import Boxes, revive, run, workspace_of
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -186,13 +186,6 @@ def test_code_must_be_a_string(box: Sandbox, code: object) -> None:
     run(box, "x = 1")
 
 
-def test_a_cell_that_is_too_large_is_refused_and_the_session_goes_on(box: Sandbox) -> None:
-    run(box, "import os; pid = os.getpid()")
-    with pytest.raises(ContainersError, match="too large|more than"):
-        box.execute("#" + "x" * (64 * 1024 * 1024))
-    assert run(box, "print(pid == os.getpid())").stdout == "True\n"
-
-
 # Setup code
 
 
@@ -341,15 +334,3 @@ def test_a_closed_sandbox_is_not_kept_alive(
     assert kept == [box.close]
     box.close()
     assert kept == []
-
-
-def test_variables_of_a_dead_interpreter_are_listed(box: Sandbox) -> None:
-    run(box, "a = 1\nb = (i for i in range(3))")
-    settle(box)
-    result = box.execute(DIE)
-    assert result.status == "died"
-    assert "ended itself with status 1" in result.stderr
-    assert result.lost == ("b",)
-    assert "b (generator)" in result.stderr
-    assert result.locals["a"] == "1"
-    assert "b" not in result.locals
