@@ -27,7 +27,7 @@ class Variables:
         life: the sandbox's lifecycle.
         options: its options.
         tools: functions of this process, by their names.
-        scaffold: whether cells find what an RLM's are promised.
+        scaffold: whether cells find the names that an RLM promises them.
         async_functions: waits for the results of async functions.
 
     Attributes:
