@@ -1,4 +1,4 @@
-"""From an image's name to a guest that has said hello."""
+"""Starts a sandbox's container, and waits for its guest's hello."""
 
 from __future__ import annotations
 

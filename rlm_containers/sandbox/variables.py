@@ -1,4 +1,4 @@
-"""What cells find bound: values and functions of this process, and names that come back."""
+"""The variables and functions that this process gives to cells."""
 
 from __future__ import annotations
 
