@@ -33,7 +33,7 @@ class Gate:
     """
 
     def __init__(self, size: int = _SIZE, turns: int = _TURNS) -> None:
-        self._left = size
+        self._free = size
         self._turns = turns
         self._closed = False
         self._changed = threading.Condition()
@@ -42,29 +42,29 @@ class Gate:
         """Reserve memory for ``count`` bytes.
 
         Raises:
-            GateFullError: so many are not left.
+            GateFullError: fewer are left.
         """
         with self._changed:
-            if count > self._left:
+            if count > self._free:
                 raise GateFullError
-            self._left -= count
+            self._free -= count
 
     def wait_and_reserve(self, count: int) -> None:
-        """Reserve memory for ``count`` bytes as soon as so many are left.
+        """Reserve memory for ``count`` bytes as soon as they are left.
 
         Raises:
             GateClosedError: the gate was closed first.
         """
         with self._changed:
-            self._changed.wait_for(lambda: count <= self._left or self._closed)
+            self._changed.wait_for(lambda: count <= self._free or self._closed)
             if self._closed:
                 raise GateClosedError
-            self._left -= count
+            self._free -= count
 
     def release(self, count: int) -> None:
         """Give back reserved memory."""
         with self._changed:
-            self._left += count
+            self._free += count
             self._changed.notify_all()
 
     @contextmanager

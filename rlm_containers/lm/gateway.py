@@ -30,7 +30,7 @@ class Gateway:
 
     Args:
         broker: answers requests for language models.
-        clock: stands while a request is being answered.
+        clock: stopped while a request is being answered.
         name: of the sandbox, for the log.
 
     Attributes:
@@ -43,7 +43,7 @@ class Gateway:
         self._broker = broker
         self._clock = clock
         self._name = name
-        # One for both ways: what one has used up is not there for the other.
+        # Both ways share one gate, so that together they stay within its bounds.
         self._gate = Gate()
         self._calls = PipeCalls(self._answer_pipe, self._gate)
         self.on_call = self._calls.submit
