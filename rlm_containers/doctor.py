@@ -194,7 +194,7 @@ def _check_config() -> Check:
     if unknown:
         return _warning(
             "config",
-            f"no option of a sandbox: {', '.join(unknown)}",
+            f"these variables set no option: {', '.join(unknown)}",
             "Are these variables misspelt? `rlm-containers config show` lists the options.",
         )
     path = config_path()
@@ -385,7 +385,7 @@ class _Trial:
             return _failed(
                 "cell",
                 f"it ended with {result.status!r}: {result.stderr.strip()}",
-                "Is the Python in the image whole?",
+                "Is the Python in the image complete? Try another image.",
             )
         return _ok("cell", f"{statistics.median(times) * 1000:.2f} ms for `x = 1`")
 
@@ -416,7 +416,7 @@ class _Trial:
         if refused is not None:
             return _warning(
                 "limits",
-                f"the engine starts no container with limits: {refused.what}",
+                f"the engine starts containers only without limits: {refused.what}",
                 f"See what `{self._runtime.name} info` says of cgroups. {_DELEGATION}",
             )
         found = box.execute(_SHOW_LIMITS).stdout.split()
@@ -424,7 +424,7 @@ class _Trial:
         if found == expected:
             return _ok("limits", "memory and processes are limited")
         if "unknown" in found:
-            return _ok("limits", "the engine limits memory and processes, and no cell sees it")
+            return _ok("limits", "memory and processes are limited, but cells cannot see it")
         return _warning(
             "limits",
             f"not in force: asked for {' and '.join(expected)}, got {' and '.join(found)}",

@@ -47,7 +47,7 @@ _ARGUMENTS = (
     "subcall_fn",
 )
 
-#: How a string begins that can only be meant as code.
+#: A string that begins with one of these is meant as code.
 _CODE = ("def ", "class ", "async def ", "@", "lambda ", "lambda:")
 
 

@@ -135,8 +135,8 @@ class Runtime(ABC):
         """Start a container and hold its standard streams.
 
         The engine removes the container when its program ends. This method returns as soon as the
-        client runs. Whether the engine accepts the container shows on the streams, and
-        :meth:`start_error` turns what they say into an error.
+        client runs. If the engine then refuses the container, the client ends, and
+        :meth:`start_error` turns what it printed into an error.
 
         The image must be in the engine's store already.
         """
@@ -192,18 +192,18 @@ class Runtime(ABC):
 
         Args:
             name: the container's name.
-            since: seconds of the epoch; what was before does not count.
+            since: seconds since 1970; earlier kills do not count.
             directory: its ``ContainerSpec.directory``.
 
         Returns:
-            ``None`` if the engine does not know, or does not know when it was.
+            ``None`` if the engine does not know whether or when it happened.
         """
         return None
 
     # Networks
 
     def check_internal_network(self) -> None:
-        """Do nothing if :meth:`make_internal_network` can be tried.
+        """Raise an error if :meth:`make_internal_network` cannot work on this engine.
 
         Raises:
             UnsupportedByEngineError: this engine has no such networks; the message says why.

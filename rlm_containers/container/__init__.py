@@ -1,4 +1,4 @@
-"""From options to a container with a pipe, and its removal."""
+"""Starts the containers of sandboxes, and removes what is left of them."""
 
 from rlm_containers.container.launch import HOST_ALIAS, Launch, SandboxImage
 from rlm_containers.container.limits import Limits

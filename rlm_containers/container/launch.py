@@ -1,4 +1,4 @@
-"""From an image's name to a guest that has said hello."""
+"""Starts a sandbox's container, and waits for its guest's hello."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ class SandboxImage:
 
         Args:
             runtime: the engine.
-            missing: whether the engine has said that it lacks the image: look for it again, and
-                pull one that needs no building. Without this an engine is not asked for such an
-                image, nor for one that this process knows to be built.
+            missing: whether the engine has said that it lacks the image. Then look for it again,
+                and pull or build it. Otherwise the engine is asked only about derived
+                images that this process has not seen yet.
 
         Returns:
             The name of the image to start.
 
         Raises:
-            ImageNotFoundError: the image, or the one below it, is nowhere to be had.
+            ImageNotFoundError: the image, or its base image, is neither here nor in a registry.
             ImageBuildError: the build failed.
             OptionError: the host's settings for pip cannot be used in a build.
         """
@@ -157,12 +157,12 @@ class Launch:
             pipe = Pipe(process, self.on_call)
             try:
                 greeting = self._greeting(pipe)
+                if isinstance(greeting, str):
+                    images.note_use(self.runtime, image)  # may wait for a lock
+                    return pipe, greeting
             except BaseException:
                 self._abandon(pipe)
                 raise
-            if isinstance(greeting, str):
-                images.note_use(self.runtime, image)
-                return pipe, greeting
             pipe.close(_END_TIMEOUT)
             if _NO_PROGRAM.search(greeting.stderr) and len(interpreters) > 1:
                 interpreters.pop(0)
@@ -250,7 +250,7 @@ class Launch:
     def directory(self) -> Path | None:
         """The working directory of the engine's client: the workspace, for what the client leaves.
 
-        ``None`` is this process's own, for arguments of the user's with relative paths in them.
+        ``None`` is this process's own: relative paths in the user's arguments start there.
         """
         return None if _has_relative_path(self.options.run_args) else self.workspace.path
 

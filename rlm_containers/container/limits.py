@@ -15,11 +15,10 @@ logger = logging.getLogger("rlm_containers")
 
 #: The share of the machine's memory that a sandbox gets by default. A context of gigabytes fits,
 #: and a cell that takes without end is stopped while the machine still has as much for everything
-#: else. Against several such cells at once there is the kernel, which is told to kill workers
-#: first.
+#: else. If several such cells run at once, the kernel kills the workers before anything else.
 _MEMORY_SHARE = 0.5
 
-#: Processes and threads by default: ample for pools of either, and a fork bomb ends in a second.
+#: Processes and threads by default: enough for pools of both, and a fork bomb ends in a second.
 _PIDS = 1024
 
 #: Bytes for /tmp where it is kept in memory, unless ``disk`` says otherwise.
@@ -35,7 +34,7 @@ class Limits:
     Attributes:
         memory: bytes, for all processes together, files in ``/tmp`` and ``/dev/shm`` included
             where these are kept in memory.
-        cpus: processors' time.
+        cpus: processors; 0.5 is half the time of one.
         pids: processes and threads.
         disk: bytes that may be written to the image's file system.
         file: bytes of any single file.

@@ -167,7 +167,7 @@ class _HttpRoute:
             # to the next one.
             connection.close()
             raise
-        # The proxy is at its limits. Those of the pipe are others.
+        # The proxy has too many connections, which the pipe does not need, or too little memory.
         return None if response.status == http.client.SERVICE_UNAVAILABLE else reply
 
     def _connection(self) -> http.client.HTTPConnection:

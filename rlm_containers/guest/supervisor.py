@@ -170,7 +170,7 @@ class Supervisor:
             pass
 
     def sweep(self, since: float, alive: bool = True) -> None:
-        """Kill what cells have started since then, in sessions of its own too."""
+        """Kill the processes that cells have started since then, daemons too."""
         from .processes import sweep
 
         try:

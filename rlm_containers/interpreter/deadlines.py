@@ -33,7 +33,7 @@ class Escalation:
         in_time: the number of items from the guest that came in time and were not received yet.
 
     Attributes:
-        in_time: the number of those that are left. Less than 0 once an item came too late.
+        in_time: how many of these are still to be received; less than 0 once one came too late.
         killed: whether the worker was killed.
     """
 
@@ -104,7 +104,7 @@ class Request:
         interrupted_at: when the last interrupt was sent, in seconds of ``time.monotonic()``.
         killed: whether its worker was killed because it would not end.
         died: whether its worker died of it.
-        done: whether nothing more will come of it.
+        done: whether it has ended: its answer came, or its worker died of it.
         stop: what is being done to end it; ``None`` while it may go on.
         unread: how many more items to receive before the next action against it; ``None`` while
             no action is due.
@@ -132,7 +132,7 @@ class Request:
 
     @property
     def op(self) -> str:
-        """The operation: one of ``rlm_guest.worker``, or ``"kill"`` or ``"start"`` a worker."""
+        """The operation: one of ``guest/wire.py``, or ``"kill"`` or ``"start"`` a worker."""
         return str(self.message["op"])
 
     @property

@@ -260,7 +260,7 @@ class Interpreter:
 
     @contextlib.contextmanager
     def _sending(self, request: Request) -> Iterator[None]:
-        """If the container has ended, leave it to the read loop to raise how.
+        """If the container has ended, let the read loop raise the error.
 
         A failing write only knows that the pipe is closed. How the container ended, and what it
         printed before, is still to be received.

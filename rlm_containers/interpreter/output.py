@@ -114,7 +114,7 @@ class Reply:
 
     @classmethod
     def collecting(cls, limit: int, on_output: OutputCallback | None) -> Reply:
-        """Return an empty reply that keeps so many characters of each stream."""
+        """Return an empty reply that keeps ``limit`` characters of each stream."""
         return cls(
             OutputCollector("stdout", limit, on_output),
             OutputCollector("stderr", limit, on_output),

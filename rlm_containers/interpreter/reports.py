@@ -59,7 +59,7 @@ _WORDS = 100_000
 
 
 class UnsavedChanges:
-    """The answered requests, and the names in the code of those that no checkpoint has.
+    """Remembers which names cells may have changed since the last checkpoint.
 
     The checkpoint comes after the answer. A worker that dies between the two loses what the cell
     changed; a worker whose disk is full loses what all cells since then changed. Nobody can ask a
@@ -130,7 +130,7 @@ class WorkerReports:
         setup: what every worker is given at its start.
 
     Attributes:
-        changes: the answered requests, and what of them is in no checkpoint.
+        changes: the names that cells may have changed since the last checkpoint.
         route: how the guest reaches the language model: ``"http"``, ``"pipe"`` or ``"none"``.
         damage: why the worker could not go on from the last state file; empty if it could.
         locals: the short forms of the variables.

@@ -68,7 +68,7 @@ class WorkerSetup:
     outlives: bool = False
 
     def message(self) -> dict[str, Any]:
-        """Return the content of the ``start`` request, see ``rlm_guest.worker``."""
+        """Return the content of the ``start`` request, see ``guest/wire.py``."""
         return {
             "lm": self.has_model,
             "proxy": None if self.proxy is None else asdict(self.proxy),

@@ -24,8 +24,8 @@ LMCallable = Callable[..., Any]
 #: Prompts of one batch that are asked at the same time, as in rlms's LM Handler.
 _BATCH_CONCURRENCY = 16
 
-#: Threads of one callable: as many as requests can ask for at once. More are needed only if it
-#: hangs.
+#: Threads of one callable: as many as requests can ask for at once. A callable needs
+#: more only if it hangs.
 _MAX_THREADS = 64 * _BATCH_CONCURRENCY
 
 #: Seconds that a thread waits for another batch before it ends. To start one takes 0.1 ms.
@@ -36,8 +36,8 @@ class HandlerBackend:
     """Asks the LM Handler of rlms over its socket.
 
     The protocol is that of ``rlm.core.comms_utils`` in rlms 0.1.3: one connection for each
-    request; 4 bytes of length, big-endian, and that many bytes of JSON, both ways. It is written
-    anew here, so that sandboxes work without rlms.
+    request; 4 bytes of length, big-endian, and that many bytes of JSON, both ways. It is
+    implemented here, so that sandboxes work without rlms.
 
     Args:
         address: the handler's host and port.

@@ -40,7 +40,7 @@ SubcallFunction = Callable[[Any, str | None], Any]
 
 
 class BadRequestError(Exception):
-    """The guest sent no request."""
+    """The guest sent something that is not a valid request."""
 
 
 class LMBackend(Protocol):
@@ -79,7 +79,7 @@ class CallBudget:
         self._lock = threading.Lock()
 
     def begin_cell(self) -> None:
-        """Begin another cell. What threads of an earlier one ask from now on counts for it."""
+        """Begin another cell. Prompts count for it, even if a thread of an earlier cell asks."""
         with self._lock:
             self._in_cell = 0
 
@@ -112,7 +112,7 @@ class LMBroker:
     """Stands between one sandbox and the language models.
 
     Args:
-        backend: answers ``llm_query``; ``None`` when there is no model. May be exchanged.
+        backend: answers ``llm_query``; ``None`` when there is no model. May be replaced.
         subcall: answers ``rlm_query``; ``None`` to answer it as ``llm_query``.
         max_concurrent_subcalls: how many subcalls of one batch may run at once.
     """

@@ -33,7 +33,7 @@ class Gate:
     """
 
     def __init__(self, size: int = _SIZE, turns: int = _TURNS) -> None:
-        self._left = size
+        self._free = size
         self._turns = turns
         self._closed = False
         self._changed = threading.Condition()
@@ -42,34 +42,34 @@ class Gate:
         """Reserve memory for ``count`` bytes.
 
         Raises:
-            GateFullError: so many are not left.
+            GateFullError: fewer are left.
         """
         with self._changed:
-            if count > self._left:
+            if count > self._free:
                 raise GateFullError
-            self._left -= count
+            self._free -= count
 
     def wait_and_reserve(self, count: int) -> None:
-        """Reserve memory for ``count`` bytes as soon as so many are left.
+        """Reserve memory for ``count`` bytes as soon as they are left.
 
         Raises:
             GateClosedError: the gate was closed first.
         """
         with self._changed:
-            self._changed.wait_for(lambda: count <= self._left or self._closed)
+            self._changed.wait_for(lambda: count <= self._free or self._closed)
             if self._closed:
                 raise GateClosedError
-            self._left -= count
+            self._free -= count
 
     def release(self, count: int) -> None:
         """Give back reserved memory."""
         with self._changed:
-            self._left += count
+            self._free += count
             self._changed.notify_all()
 
     @contextmanager
     def parsed(self, payload: bytes) -> Iterator[object]:
-        """Parse a request, wait for its turn, and hold both for the length of the ``with`` block.
+        """Parse a request, and hold the memory of its value for the length of the ``with`` block.
 
         Args:
             payload: unchecked JSON, for whose own bytes memory is reserved already.
@@ -77,19 +77,21 @@ class Gate:
         Raises:
             ValueError: it is no JSON, or too much of it.
             GateFullError: there is no memory left for its value.
-            GateClosedError: the gate was closed before its turn came.
         """
         text = UntrustedJSON(payload)
         self.reserve(text.size)
         try:
-            request = text.load()
-            with self._turn():
-                yield request
+            yield text.load()
         finally:
             self.release(text.size)
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def turn(self) -> Iterator[None]:
+        """Wait for a turn, and hold it for the length of the ``with`` block.
+
+        Raises:
+            GateClosedError: the gate was closed first.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._turns or self._closed)
             if self._closed:

@@ -30,7 +30,7 @@ class Gateway:
 
     Args:
         broker: answers requests for language models.
-        clock: stands while a request is being answered.
+        clock: stopped while a request is being answered.
         name: of the sandbox, for the log.
 
     Attributes:
@@ -43,7 +43,7 @@ class Gateway:
         self._broker = broker
         self._clock = clock
         self._name = name
-        # One for both ways: what one has used up is not there for the other.
+        # Both ways share one gate, so that together they stay within its bounds.
         self._gate = Gate()
         self._calls = PipeCalls(self._answer_pipe, self._gate)
         self.on_call = self._calls.submit
@@ -90,6 +90,8 @@ class Gateway:
 
     def _answer_pipe(self, path: str, request: object) -> dict[str, Any]:
         if path != TOOL_PATH:
-            return self._answer_http(path, request)
+            with self._gate.turn():
+                return self._answer_http(path, request)
+        # A tool takes no turn: the answers that hold all of them may wait for it.
         with self._clock.waiting():
             return self.call_tool(request)

@@ -22,7 +22,7 @@ _THREADS = 64
 #: Calls that may wait for a thread. A container has fewer processes and threads.
 _MAX_WAITING = 4096
 
-#: Calls that may wait to be refused. A guest that is ours never has so many.
+#: Calls that may wait to be refused. Our own guest never sends so many.
 _MAX_REFUSED = 16 * _MAX_WAITING
 
 _TOO_MANY = b'{"error": "too much is being asked at once; ask less, or wait for answers"}'
@@ -134,6 +134,8 @@ class PipeCalls:
     def _encoded(self, path: str, request: object) -> bytes:
         try:
             return json.dumps(self._answer(path, request)).encode("ascii")
+        except GateClosedError:
+            raise
         except Exception as error:
             # The answer is somebody else's code, and this thread has other calls to serve.
             return json.dumps({"error": f"{type(error).__name__}: {error}"}).encode("ascii")

@@ -6,7 +6,7 @@ with the token, so that nobody else who reaches the port can spend the user's mo
 
 Whoever can reach the port can connect: another container, any local process. Until they have shown
 the token they are strangers. Strangers have little time and few places. When the places are taken,
-the oldest stranger makes room, so that they cannot keep the sandbox out.
+the first whose time is over makes room, so that they cannot keep the sandbox out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler
@@ -48,8 +49,13 @@ _STRANGERS = 64
 #: Seconds that a stranger has, from connecting until it has shown the token.
 _STRANGER_TIME = 10.0
 
-#: Seconds that a stranger has when others want its place. The sandbox shows its token at once.
+#: Seconds that a stranger has when others want its place: enough to show a token at once. More for
+#: one from an address from which the token was shown before.
 _CONTESTED_TIME = 0.1
+_KNOWN_TIME = 1.0
+
+#: Addresses that are remembered. A container has one.
+_ADDRESSES = 16
 
 #: Connections of the sandbox. Each costs a thread.
 _MEMBERS = 512
@@ -59,6 +65,14 @@ _KEPT_OPEN = 32
 
 #: Seconds between two checks whether to stop accepting. On Linux, close() wakes the thread at once.
 _CHECK_INTERVAL = 3600.0 if sys.platform == "linux" else 0.5
+
+
+@dataclass(frozen=True)
+class _Stranger:
+    """Who has not shown the token yet: its address, and when it connected."""
+
+    address: str
+    since: float
 
 
 class LMProxy(ThreadingTCPServer):
@@ -95,8 +109,8 @@ class LMProxy(ThreadingTCPServer):
         self.answer = answer
         self.gate = gate or Gate()
         self._changed = threading.Condition()
-        # When each stranger connected, oldest first.
-        self._strangers: dict[socket.socket, float] = {}
+        self._strangers: dict[socket.socket, _Stranger] = {}
+        self._known: dict[str, None] = {}  # addresses of members, the latest last
         self._leaving: socket.socket | None = None  # the stranger that was sent away last
         self._members: set[socket.socket] = set()
         self._closing = False
@@ -132,7 +146,11 @@ class LMProxy(ThreadingTCPServer):
                 return True
             if self._closing or connection is self._leaving or len(self._members) >= _MEMBERS:
                 return False
-            del self._strangers[connection]
+            address = self._strangers.pop(connection).address
+            self._known.pop(address, None)
+            self._known[address] = None
+            if len(self._known) > _ADDRESSES:
+                del self._known[next(iter(self._known))]
             self._members.add(connection)
             self._changed.notify_all()
         return True
@@ -155,22 +173,28 @@ class LMProxy(ThreadingTCPServer):
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Wait for a place among the strangers. If all are taken, the oldest is sent away."""
+        """Wait for a place among the strangers. The first whose time is over makes room."""
         with self._changed:
             while len(self._strangers) >= _STRANGERS and not self._closing:
-                oldest, since = next(iter(self._strangers.items()))
-                left = since + _CONTESTED_TIME - time.monotonic()
+                first = min(self._strangers, key=self._end_of)
+                left = self._end_of(first) - time.monotonic()
                 if left > 0:
                     self._changed.wait(left)
                     continue
-                self._leaving = oldest
-                _hang_up(oldest)
+                self._leaving = first
+                _hang_up(first)
                 # It keeps its place until its thread has ended.
-                self._changed.wait_for(lambda: oldest not in self._strangers)  # noqa: B023
+                self._changed.wait_for(lambda: first not in self._strangers)  # noqa: B023
             if self._closing:
                 return False
-            self._strangers[request] = time.monotonic()
+            self._strangers[request] = _Stranger(client_address[0], time.monotonic())
         return True
+
+    def _end_of(self, connection: socket.socket) -> float:
+        """Return until when a stranger has its place if others want it."""
+        stranger = self._strangers[connection]
+        is_known = stranger.address in self._known
+        return stranger.since + (_KNOWN_TIME if is_known else _CONTESTED_TIME)
 
     def shutdown_request(self, request: Any) -> None:
         with self._changed:
@@ -244,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             if len(body) < length:
                 self.close_connection = True
                 return
-            with gate.parsed(body) as request:
+            with gate.parsed(body) as request, gate.turn():
                 answer = self.server.answer(self.path, request)
         except GateFullError:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too much is asked at once")

@@ -114,8 +114,7 @@ class SandboxOptions:
     """The options of a sandbox.
 
     Attributes:
-        profile: a table ``[profiles.NAME]`` of the configuration file to take options from, see
-            :mod:`rlm_containers.options.sources`.
+        profile: a table ``[profiles.NAME]`` of the configuration file to take options from.
         image: the image reference. Needs Python 3.9 or later in it, nothing else.
         packages: what ``pip install`` adds to the image, such as ``"pandas==2.*"``, or wheels on
             this host. An image with these four is built once and used again.
@@ -137,7 +136,7 @@ class SandboxOptions:
             Variables that Python reads as it starts, such as ``PYTHONHASHSEED``, come too late that
             way and belong in the image.
         mounts: directories and files of this host for the container to see: each a
-            :class:`~runtimes.spec.Mount`, ``"source:target"`` or ``"source:target:rw"``. They are
+            :class:`~runtimes.Mount`, ``"source:target"`` or ``"source:target:rw"``. They are
             kept as mounts with their symlinks resolved.
         user: ``"UID:GID"`` or ``"UID"`` to run as in the container, where it can write to the
             workspace; the GID is the same number if it is left out. ``None`` for an unprivileged

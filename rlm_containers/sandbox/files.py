@@ -71,7 +71,7 @@ class Files:
                 container=self._life.name,
             )
         workspace = self._life.running.workspace
-        with _opened_source(source) as chunks:
+        with _opened_source(source) as chunks, self._naming_container():
             workspace.write("/".join(parts), chunks, mode=0o644)
         return "/".join(parts)
 
@@ -80,7 +80,8 @@ class Files:
     ) -> bytes | Path:
         """See :meth:`Sandbox.get_file`."""
         parts = relative_parts(name)
-        with self._life.running.workspace.read(name) as file:
+        workspace = self._life.running.workspace
+        with self._naming_container(), workspace.read(name) as file:
             size = os.fstat(file.fileno()).st_size
             if to is not None:
                 return self._copy(file.fileno(), size, parts, Path(to))
@@ -100,6 +101,18 @@ class Files:
             for node in self._life.running.workspace.nodes()
             if node.kind == "file" and node.path.partition("/")[0] not in wire.RESERVED
         )
+
+    @contextlib.contextmanager
+    def _naming_container(self) -> Iterator[None]:
+        """Name the container in the errors of its workspace, which does not know it."""
+        try:
+            yield
+        except WorkspaceError as error:
+            if error.container:
+                raise
+            raise WorkspaceError(
+                error.what, remedy=error.remedy, container=self._life.name
+            ) from error.__cause__
 
     def _copy(self, descriptor: int, size: int, parts: tuple[str, ...], target: Path) -> Path:
         if target.is_dir():

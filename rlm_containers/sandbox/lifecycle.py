@@ -90,7 +90,10 @@ class Lifecycle:
         self._image = SandboxImage(options)
         self._running: Running | None = None
         self._pipe: Pipe | None = None
+        self._home: Home | None = None
+        self._reaper: Reaper | None = None
         self._undo = ExitStack()
+        self._closing = False
 
     @property
     def is_running(self) -> bool:
@@ -174,9 +177,10 @@ class Lifecycle:
             on_call=gateway.on_call,
             watch=reaper.watch,
         )
-        pipe, python_version = launch.run()
-        self._pipe = pipe
-        undo.callback(self._end_container, runtime, pipe)
+        # Register this before the launch: a Ctrl-C right after it must not leave the container.
+        undo.callback(self._end_container, runtime)
+        self._pipe, python_version = launch.run()
+        pipe = self._pipe
         gateway.attach(pipe.send)
         setup.has_model = broker.connected
         setup.file_limit = limits.file
@@ -190,8 +194,9 @@ class Lifecycle:
             abandon=functools.partial(self._remove_container, runtime),
             memory_loss=launch.memory_loss,
         )
-        interpreter.reports.on_saved = home.note
         interpreter.start()
+        # Not before: what a session goes on from is judged by its manifest as it was.
+        interpreter.reports.on_saved = home.note
         prune_once(runtime)
         self._running = Running(
             runtime=runtime,
@@ -226,7 +231,13 @@ class Lifecycle:
         """
         self.closed = True
         self._running = None
-        self._undo.close()
+        if self._closing:
+            return  # a signal handler calls this in the middle of it: keep the order
+        self._closing = True
+        try:
+            self._undo.close()
+        finally:
+            self._closing = False
 
     def _open_home(self, remove: Sequence[str], *, new: bool) -> tuple[Home, Reaper]:
         """Open the home, and start the reaper before there is anything that a crash could leave.
@@ -236,22 +247,23 @@ class Lifecycle:
             new: whether the session must not exist yet.
         """
         session = self._options.session
-        home = KeptHome(self.name, session, new=new) if session else Home(self.name)
-        self._undo.callback(home.release)
-        try:
-            reaper = Reaper(
-                self.name,
-                home.passing_workspace,
-                remove,
-                also=home.passing_snapshots,
-                lock=home.lock,
-            )
-        except BaseException:
-            home.close()
-            raise
-        self._undo.callback(reaper.dismiss)
-        self._undo.callback(home.close)
+        # Register this first: a Ctrl-C between two statements must leave neither of them.
+        self._undo.callback(self._close_home)
+        home = self._home = KeptHome(self.name, session, new=new) if session else Home(self.name)
+        reaper = self._reaper = Reaper(
+            self.name, home.passing_workspace, remove, also=home.passing_snapshots, lock=home.lock
+        )
         return home, reaper
+
+    def _close_home(self) -> None:
+        if self._home is None:
+            return
+        try:
+            self._home.close()
+        finally:
+            if self._reaper is not None:
+                self._reaper.dismiss()
+            self._home.release()
 
     def _settle(self, running: Running) -> None:
         """Wait for the last checkpoint of a session, before its container ends."""
@@ -263,7 +275,10 @@ class Lifecycle:
             if not saved:
                 logger.warning("%s: what the last cell changed may not be saved", self.name)
 
-    def _end_container(self, runtime: Runtime, pipe: Pipe) -> None:
+    def _end_container(self, runtime: Runtime) -> None:
+        pipe = self._pipe
+        if pipe is None:
+            return  # the launch has failed, and has removed its container itself
         try:
             pipe.close(_CLOSE_TIMEOUT)
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import dataclasses
 import os
 import secrets
@@ -57,8 +58,8 @@ class Sandbox:
             when a session is continued.
         tools: functions of this process that cells may call, by their names; see
             :meth:`set_tools`.
-        scaffold: whether cells find what an RLM's are promised (``llm_query``, ``answer``,
-            ``SHOW_VARS`` and so on), or a plain interpreter.
+        scaffold: whether cells find the names that an RLM promises them (``llm_query``,
+            ``answer``, ``SHOW_VARS`` and so on), or a plain interpreter.
         options: see :class:`~rlm_containers.SandboxOptions`.
 
     Attributes:
@@ -290,7 +291,7 @@ class Sandbox:
         return AwaitedCell(self._lock, self._async_functions, self.interrupt)
 
     def interrupt(self) -> None:
-        """Interrupt the running cell, from another thread, as Ctrl-C would. Else do nothing.
+        """Interrupt the cell that another thread runs, if any, as Ctrl-C would.
 
         Returns at once. A cell that goes on is killed five seconds later, and the session goes on
         from its checkpoint. A checkpoint that the cell waits for is interrupted, too.
@@ -460,7 +461,7 @@ class Sandbox:
             max_size: the most bytes to return. A copy is limited by the disk alone.
 
         Returns:
-            The contents, or the path of the copy. Of a file that grows meanwhile, what it held at
+            The contents, or the path of the copy. If the file grows meanwhile, what it held at
             first.
 
         Raises:
@@ -499,7 +500,7 @@ class Sandbox:
             note: text to remember it by, of which the first 200 characters are kept.
 
         Returns:
-            The snapshot's id; the same state always has the same.
+            The snapshot's id. Equal states have equal ids.
 
         Raises:
             SessionStateError: the state could not be saved.
@@ -533,7 +534,7 @@ class Sandbox:
             The variables that the snapshot does not bring back.
 
         Raises:
-            SnapshotNotFoundError: there is none of that id.
+            SnapshotNotFoundError: there is no snapshot with that id.
             SessionStateError: the snapshot is damaged. If only the new interpreter finds that out,
                 it has no variables, but other snapshots can still be restored.
             SessionError: there is no room for it.
@@ -551,7 +552,7 @@ class Sandbox:
             snapshot: the id, or the beginning of it.
 
         Raises:
-            SnapshotNotFoundError: there is none of that id.
+            SnapshotNotFoundError: there is no snapshot with that id.
         """
         with self._lock:
             self._snapshots.remove(snapshot)
@@ -571,7 +572,7 @@ class Sandbox:
             The fork, started. The caller closes it, for instance by ``with``.
 
         Raises:
-            SessionError: there is a session of that name, or no room.
+            SessionError: a session of that name exists already, or there is no room.
             ContainersError: as for :meth:`start`.
         """
         with self._lock:
@@ -579,11 +580,12 @@ class Sandbox:
             lm = self._lm
             if isinstance(lm, LMBroker):  # a broker records the calls of one sandbox
                 lm = LMBroker(lm.backend, lm.subcall, lm.max_concurrent_subcalls)
-            other = self._with(
+            other = copy.copy(self)  # with what a subclass has added
+            other._compose(
                 dataclasses.replace(self.options, session=session),
-                lm=lm,
-                tools=self.tools.functions,
-                scaffold=self.scaffold,
+                lm,
+                self.tools.functions,
+                self.scaffold,
             )
             other._variables.copy_from(self._variables)
             other._fill = workspace.copy_to

@@ -1,4 +1,4 @@
-"""States that a sandbox can go back to, and what a session starts from."""
+"""The snapshots of a sandbox, and what a start or restore did not bring back."""
 
 from __future__ import annotations
 

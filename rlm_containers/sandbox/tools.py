@@ -19,7 +19,7 @@ from rlm_containers.lm import AsyncFunctions
 #: A function of the host. It may be async.
 ToolFunction = Callable[..., Any]
 
-#: The names that an RLM's cells are promised. No tool may have one of them.
+#: The names that an RLM promises its cells. No tool may have one of them.
 SCAFFOLD = frozenset(
     (
         "SHOW_VARS",

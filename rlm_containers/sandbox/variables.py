@@ -1,4 +1,4 @@
-"""What cells find bound: values and functions of this process, and names that come back."""
+"""The variables and functions that this process gives to cells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Variables:
         life: the sandbox's lifecycle.
         options: its options.
         tools: functions of this process, by their names.
-        scaffold: whether cells find what an RLM's are promised.
+        scaffold: whether cells find the names that an RLM promises them.
         async_functions: waits for the results of async functions.
 
     Attributes:

@@ -154,7 +154,7 @@ class KeptHome(Home):
                 )
 
     def open_workspace(self, ids: Ids, owner: str) -> Workspace:
-        workspace = Workspace.open(self.path / "workspace", ids, self.name)
+        workspace = Workspace.open(self.path / "workspace", ids)
         if (finished := self.snapshots.finish(workspace)) is not None:
             logger.warning(
                 "%s: the session %r goes on from the snapshot %s; restoring it was interrupted",

@@ -56,7 +56,6 @@ class Workspace:
     Args:
         path: a directory of this host.
         ids: the user and group that the container writes as, as the host sees them.
-        container: the container's name, for errors.
 
     Attributes:
         path: as it was given.
@@ -66,10 +65,9 @@ class Workspace:
         OSError: the directory cannot be opened.
     """
 
-    def __init__(self, path: Path, ids: Ids, container: str | None = None) -> None:
+    def __init__(self, path: Path, ids: Ids) -> None:
         self.path = path
         self.ids = ids
-        self._container = container
         self._guard = threading.Lock()
         self._directory = os.open(path, DIRECTORY)
 
@@ -96,7 +94,7 @@ class Workspace:
                     undo.callback(owner_file(path).unlink)
                 path.mkdir(mode=0o700)
                 undo.pop_all()
-            workspace = cls(path, ids, name)
+            workspace = cls(path, ids)
             with workspace.directory() as directory:
                 give_to(ids, directory)
         except OSError as error:
@@ -107,14 +105,13 @@ class Workspace:
         return workspace
 
     @classmethod
-    def open(cls, path: Path, ids: Ids | None = None, container: str | None = None) -> Self:
+    def open(cls, path: Path, ids: Ids | None = None) -> Self:
         """Open a workspace that is kept, or make an empty one.
 
         Args:
             path: the directory.
             ids: as for the class. What belongs to others is given to them, if this process is
                 root. ``None`` stands for the present owner.
-            container: as for the class.
 
         Raises:
             WorkspaceError: it cannot be opened, or belongs to another user.
@@ -130,7 +127,7 @@ class Workspace:
                 )
             if found.st_mode & 0o700 != 0o700:  # a cell has locked it
                 path.chmod(0o700)
-            workspace = cls(path, ids or before, container)
+            workspace = cls(path, ids or before)
             if workspace.ids != before:
                 # An engine that runs its containers as another user has made it.
                 with workspace.directory() as directory:
@@ -183,7 +180,6 @@ class Workspace:
                 f"{'/'.join(parts)} could not be written into the workspace {self.path}: "
                 f"{error.strerror}.",
                 remedy="Make room on the disk, or remove what stands in the way.",
-                container=self._container,
             ) from error
 
     @contextlib.contextmanager
@@ -204,7 +200,6 @@ class Workspace:
             raise WorkspaceError(
                 f"{'/'.join(parts)} cannot be read in the workspace {self.path}: {error.strerror}.",
                 remedy="list_files() lists what is there. Links are not followed.",
-                container=self._container,
             ) from error
         with os.fdopen(descriptor, "rb") as file:
             yield file
@@ -242,6 +237,7 @@ class Workspace:
             raise SessionError(
                 f"The workspace could not be copied to {other.path}: {error.strerror}.",
                 remedy="Make room on the disk.",
+                container=other.path.name,
             ) from error
 
     def remove(self) -> None:

@@ -88,30 +88,30 @@ _NOTES = """\
 ## How it is measured
 
 - Both sides are driven through what `rlm.RLM` calls: the constructor, `execute_code`,
-  `add_context`, `cleanup`. Every result is checked: no error, and as many model calls as were made.
-- `llm_query` goes to rlms's real LM Handler, whose client answers at once: it is the way there and
-  back that is measured, on our side over HTTP through the proxy, as on theirs.
-- `x = 1` assigns another number each time, and every query has another prompt and answer: our side
-  does not save a state that is saved already, so the very same cell again would cost it less (see
-  the row for that).
-- Our side answers a cell first and saves its variables afterwards, while the host thinks. So
-  `x = 1` and the queries are measured as the time per cell of {batch} cells run back to back, in
-  which every cell waits for the checkpoint of the one before, and the last for its own. rlms has
-  saved when it answers, so there one cell is one sample. `x = 1` after a pause is what a single
-  cell takes until its answer.
-- Loading a context includes the checkpoint, too. Each sample has a session of its own, since rlms
-  reads and writes all that it has at each cell. The lists of dicts are smaller than the string
-  because there each of rlms's cells pickles everything anew, in Python, several times. Ours does so
-  with what cells have made, too; a context that no cell has changed stays in its own file.
-- Host memory is by how much the resident memory of the process that drives both grows at most.
-- Start is until the constructor returns and a cell can be sent. The container of our side has
-  less then: it imports what saving needs while the host goes on, and a first cell that comes at
-  once waits for that, which is why both are listed.
-- rlms runs `pip install` at every start, also where nothing is missing; what that takes depends on
-  the image. Where the packages are missing, and the container reaches no index, it cannot start.
-- rlms knows docker only. That its clean-up takes ten seconds on podman is `podman rm -f` waiting
-  for its `tail -f`, which ignores SIGTERM as PID 1; docker's kills at once.
-- The target for start is a multiple of the bare run, the others are parts of rlms's figure.
+  `add_context`, `cleanup`. Every result is checked: no error, and as many model calls as were
+  made.
+- `llm_query` goes to rlms's real LM Handler, whose client answers at once. So only the way there
+  and back is measured. On both sides it leads over HTTP through a proxy.
+- `x = 1` assigns another number each time, and every query has another prompt and answer.
+  Otherwise our side would be faster, because it does not save a state twice (see the row "nothing
+  to save").
+- rlms saves the variables before it answers, so there one cell is one sample. Our side answers
+  first and saves afterwards. So `x = 1` and the queries are measured as the time per cell of
+  {batch} cells run back to back: each cell waits for the checkpoint of the one before, and the
+  last for its own. `x = 1` after a pause is the time until the answer of a single cell.
+- Loading a context includes the checkpoint. Each sample has a session of its own, since rlms reads
+  and writes everything that a session has at each cell. The lists of dicts are smaller than the
+  string, because rlms pickles them anew at each cell, in Python, several times. Our side does so
+  only with what cells have made; a context that no cell has changed stays in its own file.
+- Host memory is the largest growth of the resident memory of the process that drives both sides.
+- Start is the time until the constructor returns and a cell can be sent. At that time the
+  container of our side still imports what saving needs, and a first cell that comes at once waits
+  for that. So both times are listed.
+- rlms runs `pip install` at every start, even if nothing is missing. How long that takes depends
+  on the image. If packages are missing and the container reaches no index, rlms cannot start.
+- rlms knows docker only. Its clean-up takes ten seconds on podman because `podman rm -f` waits for
+  its `tail -f`, which ignores SIGTERM as PID 1. docker kills it at once.
+- The target for start is a multiple of the bare run. The others are fractions of rlms's figure.
 """
 
 

@@ -89,13 +89,6 @@ def test_several_contexts(box: Sandbox) -> None:
     assert printed(box, "print(context, context_1)") == "anew {'second': 2}\n"
 
 
-def test_a_context_that_a_cell_overwrites_comes_back(box: Sandbox) -> None:
-    box.load("context_0", "the text")
-    assert printed(box, "context = context[:3]\nprint(context)") == "the\n"
-    assert printed(box, "print(context)\ndel context") == "the text\n"
-    assert printed(box, "print(context)") == "the text\n"
-
-
 def test_other_names(box: Sandbox) -> None:
     box.load("history_0", [{"role": "user", "content": "hello"}])
     assert printed(box, "print(history[0]['content'])") == "hello\n"

@@ -2,30 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 from rlm_containers import Sandbox
 from tests.conftest import MakeBox
 from tests.support import execute, printed
-
-
-def test_a_forked_child_that_comes_back_is_no_second_session(box: Sandbox) -> None:
-    result = execute(
-        box,
-        """
-        import os
-        side = 'parent'
-        child = os.fork()
-        if child == 0:
-            side = 'child'
-            print('child printed', flush=True)
-        else:
-            os.waitpid(child, 0)
-            print('parent printed')
-        """,
-    )
-    assert (result.status, result.stdout) == ("ok", "child printed\nparent printed\n")
-    assert [printed(box, "print(side)") for _ in range(3)] == ["parent\n"] * 3
 
 
 def test_a_forked_child_that_raises(box: Sandbox) -> None:
@@ -106,19 +85,3 @@ def test_a_child_that_never_stops_printing_does_not_hold_the_answer(make_box: Ma
     assert result.status == "ok"
     assert execute(box, "child.kill(); child.wait(); stopped = True").status == "ok"
     assert box.execute("print(stopped)").stdout.endswith("True\n")
-
-
-def test_calls_from_several_threads_take_turns(box: Sandbox) -> None:
-    printed(box, "turns = []")
-    results: list[str] = []
-
-    def run(number: int) -> None:
-        results.append(box.execute(f"turns.append({number}); print({number})").stdout)
-
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(results) == [f"{n}\n" for n in range(8)]
-    assert printed(box, "print(sorted(turns))") == f"{list(range(8))}\n"

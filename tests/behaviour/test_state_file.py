@@ -36,56 +36,6 @@ def test_the_state_is_on_the_host(fresh: Sandbox) -> None:
     assert (workspace(fresh) / "state.dill").stat().st_size > 0
 
 
-@pytest.mark.parametrize(
-    "damage",
-    {
-        "empty": "open('state.dill', 'wb').close()",
-        "half": "os.truncate(state, os.path.getsize(state) // 2)",
-        "one byte less": "os.truncate(state, os.path.getsize(state) - 1)",
-        "one byte more": "open(state, 'ab').write(b'x')",
-        "other bytes": "open(state, 'wb').write(os.urandom(10_000))",
-        "one bit flipped": "f = open(state, 'r+b'); f.seek(20); b = f.read(1); f.seek(20);"
-        " f.write(bytes([b[0] ^ 1])); f.close()",
-        "not there": "os.remove(state)",
-        "a link to nowhere": "os.remove(state); os.symlink('/nowhere', state)",
-    }.items(),
-    ids=lambda damage: damage[0],
-)
-def test_a_damaged_state_falls_back_to_the_one_before(
-    fresh: Sandbox, damage: tuple[str, str]
-) -> None:
-    printed(fresh, "state = 'state.dill'\nprecious = [1, 2, 3]")
-    printed(fresh, "import os\nothers = 'x' * 1000\nprecious.append(4)")
-    assert fresh.unsaved == ()
-    result = fresh.execute(f"{damage[1]}\nos._exit(1)")
-    assert result.status == "died"
-    # What is not in the one before is lost, by name; the rest may be older, by name as well.
-    assert set(result.lost) == {"others", "os"}
-    assert "precious" in result.older
-    assert "state.dill could not be used" in result.stderr
-    assert "rlm_guest" not in result.stderr
-    assert (
-        printed(fresh, "print(precious, 'others' in globals())\nnew = 'n'") == "[1, 2, 3] False\n"
-    )
-    assert die(fresh) == ()
-    assert printed(fresh, "print(new)") == "n\n"
-
-
-def test_with_the_one_before_damaged_too_the_loss_is_clear(fresh: Sandbox) -> None:
-    printed(fresh, "precious = [1, 2, 3]")
-    printed(fresh, "import os\nothers = 'x' * 1000")
-    assert fresh.unsaved == ()
-    lost = die(
-        fresh,
-        "os.truncate('state.dill', 100)\n"
-        "os.remove('state.dill.previous')\nos.mkfifo('state.dill.previous')",
-    )
-    assert set(lost) == {"*", "os", "others", "precious"}
-    assert printed(fresh, "print('precious' in globals())\nnew = 'n'") == "False\n"
-    assert die(fresh) == ()
-    assert printed(fresh, "print(new)") == "n\n"
-
-
 @pytest.mark.container
 def test_a_state_of_another_python_says_so(engine: Engine, make_box: MakeBox) -> None:
     # As when a workspace is taken to another image: what is not byte code comes along.
@@ -156,49 +106,6 @@ def test_long_strings_come_back(fresh: Sandbox) -> None:
     ) == "True True 1000000 True True b'zzz'\n"  # fmt: skip
 
 
-def test_long_strings_take_their_room_once(fresh: Sandbox) -> None:
-    printed(fresh, f"big = 'x' * {BIG}\nalso = big\nheld = [big] * 3")
-    assert BIG < disk_use(fresh) < 1.5 * BIG
-    for number in range(5):
-        printed(fresh, f"n = {number}")
-    assert disk_use(fresh) < 1.5 * BIG
-    assert die(fresh) == ()
-    printed(fresh, "n = 'after the restore'")
-    assert disk_use(fresh) < 1.5 * BIG
-
-
-@pytest.mark.parametrize("kind", ["'x'", "b'x'"])
-def test_the_files_of_long_strings_go_with_them(fresh: Sandbox, kind: str) -> None:
-    printed(fresh, "small = 1")
-    before = disk_use(fresh)
-    for number in range(5):
-        printed(fresh, f"big = {kind} * ({BIG} + {number})")
-        assert disk_use(fresh) < 2.5 * BIG  # the one that the checkpoint before has stays with it
-    assert die(fresh) == ()
-    printed(fresh, "n = 1")
-    printed(fresh, "n = 2")
-    assert BIG < disk_use(fresh) < 1.5 * BIG
-    printed(fresh, "del big")
-    printed(fresh, "n = 3")
-    assert disk_use(fresh) < before + 10_000
-    printed(fresh, f"big = {kind} * {BIG}\nbig = None")
-    assert disk_use(fresh) < before + 10_000
-
-
-def test_a_long_string_whose_file_is_damaged(fresh: Sandbox) -> None:
-    printed(fresh, f"big = 'x' * {BIG}\nholder = [big]\nother = 'y' * 300_000\nsmall = 's'")
-    assert fresh.unsaved == ()
-    lost = die(
-        fresh,
-        "for top, _, names in os.walk('.'):\n"
-        "    for name in names:\n"
-        f"        if os.path.getsize(os.path.join(top, name)) == {BIG}:\n"
-        "            os.remove(os.path.join(top, name))",
-    )
-    assert set(lost) == {"big", "holder"}
-    assert printed(fresh, "print(len(other), small, 'big' in globals())") == "300000 s False\n"
-
-
 def test_a_loaded_context_is_not_stored_twice(fresh: Sandbox) -> None:
     fresh.load("context_0", "c" * BIG)
     printed(fresh, "part = context[:10]")
@@ -207,15 +114,3 @@ def test_a_loaded_context_is_not_stored_twice(fresh: Sandbox) -> None:
     assert printed(fresh, "print(len(context_0), context is context_0, part)") == (
         f"{BIG} True cccccccccc\n"
     )
-
-
-def test_a_full_disk_is_said_and_nothing_is_lost(fresh: Sandbox) -> None:
-    # A directory cannot be replaced by a file: nothing can be saved, as on a full disk.
-    printed(fresh, "first = 1")
-    assert fresh.unsaved == ()
-    printed(fresh, "import os\nos.remove('state.dill'); os.makedirs('state.dill/in the way')")
-    printed(fresh, "second = 2")
-    printed(fresh, "import shutil\nshutil.rmtree('state.dill')\nthird = 3")
-    assert fresh.unsaved == ()
-    assert die(fresh) == ()
-    assert printed(fresh, "print(first, second, third)") == "1 2 3\n"

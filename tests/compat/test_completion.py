@@ -12,8 +12,6 @@ from rlm.environments import LocalREPL, SupportsCustomTools, SupportsPersistence
 from rlm.logger import RLMLogger
 
 import rlm_containers
-from rlm_containers import ContainersError
-from rlm_containers.errors import ContextError, OptionError
 from rlm_containers.integrations.rlms import ContainerEnvironment
 from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import EchoLM, ScriptedLM, repl
@@ -68,23 +66,6 @@ def test_setup_code_and_protocols(engine: Engine) -> None:
         assert isinstance(env, SupportsPersistence)
         assert isinstance(env, SupportsCustomTools)
         assert env.execute_code("print(twice(4))").stdout == "8\n"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "said"),
-    [
-        ({"imgae": "x"}, OptionError, "'image'"),
-        ({"context_payload": {1, 2}}, ContextError, "set"),
-        ({"context_payload": {"a": object()}}, ContextError, "object"),
-    ],
-)
-def test_wrong_arguments_fail_at_once(
-    make_rlm: MakeRLM, engine: Engine, arguments: dict[str, Any], error: type[Exception], said: str
-) -> None:
-    settings = {"image": engine.image(), "runtime": engine.runtime, **arguments}
-    with pytest.raises(error, match=said) as caught:
-        ContainerEnvironment(**settings)
-    assert isinstance(caught.value, ContainersError)
 
 
 def test_register_changes_only_docker(registered: None) -> None:

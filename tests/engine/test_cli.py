@@ -51,23 +51,6 @@ def test_a_program_that_takes_all_the_memory(program: Program, engine: Engine) -
     assert (found["status"] == "ok") == ("will not be enforced" in done.stderr)
 
 
-def test_repl(program: Program, engine: Engine) -> None:
-    with program.terminal("repl", "--image", engine.image()) as terminal:
-        terminal.see("[1] >")
-        terminal.type("x = 6 * 7\r")
-        terminal.see("[2] >")
-        terminal.type("x\r")
-        terminal.see_line("42")
-        terminal.see("[3] >")
-        terminal.type("import time; print('going', flush=True); time.sleep(60)\r")
-        terminal.see_line("going")
-        terminal.type("\x03")
-        terminal.see_line("KeyboardInterrupt")
-        terminal.see("[4] >")
-        terminal.type("\x04")
-        assert terminal.end() == 0
-
-
 def test_doctor(program: Program, engine: Engine) -> None:
     done = program("doctor", "--json", "--runtime", engine.runtime, "--image", engine.image())
     found = json.loads(done.stdout)

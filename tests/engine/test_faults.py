@@ -16,7 +16,7 @@ from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxLostError, WorkspaceError
 from rlm_containers.state import workspaces_directory
 from tests.conftest import MakeBox
-from tests.support import Engine, assert_gone, execute, printed, workspace
+from tests.support import Engine, assert_gone, execute, printed
 
 
 def kill(engine: Engine, box: Sandbox, whose: str) -> None:
@@ -215,23 +215,6 @@ def test_a_full_disk(engine: Engine, small_disk: Path, make_box: MakeBox) -> Non
     assert list(small_disk.iterdir()) == []
 
 
-# The state file
-
-
-def test_a_state_file_cut_at_every_tenth(box: Sandbox) -> None:
-    for tenth in range(10):
-        printed(box, f"import os\nn = {tenth}\nrows = ['r'] * 1000")
-        printed(box, f"n = 'new {tenth}'\nextra_{tenth} = 1")
-        assert box.unsaved == ()
-        state = workspace(box) / "state.dill"
-        size = state.stat().st_size * tenth // 10
-        result = box.execute(f"os.truncate('state.dill', {size}); os._exit(1)")
-        assert result.status == "died"
-        assert result.lost == (f"extra_{tenth}",)
-        assert "n" in result.older
-        assert printed(box, "print(n, len(rows))") == f"{tenth} 1000\n"
-
-
 def test_the_supervisors_descriptors_in_a_cells_hands(engine: Engine, make_box: MakeBox) -> None:
     # The cell finds the pipe to the host and speaks in the supervisor's place: whatever it says,
     # the host is fine, the sandbox ends with one clear error, and nothing is left.
@@ -239,6 +222,7 @@ def test_the_supervisors_descriptors_in_a_cells_hands(engine: Engine, make_box: 
         "a frame too long": b"\xff\xff\xff\xffm",
         "a call without an end": b"\0\0\0\x08c\0\0\0\1[[[[",
         "an answer to another cell": b'\0\0\0\x1cm{"op": "result", "id": 9999}',
+        "no JSON object": b"\0\0\0\2m[]",
         "half a frame": b"\0\0\1\0m{",
     }
     for raw in said.values():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.errors import OptionError, UnsupportedByEngineError
+from rlm_containers.errors import UnsupportedByEngineError
 from rlm_containers.state import LABEL
 from tests.conftest import MakeBox
 from tests.engine.test_limits import enforces
@@ -243,11 +243,6 @@ def test_gpus(make_box: MakeBox) -> None:
         assert "GPU" in str(error)  # noqa: PT017 - this machine has none
         return
     assert "nvidia" in printed(box, "import os; print(os.listdir('/dev'))")
-
-
-def test_contradictions_start_nothing(engine: Engine) -> None:
-    with pytest.raises(OptionError, match=r'isolation="strict" and network="bridge"'):
-        Sandbox(engine.image(), runtime=engine.runtime, isolation="strict", network="bridge")
 
 
 # An internal network

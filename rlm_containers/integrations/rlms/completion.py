@@ -135,7 +135,7 @@ class Completion:
         self._sub_model = sub_model
         self._recorder = Recorder(on_turn)
         self._start: float | None = None
-        self._so_far = Trajectory(
+        self._trajectory = Trajectory(
             model=model.name,
             turns=(),
             question=question,
@@ -160,10 +160,10 @@ class Completion:
     @property
     def trajectory(self) -> Trajectory:
         """What the RLM has done so far."""
-        took = self._so_far.seconds
+        took = self._trajectory.seconds
         if not took and self._start is not None:
             took = time.perf_counter() - self._start
-        return replace(self._so_far, turns=tuple(self._recorder.turns), seconds=took)
+        return replace(self._trajectory, turns=tuple(self._recorder.turns), seconds=took)
 
     def run(self) -> Trajectory:
         """Ask, and wait for the answer.
@@ -177,7 +177,7 @@ class Completion:
             KeyboardInterrupt: the user pressed Ctrl-C.
         """
         self._start = time.perf_counter()
-        self._so_far = replace(self._so_far, started=datetime.now(UTC))
+        self._trajectory = replace(self._trajectory, started=datetime.now(UTC))
         try:
             done = self._complete()
         except (CancellationError, KeyboardInterrupt):
@@ -201,15 +201,15 @@ class Completion:
 
     def _complete(self) -> RLMChatCompletion:
         if self._context is None:
-            return self._rlm.completion(self._so_far.question)
+            return self._rlm.completion(self._trajectory.question)
         # rlms passes lists as well.
         context: Any = self._context
-        return self._rlm.completion(context, root_prompt=self._so_far.question)
+        return self._rlm.completion(context, root_prompt=self._trajectory.question)
 
     def _end(self, **outcome: Any) -> None:
         assert self._start is not None
         took = time.perf_counter() - self._start
-        self._so_far = replace(self._so_far, seconds=took, **outcome)
+        self._trajectory = replace(self._trajectory, seconds=took, **outcome)
 
 
 def _describe_context(context: Context | None) -> tuple[tuple[str, int], ...]:

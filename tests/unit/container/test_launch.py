@@ -5,6 +5,7 @@ The engines are programs that print what real ones print, see ``tests.unit.engin
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -278,6 +279,20 @@ def test_an_image_with_python_and_no_python3(local: LocalRuntime, made_bundle: B
         assert box.execute("print(1)").stdout == "1\n"
         assert box.python_version == ".".join(map(str, sys.version_info[:3]))
     assert [spec.command[0] for spec in local.specs] == ["python3", "python"]
+
+
+def test_ctrl_c_after_the_greeting_leaves_no_container(
+    local: LocalRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rlm_containers.images.note_use", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Sandbox(runtime=local).start()
+    (process,) = local.processes
+    with pytest.raises(ProcessLookupError):
+        os.kill(process.pid, 0)
 
 
 def test_a_third_partys_error_is_raised_as_it_is(local: LocalRuntime) -> None:

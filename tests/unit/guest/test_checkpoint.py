@@ -5,8 +5,6 @@ More kinds of values: ``tests/behaviour/values.py``.
 
 from __future__ import annotations
 
-import pytest
-
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
 LITERALS = [
@@ -29,36 +27,45 @@ def test_values_of_many_types_come_back(boxes: Boxes) -> None:
         run(box, f"assert v{number} == {value}, v{number}\nassert type(v{number}) is type({value})")
 
 
-def test_functions_and_classes_refer_to_the_restored_variables(boxes: Boxes) -> None:
+def test_defaults_annotations_and_subclass_hooks_come_back(boxes: Boxes) -> None:
+    # What tests/behaviour/values.py has not.
     box = boxes()
     run(
         box,
         """
-        import functools
-        factor, shared = 3, [1]
-        def times(x: "int", *, offset=1) -> list[int]: return [x * factor + offset]
-        partial = functools.partial(times, offset=100)
-        def default(x=shared): return x
+        a = [1]
+        default = lambda x=a: x
+        def annotated(x: "int") -> list[int]: return [x]
         class Base:
             registry = {}
             def __init_subclass__(cls): Base.registry[cls.__name__] = cls
         class Square(Base): pass
-        open("helper.py", "w").write("class Thing: pass\\n")
-        from helper import Thing
-        thing = Thing()
         """,
     )
     revive(box)
     run(
         box,
         """
-        factor = 10  # functions see the session's variables, not copies
-        assert times(2) == [21] and partial(2) == [120] and default() is shared
-        assert times.__annotations__ == {"x": "int", "return": list[int]}
+        assert default() is a
+        assert annotated.__annotations__ == {"x": "int", "return": list[int]}
         assert Base.registry == {"Square": Square}
-        assert type(thing) is Thing
         """,
     )
+
+
+def test_a_module_that_a_cell_wrote_comes_back(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        open("helper.py", "w").write("class Thing:\\n    size = 3\\ndef work(): return 42\\n")
+        import helper
+        from helper import work, Thing
+        thing = Thing()
+        """,
+    )
+    revive(box)
+    run(box, "assert helper.work() == work() == 42 and isinstance(thing, helper.Thing)")
 
 
 def test_private_and_odd_names_come_back_too(boxes: Boxes) -> None:
@@ -93,6 +100,28 @@ def test_a_long_string_outlives_the_variable_it_came_from(boxes: Boxes) -> None:
     run(box, "assert b[0] == 'x' * 400_000")
 
 
+def test_files_of_dropped_strings_are_removed(boxes: Boxes) -> None:
+    box = boxes()
+
+    def files() -> list[str]:
+        return sorted(path.name for path in (workspace_of(box) / ".blobs").iterdir())
+
+    run(box, "a, b = 'x' * 400_000, 'y' * 400_000")
+    settle(box)
+    assert len(files()) == 2
+    for _ in range(5):
+        run(box, "a = a + 'z'")
+    settle(box)
+    assert len(files()) == 3  # one is the previous checkpoint's
+    run(box, "n = 1")
+    settle(box)
+    assert len(files()) == 2
+    run(box, "del a, b")
+    run(box, "n = 2")
+    settle(box)
+    assert files() == []
+
+
 def test_a_long_string_is_written_once(boxes: Boxes) -> None:
     box = boxes()
     run(box, "big = 'x' * 1_000_000")
@@ -107,19 +136,7 @@ def test_a_long_string_is_written_once(boxes: Boxes) -> None:
     assert (workspace_of(box) / "state.dill").stat().st_size < 100_000
 
 
-# What cannot be saved; more in tests/behaviour/test_unsaved.py
-
-
-@pytest.mark.parametrize("value", ["__import__('threading').Thread(target=print)", "Endless()"])
-def test_an_unsaveable_value_is_named_and_costs_nothing_else(boxes: Boxes, value: str) -> None:
-    box = boxes()
-    run(box, "class Endless:\n    def __reduce__(self): return self.__reduce__()\nbefore = [1, 2]")
-    run(box, f"odd = {value}\nafter = before")
-    (unsaved,) = box.unsaved
-    assert unsaved.name == "odd"
-    assert len(str(unsaved)) < 500
-    revive(box, "odd")
-    run(box, "after.append(3)\nassert before == [1, 2, 3]")
+# What cannot be saved
 
 
 def test_files_that_cells_wrote_stay_as_they_are(boxes: Boxes) -> None:

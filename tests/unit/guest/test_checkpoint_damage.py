@@ -173,6 +173,28 @@ def test_a_missing_or_changed_blob_costs_only_its_variables(boxes: Boxes) -> Non
     run(box, "assert small == [1]")
 
 
+def test_a_restore_that_kills_the_interpreter_is_not_repeated_for_ever(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        import os
+        class Deadly:
+            def __reduce__(self): return (os._exit, (9,))
+        deadly = Deadly()
+        other = 1
+        """,
+    )
+    settle(box)
+    result = box.execute(DIE)
+    assert result.status == "died"
+    assert "*" in result.lost
+    assert "status 9" in result.stderr
+    run(box, "x = 5")
+    revive(box)
+    run(box, "assert x == 5")
+
+
 def test_a_checkpoint_needs_only_the_files_in_its_directory(
     made_bundle: Bundle, filled: Sandbox
 ) -> None:

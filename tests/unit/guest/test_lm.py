@@ -170,6 +170,27 @@ def test_a_strange_answer_is_an_error(connect: Callable[[Answer], None], answer:
     assert all(response.startswith("Error: ") for response in responses)
 
 
+def test_threads_get_their_own_answers(connect: Callable[[Answer], None]) -> None:
+    everyone = threading.Barrier(16)
+
+    def together(path: str, request: Any) -> Any:
+        everyone.wait(30)  # passes only when sixteen ask at once
+        return {"response": request["prompt"].upper()}
+
+    connect(together)
+    prompts = [f"p{i}" for i in range(16)]
+
+    def ask(prompt: str) -> str:
+        answer = lm.llm_query(prompt)
+        connection = getattr(getattr(lm._route, "local", None), "connection", None)
+        if connection is not None:
+            connection.close()
+        return answer
+
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, prompts)) == [prompt.upper() for prompt in prompts]
+
+
 def test_no_model() -> None:
     later = LMBroker(None)
     supervisor = Supervisor(later.handle)

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from rlm_containers import Sandbox
-from tests.unit.sessions import run
+from tests.unit.sessions import Boxes, revive, run
 
 SCAFFOLD = ("llm_query", "llm_query_batched", "rlm_query", "rlm_query_batched", "SHOW_VARS")
 
@@ -45,6 +45,18 @@ def test_objects_that_misbehave_have_a_short_form(shared: Sandbox, init: str) ->
     assert 0 < len(result.locals["v"]) <= 200
     assert 0 < len(result.locals["w"]) <= 200
     assert shared.execute("print(1)").stdout == "1\n"
+
+
+def test_a_repr_cannot_end_the_interpreter(box: Sandbox) -> None:
+    run(box, "alive = object()")
+    run(box, "class Evil:\n    def __repr__(self): raise SystemExit(3)\nv = Evil()")
+    run(box, "assert alive is not None")  # the interpreter has not been restored
+    assert box.execute("print('still here')").stdout == "still here\n"
+
+
+def test_a_repr_that_prints_does_not_print_into_the_next_cell(box: Sandbox) -> None:
+    run(box, "class Loud:\n    def __repr__(self): print('loud'); return 'x'\nv = Loud()")
+    assert run(box, "print('mine')").stdout.count("mine") == 1
 
 
 @pytest.mark.parametrize(
@@ -86,6 +98,12 @@ def test_a_huge_type_name_is_cut(shared: Sandbox, kind: str) -> None:
     assert len(form(shared, f"v = type('N' * 5_000_000, (), {members})()")) <= 200
 
 
+def test_all_short_forms_together_are_bounded(box: Sandbox) -> None:
+    result = run(box, "for i in range(3000): globals()[f'v{i}'] = 'y' * 1000")
+    assert len(result.locals) <= 500
+    assert sum(len(name) + len(text) for name, text in result.locals.items()) < 100_000
+
+
 def test_short_forms_with_long_type_names_are_bounded(box: Sandbox) -> None:
     code = """
     for i in range(400):
@@ -96,14 +114,22 @@ def test_short_forms_with_long_type_names_are_bounded(box: Sandbox) -> None:
 
 
 def test_keys_that_are_not_names_are_left_out(box: Sandbox) -> None:
-    # More in tests/behaviour/test_locals.py.
     code = """
+    globals()[5] = 'a number'
+    globals()[None] = 'nothing'
     globals()[(1, 2)] = 'a pair'
+    globals()['n' * 1_000_000] = 'a long name'
+    globals()['two words'] = globals()[''] = 'no names'
     class Name(str): pass
     globals()[Name('odd')] = 'a name of sorts'
+    _private = 1
     public = 2
     """
-    assert set(run(box, code).locals) >= {"public"}
+    result = run(box, code)
+    assert result.locals["public"] == "2"
+    assert "_private" not in result.locals
+    assert all(len(name) < 200 for name in result.locals)
+    run(box, "assert public == 2 and globals()[5] == 'a number'")
 
 
 def test_short_forms_do_not_sort_large_containers(box: Sandbox) -> None:
@@ -153,6 +179,14 @@ def test_show_vars_has_the_words_of_rlms(box: Sandbox) -> None:
     run(box, "a = 1\nb = ['x']\n_hidden = 2\ndef f(): pass")
     shown = run(box, "print(SHOW_VARS())").stdout
     assert shown == "Available variables: {'a': 'int', 'b': 'list', 'f': 'function'}\n"
+
+
+def test_the_scaffold_works_after_a_restore(boxes: Boxes) -> None:
+    box = boxes(lm=lambda prompt: f"re: {prompt}")
+    run(box, "ask = llm_query\nshow = SHOW_VARS\nx = 1")
+    revive(box)
+    assert run(box, "print(ask('a'), llm_query('b'))").stdout == "re: a re: b\n"
+    assert "'x': 'int'" in run(box, "print(show())").stdout
 
 
 # The answer
@@ -215,6 +249,12 @@ def test_a_partial_answer_is_kept_from_cell_to_cell(box: Sandbox) -> None:
     assert run(box, "answer['ready'] = True").final_answer == "part one, part two"
 
 
+def test_the_answer_survives_the_interpreter(box: Sandbox) -> None:
+    run(box, "answer['content'] = 'part one'")
+    revive(box)
+    assert run(box, "answer['ready'] = True").final_answer == "part one"
+
+
 def test_a_new_question_forgets_the_answer(box: Sandbox) -> None:
     assert run(box, "answer.update(content='old', ready=True)").final_answer == "old"
     assert run(box, "x = 1").final_answer == "old"
@@ -227,5 +267,7 @@ def test_a_new_question_forgets_the_answer(box: Sandbox) -> None:
 
 def test_the_context_comes_back_and_context_0_may_change(box: Sandbox) -> None:
     box.load("context_0", "the text")
-    run(box, "context = 'gone'\ncontext_0 = 'mine'")
+    assert run(box, "print(context)\ncontext = 'gone'").stdout == "the text\n"
+    assert run(box, "print(context)\ndel context").stdout == "the text\n"
+    run(box, "context_0 = 'mine'")
     assert run(box, "print(context)").stdout == "mine\n"

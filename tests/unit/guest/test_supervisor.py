@@ -88,6 +88,13 @@ def test_it_reports_how_a_worker_died_and_starts_another(
     assert ready.run("print(x)")[1] == "1\n"
 
 
+def test_output_before_a_death_arrives_before_its_event(ready: Guest) -> None:
+    ready.cell("import os\nprint('a' * 100_000)\nos.write(2, b'oops')\nos.kill(os.getpid(), 9)")
+    _, before = ready.until(wire.EVENT, event="died")
+    assert b"".join(p for k, p in before if k == wire.STDOUT) == b"a" * 100_000 + b"\n"
+    assert b"".join(p for k, p in before if k == wire.STDERR) == b"oops"
+
+
 def test_a_restart_kills_the_children_of_a_cell(ready: Guest) -> None:
     ready.cell(
         "import subprocess\nchild = subprocess.Popen(['sleep', '1000'])\n"

@@ -179,10 +179,6 @@ def test_display_prints_the_value_at_the_end(shared: Sandbox, code: str, printed
     assert not [name for name in result.locals if "value" in name]
 
 
-def test_without_display_no_value_is_printed(shared: Sandbox) -> None:
-    assert shared.execute("6 * 7").stdout == ""
-
-
 def test_the_traceback_of_a_displayed_value_shows_what_was_written(shared: Sandbox) -> None:
     result = shared.execute("x = 0\n1 / x", display=True, name="my.py")
     assert 'File "<my.py>", line 2, in <module>\n    1 / x\n' in result.stderr

@@ -22,12 +22,37 @@ LIMIT = 0.5
 
 AT_THE_LIMIT = f"The cell reached its limit of {LIMIT:g} s (cell_timeout) and was interrupted.\n"
 
+#: Ignores interrupts.
+STUBBORN = """
+while True:
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass
+"""
+
 
 @pytest.fixture
 def box(boxes: Boxes) -> Sandbox:
     box = boxes(cell_timeout=LIMIT)
     run(box, "import time\nkept = 'kept'")
     return box
+
+
+def test_at_the_limit_a_cell_is_interrupted(box: Sandbox) -> None:
+    result = execute(
+        box,
+        """
+        changed = 'changed'
+        print('begun')
+        time.sleep(60)
+        print('never')
+        """,
+    )
+    assert (result.status, result.stdout) == ("timeout", "begun\n")
+    assert result.stderr.endswith("KeyboardInterrupt\n" + AT_THE_LIMIT)
+    assert (result.lost, result.locals["changed"]) == ((), "'changed'")
+    assert run(box, "print(kept, changed)").stdout == "kept changed\n"
 
 
 def test_a_cell_that_handles_its_interrupt_has_timed_out(box: Sandbox) -> None:
@@ -64,9 +89,18 @@ def test_an_interrupt_that_is_swallowed_once_is_repeated(box: Sandbox) -> None:
     assert run(box, "print(changed)").stdout == "changed\n"
 
 
-def test_a_cell_that_ignores_its_interrupt_is_killed(box: Sandbox) -> None:
+@pytest.mark.parametrize(
+    "code",
+    [
+        STUBBORN,
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(60)",
+        "import signal\nsignal.signal(signal.SIGINT, lambda *_: None)\nwhile True: pass",
+        "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\ntime.sleep(60)",
+        "sum(range(10 ** 15))",
+    ],
+)
+def test_a_cell_that_ignores_its_interrupt_is_killed(box: Sandbox, code: str) -> None:
     set_grace(box, 0.4)
-    code = "import signal\nsignal.signal(signal.SIGINT, lambda *_: None)\nwhile True: pass"
     result = box.execute(f"print('begun')\nchanged = 1\n{code}")
     assert (result.status, result.stdout, result.lost) == ("killed", "begun\n", ())
     assert result.stderr.startswith(
@@ -181,6 +215,13 @@ def test_time_spent_waiting_for_a_model_does_not_count(boxes: Boxes, route: str,
     box = boxes(lm=slow, cell_timeout=LIMIT)
     assert box.lm_route == route
     assert run(box, code).stdout.startswith("A")
+
+
+def test_time_between_two_calls_counts(boxes: Boxes) -> None:
+    box = boxes(lm=slow, cell_timeout=LIMIT)
+    result = box.execute("print(llm_query('a'))\nwhile True: pass")
+    assert (result.status, result.stdout) == ("timeout", "A\n")
+    assert [call.prompt for call in result.lm_calls] == ["a"]
 
 
 def test_a_call_that_nobody_answers_does_not_stop_the_clock_for_ever(boxes: Boxes) -> None:

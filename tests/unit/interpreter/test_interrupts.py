@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rlm_containers import Sandbox
+from rlm_containers import CellResult, Sandbox
 from rlm_containers.errors import SandboxLostError, SandboxStartError, WorkspaceError
 from rlm_containers.guest import wire
-from tests.support import eventually, interpreter_of, set_grace
+from tests.support import eventually, execute, interpreter_of, set_grace
 from tests.unit.guests import PATIENCE, Guest, LocalRuntime
 from tests.unit.hostile import CELL, GREETING, LINGER, READY, result, script
 from tests.unit.sessions import DIE, Boxes, run, workspace_of
@@ -46,7 +46,24 @@ def ctrl_c() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGINT, before)
 
 
+def interrupting(box: Sandbox, code: str) -> CellResult:
+    """Run a cell and interrupt it as soon as it prints."""
+    return execute(box, code, on_output=lambda *_: box.interrupt())
+
+
 # By the user
+
+
+def test_a_cell_that_ignores_its_interrupt_is_killed(box: Sandbox) -> None:
+    set_grace(box, 0.4)
+    run(box, "import time\nkept = 1")
+    result = interrupting(box, f"changed = 1\n{STUBBORN}")
+    assert (result.status, result.lost) == ("killed", ())
+    assert result.stderr.startswith(
+        "It did not end within 0.4 s after its interrupt and was killed.\n"
+    )
+    assert "was killed by SIGKILL" in result.stderr
+    assert run(box, "print(kept, 'changed' in globals())").stdout == "1 False\n"
 
 
 def test_many_interrupts_at_once(box: Sandbox) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 
 import pytest
 
@@ -44,6 +45,27 @@ def test_output_up_to_the_limit_is_kept(length: int) -> None:
     raw = text.encode()
     assert collect(raw) == text
     assert collect(*(raw[i : i + 1] for i in range(length))) == text
+
+
+@pytest.mark.parametrize("limit", [100, 101])
+@pytest.mark.parametrize("length", [102, 150, 201, 500, 12_345])
+@pytest.mark.parametrize("step", [1, 7, 100_000])
+def test_past_the_limit_head_tail_and_a_count_are_kept(limit: int, length: int, step: int) -> None:
+    text = "".join(chr(33 + i % 90) for i in range(length))
+    raw = text.encode()
+    kept = collect(*(raw[i : i + step] for i in range(0, length, step)), limit=limit)
+    found = re.fullmatch(r"(.*)\n\[\.\.\. (\d+) characters cut \.\.\.\]\n(.*)", kept)
+    assert found is not None
+    head, count, tail = found.groups()
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert len(head) + len(tail) == limit
+    assert len(head) + int(count) + len(tail) == length
+    assert abs(len(head) - len(tail)) <= 1
+
+
+def test_one_character_too_many_is_counted_as_one() -> None:
+    assert "[... 1 characters cut ...]" in collect(b"x" * 101)
 
 
 def test_the_limit_counts_characters_and_not_bytes() -> None:

@@ -152,11 +152,27 @@ def test_the_limit_holds_for_many_threads(echo: Echo) -> None:
     assert answers.count("x") == len(echo.asked) == 100
 
 
-def test_the_limit_of_a_session_outlives_its_interpreter(boxes: Boxes) -> None:
-    # The limit of a cell: tests/behaviour/test_time.py.
-    box = boxes(lm=str.upper, max_session_lm_calls=3)
-    assert run(box, "print(llm_query_batched(['a', 'b']))").stdout == "['A', 'B']\n"
+def test_cells_and_their_limits(boxes: Boxes) -> None:
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return prompt.upper()
+
+    box = boxes(lm=answer, max_lm_calls=2, max_session_lm_calls=3)
+    result = run(
+        box, "print(llm_query('a'))\nfor line in llm_query_batched(['b', 'c']): print(line)"
+    )
+    assert result.stdout.splitlines() == [
+        "A",
+        "B",
+        "Error: " + CELL.format("2 language model calls"),
+    ]
+    assert [call.prompt for call in result.lm_calls] == ["a", "b"]
     assert run(box, "print(rlm_query('d'))").stdout == "D\n"
     revive(box)  # the next interpreter belongs to the same session
-    refusal = "Error: " + SESSION.format("3 language model calls") + "\n"
-    assert run(box, "print(llm_query('e'))").stdout == refusal
+    assert (
+        run(box, "print(llm_query('e'))").stdout
+        == "Error: " + SESSION.format("3 language model calls") + "\n"
+    )
+    assert sorted(asked) == ["a", "b", "d"]

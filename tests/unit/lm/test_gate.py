@@ -57,11 +57,11 @@ def test_requests_take_turns() -> None:
     answered = threading.Event()
 
     def answer() -> None:
-        with gate.parsed(b"2"):
+        with gate.turn():
             answered.set()
 
     waiting = threading.Thread(target=answer)
-    with gate.parsed(b"1"):
+    with gate.turn():
         waiting.start()
         assert not answered.wait(0.05)
     waiting.join(PATIENCE)
@@ -71,6 +71,7 @@ def test_requests_take_turns() -> None:
 def test_closing_turns_away_everyone_who_waits() -> None:
     gate = Gate(1000, turns=1)
     turned_away: list[str] = []
+    gate.reserve(1)
 
     def wait_for_memory() -> None:
         with pytest.raises(GateClosedError):
@@ -78,11 +79,11 @@ def test_closing_turns_away_everyone_who_waits() -> None:
         turned_away.append("memory")
 
     def wait_for_a_turn() -> None:
-        with pytest.raises(GateClosedError), gate.parsed(b"2"):
+        with pytest.raises(GateClosedError), gate.turn():
             pass
         turned_away.append("turn")
 
-    with gate.parsed(b"1"):
+    with gate.turn():
         waiting = [threading.Thread(target=target) for target in (wait_for_memory, wait_for_a_turn)]
         for thread in waiting:
             thread.start()

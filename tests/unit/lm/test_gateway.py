@@ -154,13 +154,14 @@ def test_one_gate_bounds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its memory is not there for a call over the pipe.
     host.call("/llm_query", {"prompt": "x" * 4900})
     assert "too much is being asked at once" in host.reply()["error"]
-    # Nor is its turn.
+    # Nor is its turn, which a tool does not need: the answer may wait for a tool.
+    host.call("/llm_query")
     host.gateway.call_tool = lambda request: {"result": request}
-    host.call("/tool", 5)
-    with pytest.raises(queue.Empty):
-        host.replies.get(timeout=0.1)
+    host.call("/tool", 5, number=2)
+    assert host.replies.get(timeout=PATIENCE) == (2, {"result": 5})
+    assert host.replies.empty()
     go_on.set()
-    assert host.reply() == {"result": 5}
+    assert host.reply() == {"response": "x"}
     asking.join()
     host.gateway.close()
 

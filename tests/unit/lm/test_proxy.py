@@ -66,6 +66,7 @@ def test_the_broker_behind_it(proxy: LMProxy) -> None:
         "bearer {token}",
         "Bearer {token}x",
         "Bearer {short}",
+        "Bearer {swapped}",
         "Bearer  {token}",
         "Bearer {token} {token}",
         "Bearer \xe4\xf6\xfc",
@@ -76,7 +77,9 @@ def test_without_the_token_nobody_is_asked(
 ) -> None:
     headers = {}
     if authorization is not None:
-        filled = authorization.format(token=proxy.token, short=proxy.token[:-1])
+        filled = authorization.format(
+            token=proxy.token, short=proxy.token[:-1], swapped=proxy.token.swapcase()
+        )
         headers["Authorization"] = filled
     with closing(connect(proxy)) as connection:
         connection.request("POST", "/llm_query", b'{"prompt": "x"}', headers)

@@ -214,6 +214,18 @@ def test_a_target_that_cannot_be_written(box: Sandbox, tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "folder") == ["x"]
 
 
+def test_errors_name_the_container(box: Sandbox) -> None:
+    run(box, "import os\nos.mkdir('directory')\nopen('file', 'w')")
+    for name, message in (("missing", "No such file"), ("directory", "is a directory")):
+        with pytest.raises(WorkspaceError, match=message) as caught:
+            box.get_file(name)
+        assert caught.value.container == box.name
+    with pytest.raises(WorkspaceError, match="Not a directory") as caught:
+        box.put_file(b"x", "file/below")
+    assert caught.value.container == box.name
+    assert "Make room" in caught.value.remedy
+
+
 def test_sources_that_cannot_be_put(box: Sandbox, tmp_path: Path) -> None:
     before = descriptors()
     os.mkfifo(tmp_path / "fifo")

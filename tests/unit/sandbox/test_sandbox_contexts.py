@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -12,16 +11,6 @@ from rlm_containers import Sandbox
 from rlm_containers.errors import ContextError, OptionError, WorkspaceError
 from tests.unit.sessions import Boxes, revive, run, settle, workspace_of
 
-TEXTS = [
-    "",
-    "a",
-    "ünï€🐍",
-    "a\0b\r\nc\rd",
-    "\ud800 \udfff lone",
-    "\ufeffbom",
-    "'\"\\",
-    "x" * 600_000,
-]
 DOCUMENTS: list[Any] = [
     {},
     [],
@@ -34,13 +23,6 @@ DOCUMENTS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("text", TEXTS, ids=lambda text: ascii(text)[:20])
-def test_text_arrives_as_it_is(shared: Sandbox, text: str) -> None:
-    shared.load("data", text)
-    code = f"expected = {text[:1000]!a}\nprint(len(data), data.startswith(expected), type(data))"
-    assert run(shared, code).stdout == f"{len(text)} True <class 'str'>\n"
-
-
 def test_documents_arrive_as_they_are(box: Sandbox) -> None:
     for document in DOCUMENTS:
         box.load("data", document)
@@ -48,23 +30,6 @@ def test_documents_arrive_as_they_are(box: Sandbox) -> None:
         settle(box)
         revive(box)
         run(box, f"assert data == json.loads({json.dumps(document)!r}), data")
-
-
-def test_long_text_arrives(shared: Sandbox) -> None:
-    text = "ä€🐍x" * 2_500_000
-    shared.load("data", text)
-    code = "import hashlib\nprint(hashlib.sha256(data.encode()).hexdigest())"
-    assert run(shared, code).stdout.strip() == hashlib.sha256(text.encode()).hexdigest()
-
-
-def test_fifty_megabytes_of_json_arrive(shared: Sandbox) -> None:
-    rows: list[Any] = [{"id": n, "text": f"row {n} " * 10} for n in range(400_000)]
-    assert len(json.dumps(rows)) > 40_000_000
-    shared.load("data", rows)
-    code = "print(len(data), data[399_999]['id'], sum(len(row['text']) for row in data))"
-    expected = f"400000 399999 {sum(len(row['text']) for row in rows)}\n"
-    assert run(shared, code).stdout == expected
-    shared.load("data", [])
 
 
 @pytest.mark.parametrize("value", [None, 5, 2.5, b"bytes", {1, 2}, ("a",), object(), True])
@@ -99,8 +64,10 @@ def test_a_context_must_be_expressible_as_json(shared: Sandbox, value: Any) -> N
     assert run(shared, "print(data)").stdout == "before\n"  # nothing has changed
 
 
-@pytest.mark.parametrize("name", ["", "a b", "1a", "a.b", "a/b", "../x", "a\n", "a-b", "class x"])
-def test_a_variables_name_must_be_an_identifier(shared: Sandbox, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["", "a b", "1a", "a.b", "a/b", "../x", "a\n", "a-b", "class x", 3, None]
+)
+def test_a_variables_name_must_be_an_identifier(shared: Sandbox, name: Any) -> None:
     with pytest.raises(OptionError, match="is not the name of a variable"):
         shared.load(name, "text")
 
@@ -179,9 +146,3 @@ def test_a_directory_in_the_way_of_a_context(box: Sandbox) -> None:
     run(box, "import shutil; shutil.rmtree('data.txt')")
     box.load("data", "text")
     assert run(box, "print(data)").stdout == "text\n"
-
-
-def test_a_link_in_the_way_of_a_context_is_not_followed(box: Sandbox) -> None:
-    run(box, "import os; open('victim', 'w').write('v'); os.symlink('victim', 'data.txt')")
-    box.load("data", "text")
-    assert run(box, "print(data, open('victim').read())").stdout == "text v\n"

@@ -384,6 +384,18 @@ def test_a_fork_does_not_read_the_configuration_again(
             assert run(third, "print(x)").stdout == "1\n"
 
 
+def test_a_fork_of_a_subclass_has_its_attributes(local: LocalRuntime, cache: object) -> None:
+    class Named(Sandbox):
+        def __init__(self, label: str, **options: Any) -> None:
+            super().__init__(**options)
+            self.label = label
+
+    with Named("mine", runtime=local) as box, box.fork() as other:
+        assert isinstance(other, Named)
+        assert (other.label, other.name != box.name) == ("mine", True)
+        assert run(other, "print(1)").stdout == run(box, "print(1)").stdout == "1\n"
+
+
 def test_a_fork_records_its_own_calls(boxes: Boxes) -> None:
     broker = LMBroker(CallableBackend(str.upper, 60.0, AsyncFunctions()))
     box = boxes(lm=broker)
