@@ -182,16 +182,6 @@ def test_ctrl_c_three_times_gives_up_the_sandbox(program: Program) -> None:
         assert "^Cinterrupted" in terminal.lines
 
 
-def test_output_comes_as_it_is_printed(program: Program) -> None:
-    code = (
-        "import os, time\nos.write(1, b'first ')\nwhile not os.path.exists('go'): time.sleep(.01)"
-    )
-    with program.terminal("run", "-c", code) as terminal:
-        terminal.see("first")
-        terminal.type("\x03")
-        assert terminal.end() == 130
-
-
 def test_a_cells_output_cannot_act_on_the_terminal(program: Program) -> None:
     with program.terminal("run", "-c", r"print('\x1b]0;title\x07\x1b[31mred')") as terminal:
         assert terminal.end() == 0

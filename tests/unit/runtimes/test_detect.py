@@ -101,29 +101,29 @@ def test_a_named_engine_that_is_missing(bin_: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "good"),
-    [("19.03.15", False), ("20.10.0", True), ("28.2.2", True), ("27.0.0-rc.1", True)],
+    ("name", "version", "good"),
+    [
+        ("docker", "19.03.15", False),
+        ("docker", "20.10.0", True),
+        ("docker", "28.2.2", True),
+        ("docker", "27.0.0-rc.1", True),
+        ("podman", "3.4.4", False),
+        ("podman", "4.0.0", True),
+        ("podman", "4.3.1", True),
+        ("podman", "5.4.0-dev", True),
+        ("podman", "", False),
+    ],
 )
-def test_versions_of_docker(bin_: Path, version: str, good: bool) -> None:
-    fake_docker(bin_, docker_info(ServerVersion=version))
-    if good:
-        assert get_runtime("docker").info().version_text == version.partition("-")[0]
+def test_versions(bin_: Path, name: str, version: str, good: bool) -> None:
+    if name == "docker":
+        fake_docker(bin_, docker_info(ServerVersion=version))
     else:
-        with pytest.raises(UnsupportedByEngineError, match=version):
-            get_runtime("docker")
-
-
-@pytest.mark.parametrize(
-    ("version", "good"),
-    [("3.4.4", False), ("4.0.0", True), ("4.3.1", True), ("5.4.0-dev", True), ("", False)],
-)
-def test_versions_of_podman(bin_: Path, version: str, good: bool) -> None:
-    fake_podman(bin_, podman_info(version))
+        fake_podman(bin_, podman_info(version))
     if good:
-        assert get_runtime("podman").info().version[0] >= 4
+        assert get_runtime(name).info().version_text == version.partition("-")[0]
     else:
         with pytest.raises(UnsupportedByEngineError, match=version or "unknown") as caught:
-            get_runtime("podman")
+            get_runtime(name)
         assert "Upgrade" in caught.value.remedy
 
 

@@ -80,16 +80,10 @@ def test_podman_finds_containers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", ["", "[]", "null"])
-def test_podman_finds_no_containers(tmp_path: Path, said: str) -> None:
-    cli = fake_podman(tmp_path)
+def test_no_containers(fake: tuple[ContainerEngine, FakeCli], said: str) -> None:
+    runtime, cli = fake
     cli.answer("ps", said)
-    assert podman(cli).find({}) == []
-
-
-def test_docker_finds_no_containers(tmp_path: Path) -> None:
-    cli = fake_docker(tmp_path)
-    cli.answer("ps", "")
-    assert docker(cli).find({"a": ""}) == []
+    assert runtime.find({"a": ""}) == []
 
 
 def test_finding_containers_fails(fake: tuple[ContainerEngine, FakeCli]) -> None:
