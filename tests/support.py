@@ -38,7 +38,7 @@ _ENVIRONMENT = dict(os.environ)
 
 #: Seconds to wait for something that takes a moment on an idle machine. All engines' tests run at
 #: the same time.
-PATIENCE = 30.0
+TIMEOUT = 30.0
 
 _NO_SUCH_PYTHON = 3  # build-base-image's status for a Python that is nowhere to be had
 
@@ -196,7 +196,7 @@ def set_grace(box: Sandbox, grace: float, kill_timeout: float = 20.0) -> None:
     deadlines.grace, deadlines.kill_timeout = grace, kill_timeout
 
 
-def eventually(true: Callable[[], object], seconds: float = PATIENCE) -> bool:
+def eventually(true: Callable[[], object], seconds: float = TIMEOUT) -> bool:
     """Wait until something is true; whether it was in time."""
     deadline = time.monotonic() + seconds
     pause = 0.02

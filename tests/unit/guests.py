@@ -30,9 +30,7 @@ from runtimes import (
 )
 from runtimes.command import EngineCommand
 from runtimes.errors import ContainerStartError
-
-#: Seconds after which a test gives up waiting for something that should be immediate.
-PATIENCE = 30.0
+from tests.support import TIMEOUT
 
 
 def guest_path(made: Bundle) -> list[str]:
@@ -62,7 +60,7 @@ def run_python(
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
 
@@ -74,7 +72,7 @@ def await_end(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select((descriptor,), (), (), PATIENCE)[0])
+        return bool(select.select((descriptor,), (), (), TIMEOUT)[0])
     finally:
         os.close(descriptor)
 
@@ -120,7 +118,7 @@ class Guest:
         """Close the pipe. Return the guest's exit status and standard error."""
         if self._ended is None:
             try:
-                _, stderr = self._process.communicate(timeout=PATIENCE)
+                _, stderr = self._process.communicate(timeout=TIMEOUT)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.communicate()
@@ -158,9 +156,9 @@ class Guest:
     def frame(self) -> tuple[int, bytes]:
         """Return the next frame."""
         assert self._process.stdout is not None
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not self._frames:
-            readable, _, _ = select.select((self._process.stdout,), (), (), PATIENCE)
+            readable, _, _ = select.select((self._process.stdout,), (), (), TIMEOUT)
             if not readable or time.monotonic() > deadline:
                 raise TimeoutError("the guest says nothing")
             data = os.read(self._process.stdout.fileno(), 1 << 20)

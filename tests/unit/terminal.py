@@ -16,7 +16,7 @@ import pyte
 from click.testing import CliRunner
 
 from rlm_containers.cli.program import program
-from tests.unit.guests import PATIENCE
+from tests.support import TIMEOUT
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -83,7 +83,7 @@ class Program:
             input=input_,
             capture_output=True,
             text=True,
-            timeout=2 * PATIENCE,
+            timeout=2 * TIMEOUT,
             check=False,
         )
 
@@ -119,7 +119,7 @@ class Terminal:
             list(command[1:]),
             env=dict(environment),
             dimensions=(rows, columns),
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             encoding="utf-8",
             codec_errors="replace",
         )
@@ -174,7 +174,7 @@ class Terminal:
         self._wait(lambda: line in self.lines, line)
 
     def _wait(self, true: Callable[[], bool], wanted: str) -> None:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not true():
             left = max(0.0, deadline - time.monotonic())
             found = self._child.expect([r"(?s).+", pexpect.EOF, pexpect.TIMEOUT], timeout=left)

@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from rlm_containers.lm import LMProxy
 from tests.fuzz.host import a_proxy, ask_proxy, converse, outside, watched
 from tests.fuzz.strategies import Act, acts, proxy_bytes
-from tests.support import eventually
-from tests.unit.guests import PATIENCE
+from tests.support import TIMEOUT, eventually
 
 # The same cases every time, so that a failure can be repeated.
 FEW = settings(
@@ -41,7 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, made_bundle: object) -> Itera
 @pytest.fixture
 def no_hang() -> Iterator[None]:
     """Ends a hang with a traceback of every thread."""
-    faulthandler.dump_traceback_later(10 * PATIENCE, exit=True)
+    faulthandler.dump_traceback_later(10 * TIMEOUT, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 

@@ -17,7 +17,8 @@ from rlm_containers.container import bundle
 from rlm_containers.container.bundle import Bundle, _plan, guest_bundle
 from rlm_containers.errors import SandboxError
 from rlm_containers.guest import wire
-from tests.unit.guests import PATIENCE, Guest, guest_path, run_python
+from tests.support import TIMEOUT
+from tests.unit.guests import Guest, guest_path, run_python
 
 REPOSITORY = Path(__file__).parents[3]
 GUEST = REPOSITORY / "rlm_containers" / "guest"
@@ -54,7 +55,7 @@ def boot(made: Bundle, python: Path, cwd: Path) -> subprocess.CompletedProcess[b
         input=b"",
         cwd=cwd,
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
 
@@ -179,7 +180,7 @@ def test_many_processes_may_make_the_bundle_at_once(fresh: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    said = {process.communicate(timeout=PATIENCE) for process in processes}
+    said = {process.communicate(timeout=TIMEOUT) for process in processes}
     assert len(said) == 1
     ((out, err),) = said
     assert err == ""

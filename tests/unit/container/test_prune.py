@@ -17,9 +17,9 @@ from rlm_containers.errors import EngineUnavailableError
 from rlm_containers.state import Owner, Workspace, owner_file, workspaces_directory
 from runtimes import ContainerRecord
 from runtimes.base import NetworkRecord
-from tests.support import eventually
+from tests.support import TIMEOUT, eventually
 from tests.unit.container.test_reaper import REPOSITORY
-from tests.unit.guests import PATIENCE, LocalRuntime
+from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import Boxes, run, workspace_of
 
 #: The module, which the package's function of the same name hides.
@@ -194,7 +194,7 @@ def test_the_next_start_removes_what_a_killed_host_left(
         name, reaper = host.stdout.readline().split()
         os.kill(int(reaper), 9)
         host.kill()
-        host.wait(PATIENCE)
+        host.wait(TIMEOUT)
     path = workspaces_directory() / name
     assert path.is_dir()
     monkeypatch.setattr(PRUNE, "_pruned", set())
@@ -205,7 +205,7 @@ def test_the_next_start_removes_what_a_killed_host_left(
 
     boxes.local = Named()
     living = boxes()
-    assert eventually(lambda: not path.exists() and not owner_file(path).exists(), PATIENCE)
+    assert eventually(lambda: not path.exists() and not owner_file(path).exists(), TIMEOUT)
     run(living, "x = 1")
     assert workspace_of(living).is_dir()
     # It is pruned once per process, and never asked if no owner file names the dead.

@@ -13,8 +13,8 @@ import pytest
 
 from rlm_containers.container import Reaper
 from rlm_containers.state import owner_file
-from tests.support import eventually
-from tests.unit.guests import PATIENCE, await_end
+from tests.support import TIMEOUT, eventually
+from tests.unit.guests import await_end
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -59,7 +59,7 @@ def ignores(pid: int, number: signal.Signals) -> bool:
 
 def end(process: subprocess.Popen[str], number: int) -> None:
     process.send_signal(number)
-    process.communicate(timeout=PATIENCE)
+    process.communicate(timeout=TIMEOUT)
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_an_owner_that_is_killed(tmp_path: Path, workspace: Path, number: int) -
 def test_an_owner_that_ends_without_dismissing_its_reaper(workspace: Path) -> None:
     owner_file(workspace).write_text("whose it is")
     process, reaper = owner(workspace, "true")
-    process.communicate(timeout=PATIENCE)
+    process.communicate(timeout=TIMEOUT)
     assert await_end(reaper)
     assert not workspace.exists()
     assert not owner_file(workspace).exists()

@@ -14,7 +14,8 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.container.bundle import Bundle
-from tests.unit.guests import PATIENCE, guest_path, run_python
+from tests.support import TIMEOUT
+from tests.unit.guests import guest_path, run_python
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
 # Loads the state file once for each line of its input, after an edit: [offset, replacement] replaces
@@ -51,7 +52,7 @@ def loads(made: Bundle, directory: Path, edits: list[list[Any]]) -> list[dict[st
         env={**os.environ, "PYTHONPATH": os.pathsep.join(guest_path(made))},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=True,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]

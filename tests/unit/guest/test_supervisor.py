@@ -13,7 +13,8 @@ import pytest
 
 from rlm_containers.container.bundle import Bundle
 from rlm_containers.guest import wire
-from tests.unit.guests import PATIENCE, Guest, await_end, boot_program
+from tests.support import TIMEOUT
+from tests.unit.guests import Guest, await_end, boot_program
 
 
 def test_it_greets_before_it_is_asked(guest: Guest) -> None:
@@ -61,7 +62,7 @@ def test_it_ends_when_nobody_reads(made_bundle: Bundle, tmp_path: Path) -> None:
         process.stdin.flush()
     except BrokenPipeError:
         pass  # it has ended already: nobody read its hello
-    process.wait(PATIENCE)
+    process.wait(TIMEOUT)
     process.stdin.close()
 
 

@@ -14,8 +14,8 @@ import pytest
 from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxLostError, SetupCodeError
 from rlm_containers.lm import LMBroker
-from tests.support import execute, interpreter_of, set_grace
-from tests.unit.guests import PATIENCE, LocalRuntime
+from tests.support import TIMEOUT, execute, interpreter_of, set_grace
+from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import DIE, Boxes, run
 
 LIMIT = 0.5
@@ -228,7 +228,7 @@ def test_a_call_that_nobody_answers_does_not_stop_the_clock_for_ever(boxes: Boxe
     answered = threading.Event()
 
     def never(prompt: str, model: str | None) -> Any:
-        answered.wait(PATIENCE)
+        answered.wait(TIMEOUT)
         return SimpleNamespace(response="", root_model="m", execution_time=0.0)
 
     box = boxes(lm=LMBroker(None, never), cell_timeout=LIMIT, lm_timeout=0.5)
@@ -250,11 +250,11 @@ def test_a_call_of_an_earlier_cell_does_not_stop_the_clock(boxes: Boxes) -> None
 
     def never(prompt: str) -> str:
         asked.set()
-        answered.wait(PATIENCE)
+        answered.wait(TIMEOUT)
         return prompt
 
     box = boxes(lm=never, cell_timeout=LIMIT)
-    interrupter = threading.Thread(target=lambda: asked.wait(PATIENCE) and box.interrupt())
+    interrupter = threading.Thread(target=lambda: asked.wait(TIMEOUT) and box.interrupt())
     interrupter.start()
     assert box.execute("llm_query('x')").status == "interrupted"
     interrupter.join()
@@ -281,7 +281,7 @@ def test_time_spent_in_functions_of_the_host_does_not_count(boxes: Boxes) -> Non
 
 def test_a_function_of_the_host_that_hangs_does_not_stop_the_clock_for_ever(boxes: Boxes) -> None:
     go_on = threading.Event()
-    box = boxes(tools={"hang": lambda: go_on.wait(PATIENCE)}, cell_timeout=LIMIT, lm_timeout=0.3)
+    box = boxes(tools={"hang": lambda: go_on.wait(TIMEOUT)}, cell_timeout=LIMIT, lm_timeout=0.3)
     result = box.execute("hang()")
     go_on.set()
     assert result.status == "timeout"
@@ -289,7 +289,7 @@ def test_a_function_of_the_host_that_hangs_does_not_stop_the_clock_for_ever(boxe
 
 def test_a_late_model_is_an_error_in_the_cell(boxes: Boxes, route: str) -> None:
     answered = threading.Event()
-    box = boxes(lm=lambda prompt: answered.wait(PATIENCE) and prompt, lm_timeout=0.1)
+    box = boxes(lm=lambda prompt: answered.wait(TIMEOUT) and prompt, lm_timeout=0.1)
     result = run(box, "print(llm_query('x'))\nprint(*llm_query_batched(['y', 'z']), sep='\\n')")
     late = "Error: Request failed: lm did not answer in 0.1 s (lm_timeout)\n"
     assert (result.stdout, result.lm_calls) == (late * 3, ())

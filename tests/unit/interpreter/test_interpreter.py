@@ -20,8 +20,7 @@ from rlm_containers.interpreter import (
 )
 from rlm_containers.interpreter.pipe import Item
 from runtimes.command import EngineCommand
-from tests.support import eventually, interpreter_of
-from tests.unit.guests import PATIENCE
+from tests.support import TIMEOUT, eventually, interpreter_of
 from tests.unit.hostile import CELL, GREETING, LINGER, PRELUDE, READY, execute, result, script
 from tests.unit.sessions import Boxes, run, settle
 
@@ -161,13 +160,13 @@ def open_() -> Iterator[Open]:
     def make(code: str, **limits: float) -> Interpreter:
         python = EngineCommand((sys.executable, "-E"))
         pipe = Pipe(python.hold("rlm-test", "-c", PRELUDE + code), lambda number, payload: None)
-        assert isinstance(pipe.receive(PATIENCE), Event)  # the greeting
+        assert isinstance(pipe.receive(TIMEOUT), Event)  # the greeting
         made.append(
             Interpreter(
                 pipe,
                 WorkerSetup(),
                 1000,
-                deadlines=Deadlines(CellClock(1.0), None, PATIENCE, **limits),
+                deadlines=Deadlines(CellClock(1.0), None, TIMEOUT, **limits),
                 abandon=pipe.process.kill,
             )
         )
@@ -175,7 +174,7 @@ def open_() -> Iterator[Open]:
 
     yield make
     for interpreter in made:
-        interpreter.pipe.close(PATIENCE)
+        interpreter.pipe.close(TIMEOUT)
 
 
 # Sends to a container that has ended: the error says how it ended

@@ -11,8 +11,8 @@ import pytest
 from rlm_containers import CellResult, Sandbox
 from rlm_containers.errors import SandboxLostError, SandboxStartError, WorkspaceError
 from rlm_containers.guest import wire
-from tests.support import eventually, execute, interpreter_of, set_grace
-from tests.unit.guests import PATIENCE, Guest, LocalRuntime
+from tests.support import TIMEOUT, eventually, execute, interpreter_of, set_grace
+from tests.unit.guests import Guest, LocalRuntime
 from tests.unit.hostile import CELL, GREETING, LINGER, READY, result, script
 from tests.unit.sessions import DIE, Boxes, run, workspace_of
 
@@ -128,7 +128,7 @@ def interrupt_checkpoint(box: Sandbox) -> None:
     """Interrupt the cell that waits for a checkpoint, as soon as both are under way."""
     begun = workspace_of(box) / "begun"
     interpreter = interpreter_of(box)
-    eventually(lambda: begun.exists() and interpreter._request, PATIENCE)
+    eventually(lambda: begun.exists() and interpreter._request, TIMEOUT)
     box.interrupt()  # in any case, or the cell would wait without a limit
 
 
@@ -174,7 +174,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         self.ctrl_c()  # before anything that can fail, or the cell would wait without a limit
         interpreter = interpreter_of(self.box)
-        assert eventually(lambda: interpreter._request and interpreter._request.stop, PATIENCE)
+        assert eventually(lambda: interpreter._request and interpreter._request.stop, TIMEOUT)
         self.ctrl_c()
 
 
@@ -203,10 +203,10 @@ def test_ctrl_c_while_variables_are_restored_costs_none(
 
     def press() -> None:
         try:
-            pressed.append(eventually((place / "begun").exists, PATIENCE))
+            pressed.append(eventually((place / "begun").exists, TIMEOUT))
             ctrl_c()
             request = interpreter._request
-            pressed.append(eventually(lambda: request and request.interrupted, PATIENCE))
+            pressed.append(eventually(lambda: request and request.interrupted, TIMEOUT))
         finally:  # or a failure here would make the cell wait without a limit
             (place / "go on").touch()
 

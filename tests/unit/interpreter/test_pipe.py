@@ -23,8 +23,7 @@ from rlm_containers.interpreter.pipe import (
 )
 from runtimes import ContainerProcess
 from runtimes.command import EngineCommand
-from tests.support import eventually
-from tests.unit.guests import PATIENCE
+from tests.support import TIMEOUT, eventually
 from tests.unit.hostile import PRELUDE
 
 # The program at the other end: `put` writes a frame, `hear` reads one.
@@ -71,14 +70,14 @@ def open_(calls: Calls) -> Iterator[Open]:
 
     yield make
     for pipe in made:
-        pipe.close(PATIENCE)
+        pipe.close(TIMEOUT)
 
 
 def everything(pipe: Pipe) -> list[Item]:
     """Receive everything up to and including the end."""
     items: list[Item] = []
     while True:
-        items.append(pipe.receive(PATIENCE))
+        items.append(pipe.receive(TIMEOUT))
         if isinstance(items[-1], Closed):
             return items
 
@@ -113,7 +112,7 @@ def test_receiving_times_out(open_: Open) -> None:
         pipe.receive(0.05)
     with pytest.raises(TimeoutError):
         pipe.receive(0)
-    pipe.close(PATIENCE)
+    pipe.close(TIMEOUT)
     assert pipe.receive(0) == Closed(0, "", "")
 
 
@@ -121,7 +120,7 @@ def test_messages_arrive(open_: Open) -> None:
     pipe = open_("for _ in range(3):\n    kind, payload = hear()\n    put(kind, payload)")
     for text in ("", "ünï\ud800€", "x" * 1_000_000):
         pipe.send_message(op="echo", text=text)
-        assert pipe.receive(PATIENCE) == Message({"op": "echo", "text": text})
+        assert pipe.receive(TIMEOUT) == Message({"op": "echo", "text": text})
 
 
 def test_large_messages_while_the_other_end_talks(open_: Open) -> None:
@@ -179,7 +178,7 @@ def test_sending_to_a_program_that_does_not_read(
 
 def test_sending_to_a_program_that_closed_its_input(open_: Open) -> None:
     pipe = open_("os.close(0)\nput(b'o', b'ready')\nimport time\ntime.sleep(1000)")
-    assert pipe.receive(PATIENCE) == Output(wire.STDOUT, b"ready")
+    assert pipe.receive(TIMEOUT) == Output(wire.STDOUT, b"ready")
     with pytest.raises(SandboxLostError, match="broken"):
         pipe.send_message(text="x")
     pipe.process.kill()
@@ -190,7 +189,7 @@ def test_a_payload_that_is_too_large_is_not_sent(open_: Open) -> None:
     with pytest.raises(wire.FrameError):
         pipe.send(wire.MESSAGE, bytes(wire.MAX_FRAME + 1))
     pipe.send_message(fine=True)  # the stream is still intact
-    assert pipe.receive(PATIENCE) == Message({"fine": True})
+    assert pipe.receive(TIMEOUT) == Message({"fine": True})
 
 
 @pytest.mark.parametrize(
@@ -213,22 +212,22 @@ def test_nothing_is_believed_after_garbage(open_: Open, said: str, reason: str) 
 
 def test_nothing_is_dropped_while_nobody_receives(open_: Open) -> None:
     pipe = open_("for number in range(3000): put(b'o', b'x' * 1000)")
-    assert isinstance(pipe.receive(PATIENCE), Output)
+    assert isinstance(pipe.receive(TIMEOUT), Output)
     assert len(everything(pipe)) == 3000  # nothing was dropped
 
 
 def test_closing_ends_the_program(open_: Open) -> None:
     pipe = open_("hear()")
-    pipe.close(PATIENCE)
+    pipe.close(TIMEOUT)
     assert pipe.closed == Closed(0, "", "")
-    pipe.close(PATIENCE)
+    pipe.close(TIMEOUT)
     with pytest.raises(SandboxLostError):
         pipe.send_message(op="x")
 
 
 def test_closing_while_many_items_are_pending(open_: Open) -> None:
     pipe = open_("for number in range(2000): put(b'o', b'x')\nput(b'o', b'end')\nhear()")
-    assert isinstance(pipe.receive(PATIENCE), Output)
+    assert isinstance(pipe.receive(TIMEOUT), Output)
     pipe.close(5.0)
     # It ended by itself in time and was not killed.
     assert pipe.closed == Closed(0, "", "")
@@ -236,7 +235,7 @@ def test_closing_while_many_items_are_pending(open_: Open) -> None:
 
 def test_closing_kills_a_program_that_does_not_end(open_: Open) -> None:
     pipe = open_("import time\nput(b'o', b'ready')\nwhile True: time.sleep(1000)")
-    assert pipe.receive(PATIENCE) == Output(wire.STDOUT, b"ready")
+    assert pipe.receive(TIMEOUT) == Output(wire.STDOUT, b"ready")
     pipe.close(0.1)
     with pytest.raises(ProcessLookupError):
         os.kill(pipe.process.pid, 0)
@@ -248,7 +247,7 @@ def test_no_descriptor_and_no_thread_is_left(open_: Open) -> None:
     for _ in range(3):
         pipe = open_("hear()")
         pipe.send_message(op="x")
-        pipe.close(PATIENCE)
+        pipe.close(TIMEOUT)
     assert os.listdir("/proc/self/fd") == before
     assert "rlm-pipe-rlm-test" not in {thread.name for thread in threading.enumerate()}
 
@@ -278,8 +277,8 @@ def test_an_item_that_is_too_large_waits_until_it_fits() -> None:
     putting.start()
     assert not eventually(lambda: len(queue) > 1, 0.1)
     assert queue.get(0) == "a"
-    assert queue.get(PATIENCE) == "b"
-    assert queue.get(PATIENCE) == "c"
+    assert queue.get(TIMEOUT) == "b"
+    assert queue.get(TIMEOUT) == "c"
     putting.join()
 
 
@@ -314,7 +313,7 @@ def test_nobody_waits_to_put_into_a_closed_queue() -> None:
     putting = threading.Thread(target=lambda: queue.put("b", 10))
     putting.start()
     queue.close()
-    putting.join(PATIENCE)
+    putting.join(TIMEOUT)
     assert not putting.is_alive()
     queue.put("c", 1)
     assert queue.get(0) == "a"  # what was there before is still there

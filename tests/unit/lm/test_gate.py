@@ -7,8 +7,7 @@ import threading
 import pytest
 
 from rlm_containers.lm.gate import Gate, GateClosedError, GateFullError
-from tests.support import eventually
-from tests.unit.guests import PATIENCE
+from tests.support import TIMEOUT, eventually
 
 
 def test_memory_is_shared_and_given_back() -> None:
@@ -28,7 +27,7 @@ def test_memory_is_shared_and_given_back() -> None:
     gate.release(6)
     assert not reserved.wait(0.05)
     gate.release(4)
-    waiting.join(PATIENCE)
+    waiting.join(TIMEOUT)
     assert reserved.is_set()
 
 
@@ -64,7 +63,7 @@ def test_requests_take_turns() -> None:
     with gate.turn():
         waiting.start()
         assert not answered.wait(0.05)
-    waiting.join(PATIENCE)
+    waiting.join(TIMEOUT)
     assert answered.is_set()
 
 
@@ -90,5 +89,5 @@ def test_closing_turns_away_everyone_who_waits() -> None:
         assert not eventually(lambda: turned_away, 0.05)
         gate.close()
         for thread in waiting:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
     assert sorted(turned_away) == ["memory", "turn"]

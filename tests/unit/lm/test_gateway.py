@@ -17,8 +17,7 @@ from rlm_containers.guest import wire
 from rlm_containers.interpreter import CellClock, ProxyAddress
 from rlm_containers.lm import CallableBackend, Gate, Gateway, LMBroker
 from runtimes import HostRoute
-from tests.support import eventually
-from tests.unit.guests import PATIENCE
+from tests.support import TIMEOUT, eventually
 
 LOOPBACK = HostRoute(bind="127.0.0.1", address=None)
 PROMPT = {"prompt": "x"}
@@ -44,7 +43,7 @@ class Host:
         self.gateway.on_call(number, json.dumps({"path": path, "request": request}).encode())
 
     def reply(self) -> Any:
-        return self.replies.get(timeout=PATIENCE)[1]
+        return self.replies.get(timeout=TIMEOUT)[1]
 
     def open_proxy(self) -> ProxyAddress:
         address = self.gateway.open_proxy(LOOPBACK, "alias")
@@ -95,14 +94,14 @@ def test_tools_are_called_over_the_pipe_only(host: Host) -> None:
 def test_a_malformed_call_is_answered(host: Host, payload: bytes) -> None:
     host.attach()
     host.gateway.on_call(7, payload)
-    assert host.replies.get(timeout=PATIENCE) == (7, {"error": "bad request"})
+    assert host.replies.get(timeout=TIMEOUT) == (7, {"error": "bad request"})
 
 
 def test_a_call_before_the_pipe_is_there_gets_no_reply(host: Host) -> None:
     asked = threading.Event()
     host.gateway.call_tool = lambda request: {"result": asked.set()}
     host.call("/tool")
-    assert asked.wait(PATIENCE)
+    assert asked.wait(TIMEOUT)
     host.attach()
     host.call("/llm_query")
     assert host.reply() == {"response": "X"}
@@ -113,7 +112,7 @@ def test_the_clock_stands_while_a_request_is_answered() -> None:
 
     def answer(prompt: str) -> str:
         asked.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(TIMEOUT)
         return prompt
 
     host = Host(answer)
@@ -125,7 +124,7 @@ def test_the_clock_stands_while_a_request_is_answered() -> None:
         go_on.clear()
         thread = threading.Thread(target=ask)
         thread.start()
-        assert asked.wait(PATIENCE)
+        assert asked.wait(TIMEOUT)
         host.clock.start(1.0)
         left = host.clock.left()
         assert left is not None
@@ -142,7 +141,7 @@ def test_one_gate_bounds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def answer(prompt: str) -> str:
         asked.set()
-        assert go_on.wait(PATIENCE)
+        assert go_on.wait(TIMEOUT)
         return prompt
 
     host = Host(answer)
@@ -150,7 +149,7 @@ def test_one_gate_bounds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     address = host.open_proxy()
     asking = threading.Thread(target=post, args=(address, "/llm_query"))
     asking.start()
-    assert asked.wait(PATIENCE)
+    assert asked.wait(TIMEOUT)
     # Its memory is not there for a call over the pipe.
     host.call("/llm_query", {"prompt": "x" * 4900})
     assert "too much is being asked at once" in host.reply()["error"]
@@ -158,7 +157,7 @@ def test_one_gate_bounds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     host.call("/llm_query")
     host.gateway.call_tool = lambda request: {"result": request}
     host.call("/tool", 5, number=2)
-    assert host.replies.get(timeout=PATIENCE) == (2, {"result": 5})
+    assert host.replies.get(timeout=TIMEOUT) == (2, {"result": 5})
     assert host.replies.empty()
     go_on.set()
     assert host.reply() == {"response": "x"}

@@ -15,8 +15,7 @@ from rlm_containers.interpreter import FloodError
 from rlm_containers.lm import pipe_calls
 from rlm_containers.lm.gate import Gate
 from rlm_containers.lm.pipe_calls import PipeCalls
-from tests.support import eventually
-from tests.unit.guests import PATIENCE
+from tests.support import TIMEOUT, eventually
 from tests.unit.lm.conftest import Asked
 
 CALL = b'{"path": "/llm_query", "request": {}}'
@@ -32,7 +31,7 @@ class Replies(dict[int, Any]):
 
     def receive(self, kind: int, payload: bytes) -> None:
         assert kind == wire.CALL
-        assert self.go_on.wait(PATIENCE)
+        assert self.go_on.wait(TIMEOUT)
         self[int.from_bytes(payload[:4], "big")] = json.loads(payload[4:])
 
 
@@ -110,7 +109,7 @@ def test_a_container_that_is_gone_gets_no_reply(make: Make, asked: Asked, replie
     calls = make(Gate())
     calls.send = lost
     calls.submit(1, CALL)
-    assert asked.arrived.acquire(timeout=PATIENCE)
+    assert asked.arrived.acquire(timeout=TIMEOUT)
     assert eventually(lambda: calls._idle == 1)
     calls.send = replies.receive
     calls.submit(2, CALL)

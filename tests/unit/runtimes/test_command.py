@@ -19,7 +19,7 @@ from runtimes.errors import (
     EngineNotFoundError,
     EngineTimeoutError,
 )
-from tests.unit.guests import PATIENCE
+from tests.support import TIMEOUT
 
 SH = EngineCommand(("/bin/sh", "-c"))
 
@@ -32,7 +32,7 @@ def read(descriptor: int) -> bytes:
     """Read until the other end is closed."""
     received = b""
     while True:
-        assert select.select((descriptor,), (), (), PATIENCE)[0]
+        assert select.select((descriptor,), (), (), TIMEOUT)[0]
         part = os.read(descriptor, 65536)
         if not part:
             return received
@@ -42,7 +42,7 @@ def read(descriptor: int) -> bytes:
 def ended(process: ContainerProcess) -> int | None:
     """Wait for a process to end by itself, and return its exit status."""
     try:
-        return process.wait(PATIENCE)
+        return process.wait(TIMEOUT)
     finally:
         process.close()
 
@@ -222,9 +222,9 @@ def test_a_held_process_that_does_not_end_is_killed() -> None:
 
 def test_killing_an_ended_process_does_nothing() -> None:
     process = SH.hold("x", "exit 3")
-    assert process.wait(PATIENCE) == 3
+    assert process.wait(TIMEOUT) == 3
     process.kill()
-    assert process.wait(PATIENCE) == 3
+    assert process.wait(TIMEOUT) == 3
     process.close()
 
 

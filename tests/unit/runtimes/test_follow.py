@@ -12,15 +12,14 @@ import pytest
 
 from runtimes.command import EngineCommand
 from runtimes.errors import EngineTimeoutError
-from tests.support import eventually
-from tests.unit.guests import PATIENCE
+from tests.support import TIMEOUT, eventually
 
 SH = EngineCommand(("/bin/sh", "-c"))
 
 
 def lines_of(script: str) -> list[str]:
     lines: list[str] = []
-    assert SH.follow(script, on_line=lines.append, timeout=PATIENCE) == 0
+    assert SH.follow(script, on_line=lines.append, timeout=TIMEOUT) == 0
     return lines
 
 
@@ -37,8 +36,8 @@ def test_both_streams_in_order() -> None:
 
 
 def test_exit_status() -> None:
-    assert SH.follow("exit 3", on_line=print, timeout=PATIENCE) == 3
-    assert SH.follow("kill -9 $$", on_line=print, timeout=PATIENCE) == -signal.SIGKILL
+    assert SH.follow("exit 3", on_line=print, timeout=TIMEOUT) == 3
+    assert SH.follow("kill -9 $$", on_line=print, timeout=TIMEOUT) == -signal.SIGKILL
 
 
 def test_lines_arrive_as_they_are_printed(tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def test_environment_and_directory(tmp_path: Path) -> None:
     SH.follow(
         'echo "$MORE" "$HOME"; pwd',
         on_line=lines.append,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         environment={"MORE": "of it"},
         directory=tmp_path,
     )
@@ -102,7 +101,7 @@ def test_a_child_that_keeps_the_pipe_open(tmp_path: Path) -> None:
     child = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(1000)"
     script = f"{sys.executable} -c '{child}' & echo done; sleep 1"
     try:
-        assert SH.follow(script, on_line=lines.append, timeout=PATIENCE) == 0
+        assert SH.follow(script, on_line=lines.append, timeout=TIMEOUT) == 0
     finally:
         for line in lines:
             if line.isdigit():
@@ -125,7 +124,7 @@ def test_children_in_sessions_of_their_own_end_too() -> None:
         SH.follow(
             f"({sys.executable} -c '{step}') || echo the step has failed; exit 1",
             on_line=interrupt,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
         )
-    assert time.monotonic() - started < PATIENCE
+    assert time.monotonic() - started < TIMEOUT
     assert eventually(lambda: not alive(int(seen[-1])))

@@ -15,7 +15,8 @@ from rlm_containers import Sandbox
 from rlm_containers.container.bundle import Bundle
 from rlm_containers.errors import OptionError, SandboxClosedError, SetupCodeError
 from rlm_containers.repl import ContainerREPL
-from tests.unit.guests import PATIENCE, LocalRuntime
+from tests.support import TIMEOUT
+from tests.unit.guests import LocalRuntime
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("made_bundle")
 
 def within(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a test in a loop, and fail it if it hangs."""
-    return asyncio.run(asyncio.wait_for(coroutine, PATIENCE))
+    return asyncio.run(asyncio.wait_for(coroutine, TIMEOUT))
 
 
 def box(**options: Any) -> Sandbox:
@@ -240,7 +241,7 @@ def test_cancelling_a_fork_leaves_nothing_running() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert len(local.processes) == 2
-            assert local.processes[1].wait(PATIENCE) == 0
+            assert local.processes[1].wait(TIMEOUT) == 0
             assert (await sandbox.aexecute("print(1)")).stdout == "1\n"
 
     within(test())
@@ -268,7 +269,7 @@ def test_a_failed_start_leaves_nothing_running() -> None:
                 pass
 
     within(test())
-    assert [process.wait(PATIENCE) for process in local.processes] == [0]
+    assert [process.wait(TIMEOUT) for process in local.processes] == [0]
 
 
 def test_container_repl_in_an_event_loop(made_bundle: Bundle) -> None:

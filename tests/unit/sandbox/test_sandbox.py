@@ -25,8 +25,8 @@ from rlm_containers.interpreter import Pipe
 from rlm_containers.lm import Gateway
 from rlm_containers.sandbox.lifecycle import Lifecycle
 from rlm_containers.state import workspaces_directory
-from tests.support import eventually, set_grace
-from tests.unit.guests import PATIENCE, LocalRuntime
+from tests.support import TIMEOUT, eventually, set_grace
+from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import Boxes, revive, run, workspace_of
 
 REPOSITORY = Path(__file__).parents[3]
@@ -288,11 +288,11 @@ def test_close_in_another_thread_ends_a_running_cell(boxes: Boxes) -> None:
 
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
-    assert running.wait(PATIENCE)
+    assert running.wait(TIMEOUT)
     closer = threading.Thread(target=box.close, daemon=True)
     closer.start()
-    closer.join(PATIENCE)
-    worker.join(PATIENCE)
+    closer.join(TIMEOUT)
+    worker.join(TIMEOUT)
     ended = not closer.is_alive() and not worker.is_alive()
     boxes.local.processes[0].kill()  # so that no thread is left if the test fails
     assert ended
@@ -314,7 +314,7 @@ def test_the_end_of_the_process_closes_the_sandbox(
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

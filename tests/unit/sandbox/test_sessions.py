@@ -32,8 +32,8 @@ from rlm_containers.errors import (
 )
 from rlm_containers.state import Manifest, Owner, SessionStore, Workspace, sessions_directory
 from rlm_containers.state.lock import SessionLock, owner_of
-from tests.support import eventually, warnings_of
-from tests.unit.guests import PATIENCE, LocalRuntime
+from tests.support import TIMEOUT, eventually, warnings_of
+from tests.unit.guests import LocalRuntime
 from tests.unit.sessions import Boxes, run
 
 pytestmark = pytest.mark.usefixtures("own_sessions")
@@ -210,7 +210,7 @@ def test_a_lock_outlives_its_owner_as_long_as_something_of_it_does(tmp_path: Pat
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=True,
     )
     assert owner_of(directory) == int(done.stdout)
@@ -548,12 +548,12 @@ def test_closing_ends_a_running_cell_and_keeps_the_session(boxes: Boxes) -> None
 
     running = threading.Thread(target=loop)
     running.start()
-    assert eventually(lambda: any(file.name == "ready" for file in box.list_files()), PATIENCE)
+    assert eventually(lambda: any(file.name == "ready" for file in box.list_files()), TIMEOUT)
     begun = time.monotonic()
     box.close()
-    running.join(PATIENCE)
+    running.join(TIMEOUT)
     assert not running.is_alive()
-    assert time.monotonic() - begun < PATIENCE
+    assert time.monotonic() - begun < TIMEOUT
     assert boxes(session="one").execute("").locals["x"] == "1"
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from rlm_containers.state import LABEL, Owner
+from tests.support import TIMEOUT
 from tests.unit.container.test_reaper import REPOSITORY
-from tests.unit.guests import PATIENCE
 
 
 def gone() -> Owner:
@@ -25,7 +25,7 @@ def gone() -> Owner:
         capture_output=True,
         text=True,
         check=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     owner = Owner.from_json(done.stdout)
     assert owner is not None
