@@ -95,16 +95,15 @@ class Sandbox:
         *,
         lm: LMCallable | LMBroker | None,
         tools: Mapping[str, ToolFunction],
-        scaffold: bool = True,
     ) -> Self:
-        """Make a sandbox without reading the configuration again.
+        """Make a sandbox with a scaffold without reading the configuration again.
 
         Args:
             options: as :func:`configured_options` returns them. Their setup code is not run.
-            lm, tools, scaffold: as for the class.
+            lm, tools: as for the class.
         """
         box = cls.__new__(cls)
-        box._compose(options, lm, tools, scaffold)
+        box._compose(options, lm, tools, scaffold=True)
         return box
 
     def _compose(
