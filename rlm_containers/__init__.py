@@ -10,25 +10,31 @@ if TYPE_CHECKING:
     from rlm_containers.interpreter import (
         Artifact,
         CellResult,
+        CommandOutput,
+        CommandResult,
         LMCall,
         UnsavedVariable,
         WorkspaceFile,
     )
     from rlm_containers.options import SandboxOptions
     from rlm_containers.repl import ContainerREPL
-    from rlm_containers.sandbox import Sandbox
+    from rlm_containers.sandbox import Files, Sandbox, SandboxPool
     from rlm_containers.state import Snapshot
     from runtimes import Mount
 
 __all__ = [
     "Artifact",
     "CellResult",
+    "CommandOutput",
+    "CommandResult",
     "ContainerREPL",
     "ContainersError",
+    "Files",
     "LMCall",
     "Mount",
     "Sandbox",
     "SandboxOptions",
+    "SandboxPool",
     "Snapshot",
     "UnsavedVariable",
     "WorkspaceFile",
@@ -41,12 +47,16 @@ __version__ = "0.1.0"
 _MODULES = {
     "Artifact": "rlm_containers.interpreter",
     "CellResult": "rlm_containers.interpreter",
+    "CommandOutput": "rlm_containers.interpreter",
+    "CommandResult": "rlm_containers.interpreter",
     "ContainerREPL": "rlm_containers.repl",
     "ContainersError": "rlm_containers.errors",
+    "Files": "rlm_containers.sandbox",
     "LMCall": "rlm_containers.interpreter",
     "Mount": "runtimes",
     "Sandbox": "rlm_containers.sandbox",
     "SandboxOptions": "rlm_containers.options",
+    "SandboxPool": "rlm_containers.sandbox",
     "Snapshot": "rlm_containers.state",
     "UnsavedVariable": "rlm_containers.interpreter",
     "WorkspaceFile": "rlm_containers.interpreter",

@@ -30,7 +30,7 @@ from rlm_containers.options import (
     unknown_variables,
 )
 from rlm_containers.sandbox import Sandbox
-from rlm_containers.state import LABEL, workspaces_directory
+from rlm_containers.state import LABEL, make_private, workspaces_directory
 from runtimes import EngineInfo, Runtime, get_runtime, runtime_names
 
 __all__ = ["Check", "CheckStatus", "Diagnosis", "EngineReport", "diagnose"]
@@ -204,7 +204,7 @@ def _check_config() -> Check:
 def _check_workspaces() -> Check:
     directory = workspaces_directory()
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(directory)
         free = shutil.disk_usage(directory).free
         writable = os.access(directory, os.W_OK)
     except OSError as error:
@@ -261,13 +261,19 @@ def _check_engine(name: str, image: str, pull: bool, wanted: bool) -> Iterator[C
     yield _ok("root", f"{root}, cgroups v{info.cgroup_version}")
     yield _ok("SELinux", "on; directories are given labels" if info.selinux else "off")
     if info.remote:
-        yield _warning(
-            "here",
-            "the engine runs on another machine, or in a virtual one",
-            "It must see this machine's directories under the same paths.",
-        )
+        yield _ok("here", "no: the engine is remote, on another machine or in a virtual one")
     try:
-        present = runtime.image_exists(image)
+        missing = runtime.missing_permissions()
+        if missing:
+            yield _failed(
+                "permissions",
+                f"this user may not {', '.join(missing)}",
+                "docs/howto/kubernetes.md has the role that is enough.",
+            )
+            return
+        if missing is not None:
+            yield _ok("permissions", "all that sandboxes need")
+        present = runtime.pulls_at_start or runtime.image_exists(image)
         if not present and pull:
             runtime.pull(image)
             present = True
@@ -283,7 +289,8 @@ def _check_engine(name: str, image: str, pull: bool, wanted: bool) -> Iterator[C
         )
         yield Check(name="cell", status="skipped", detail="there is no image to try it with")
         return
-    yield _ok("image", image)
+    pulled = ", which is pulled where it is missing" if runtime.pulls_at_start else ""
+    yield _ok("image", f"{image}{pulled}")
     yield from _Trial(runtime, info, image).checks()
 
 
@@ -359,6 +366,7 @@ class _Trial:
             yield _ok("start", f"in {took:.2f} s, Python {box.python_version}")
             yield self._cell(box)
             yield self._workspace(box)
+            yield self._files()
             yield self._limits(box, refused)
             yield self._llm_query(box)
         except ContainersError as error:
@@ -375,6 +383,7 @@ class _Trial:
             lm=lambda prompt: f"pong: {prompt}",
             memory=limits.get("memory"),
             pids=limits.get("pids"),
+            pool=None,
         )
 
     def _cell(self, box: Sandbox) -> Check:
@@ -402,6 +411,15 @@ class _Trial:
             "XDG_CACHE_HOME moves it to another file system.",
         )
 
+    def _files(self) -> Check:
+        if self._runtime.shares_files is False:
+            return _ok(
+                "files",
+                "not shared: its containers do not see this machine's. Workspaces are in their "
+                "memory, files go through the pipe, and mounts=… cannot be used",
+            )
+        return _ok("files", "shared: its containers can see this machine's")
+
     def _limits(self, box: Sandbox, refused: ContainersError | None) -> Check:
         if self._info.unenforced:
             reasons = "; ".join(dict.fromkeys(self._info.unenforced.values()))
@@ -411,6 +429,8 @@ class _Trial:
                 "Boot with cgroups v2 (systemd.unified_cgroup_hierarchy=1), or use a "
                 "rootful engine."
                 if self._info.cgroup_version == 1
+                else "Go without, or use another engine."
+                if not self._info.rootless
                 else f"Have the controllers delegated to the user: {_DELEGATION}",
             )
         if refused is not None:

@@ -20,12 +20,18 @@ All of them derive from :class:`ContainersError`, also those of the engines, in
         ├── SandboxStartError    the container runs, but the guest in it does not
         │   └── GuestPythonError the image has no Python, or its Python is too old
         ├── SetupCodeError       the setup code raised an exception
+        ├── SandboxBusyError     a call was made inside of another call of the sandbox
         ├── SandboxClosedError   the sandbox was closed, or was never started
+        │   └── SandboxForkedError   it is of the process that this one was forked from
         ├── SandboxLostError     the container or its engine is gone
-        └── WorkspaceError       the workspace cannot be written or removed
+        └── WorkspaceError       a file in the workspace, or all of it, cannot be used
 """
 
 from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
 
 from runtimes.errors import (
     ContainersError,
@@ -58,8 +64,10 @@ __all__ = [
     "ImageNotFoundError",
     "MountError",
     "OptionError",
+    "SandboxBusyError",
     "SandboxClosedError",
     "SandboxError",
+    "SandboxForkedError",
     "SandboxLostError",
     "SandboxStartError",
     "SessionError",
@@ -137,8 +145,16 @@ class SetupCodeError(SandboxError):
         self.stderr = stderr
 
 
+class SandboxBusyError(SandboxError):
+    """A call was made inside of another call of the sandbox, for instance by a signal handler."""
+
+
 class SandboxClosedError(SandboxError):
     """The sandbox was closed or has not been started."""
+
+
+class SandboxForkedError(SandboxClosedError):
+    """The sandbox is of the process that this one was forked from."""
 
 
 class SandboxLostError(SandboxError):
@@ -146,7 +162,23 @@ class SandboxLostError(SandboxError):
 
 
 class WorkspaceError(SandboxError):
-    """The directory behind ``/workspace`` cannot be written to or removed."""
+    """Something in the directory behind ``/workspace`` cannot be read, written or removed.
+
+    Attributes:
+        errno: which error of the operating system it is, such as ``errno.ENOENT`` for a file that
+            is missing; ``None`` if it is none of these.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        remedy: str = "",
+        container: str | None = None,
+        errno: int | None = None,
+    ) -> None:
+        super().__init__(what, remedy=remedy, container=container)
+        self.errno = errno
 
 
 class SessionError(ContainersError):
@@ -181,6 +213,62 @@ class SnapshotNotFoundError(SessionError):
 
 class ArchiveError(SessionError):
     """A file is not an exported session, is damaged, or cannot be trusted."""
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of any exception, whatever its own methods do."""
+    try:
+        return f"{error}"
+    except BaseException:  # a __str__ may raise anything
+        return "its message cannot be shown"
+
+
+def describe(error: BaseException) -> str:
+    """Return the type and the message of any exception, whatever its own methods do."""
+    return f"{type.__dict__['__name__'].__get__(type(error))}: {message_of(error)}"
+
+
+_REMEDIES = {
+    errno.ENOSPC: "Make room on the disk.",
+    errno.EDQUOT: "Make room on the disk, or raise the quota.",
+    errno.EFBIG: "Raise the limit on the size of files: `ulimit -f`.",
+    errno.EMFILE: "Close files or sandboxes, or raise the limit on open files: `ulimit -n`.",
+    errno.ENFILE: "Too many files are open on this machine: close some.",
+    errno.ENOLCK: "The file system has no locks. Set XDG_STATE_HOME and XDG_CACHE_HOME to "
+    "directories on one that has.",
+}
+_UNWRITABLE = (
+    "Make the directory writable, or set XDG_STATE_HOME and XDG_CACHE_HOME to directories that are."
+)
+
+
+def remedy_for(error: OSError, otherwise: str = _UNWRITABLE) -> str:
+    """Return what to do about an error of the operating system.
+
+    Args:
+        error: the error.
+        otherwise: the remedy for an error that may mean anything.
+    """
+    return _REMEDIES.get(error.errno or 0, otherwise)
+
+
+@contextlib.contextmanager
+def host_errors(
+    kind: type[ContainersError], what: str, *, container: str | None = None
+) -> Iterator[None]:
+    """Raise an error of this project in place of one of the operating system.
+
+    Args:
+        kind: the error's class.
+        what: what could not be done, as a sentence without its full stop.
+        container: as for :class:`ContainersError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(
+            f"{what}: {error.strerror or error}.", remedy=remedy_for(error), container=container
+        ) from error
 
 
 def format_size(size: int) -> str:

@@ -26,6 +26,7 @@ from rlm_containers.sandbox import (
     check_names,
     in_thread,
 )
+from runtimes.text import brief
 
 #: Host and port of an LM Handler.
 Address = tuple[str, int]
@@ -326,7 +327,7 @@ def _code(name: str, text: str) -> str | None:
         if not looks_like_code:
             return None
         raise OptionError(
-            f"The tool {name!r} looks like code, but is not valid Python: {error}.",
+            f"The tool {brief(name)} looks like code, but is not valid Python: {error}.",
             remedy="Correct it. If it is meant as text, put it into a list.",
         ) from error
     if len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Lambda):
@@ -336,7 +337,7 @@ def _code(name: str, text: str) -> str | None:
     if not looks_like_code:
         return None
     raise OptionError(
-        f"The code of the tool {name!r} does not define {name!r}.",
+        f"The code of the tool {brief(name)} does not define {brief(name)}.",
         remedy=f"It defines: {', '.join(sorted(_bound(body))) or 'nothing'}.",
     )
 
@@ -361,6 +362,7 @@ def _check_data(name: str, value: Any) -> None:
         json.dumps(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(
-            f"The tool {name!r} ({type(value).__name__}) cannot be expressed as JSON: {error}.",
+            f"The tool {brief(name)} ({type(value).__name__}) cannot be expressed as JSON: "
+            f"{error}.",
             remedy="Pass a function that returns it, or code that makes it.",
         ) from error

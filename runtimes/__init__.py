@@ -1,4 +1,4 @@
-"""Containers by command line: docker and podman behind one narrow interface.
+"""Containers by command line: docker, podman and kubectl behind one narrow interface.
 
 This package knows nothing of language models and imports nothing of ``rlm_containers``. Errors are
 in :mod:`runtimes.errors`.
@@ -16,6 +16,8 @@ from runtimes.spec import (
     HostRoute,
     InternalNetwork,
     Mount,
+    OwnDirectory,
+    Placement,
 )
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "InternalNetwork",
     "Mount",
     "NetworkRecord",
+    "OwnDirectory",
+    "Placement",
     "Runtime",
     "get_runtime",
     "runtime_names",

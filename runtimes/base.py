@@ -36,6 +36,8 @@ class EngineInfo:
             system; empty if it can, or may be able to.
         store: identifies the engine's store of images among engines of the same name; empty if
             unknown.
+        default_memory: the bytes of memory of a container for which the caller chooses none;
+            ``None`` for a share of ``memory``.
     """
 
     engine: str
@@ -50,6 +52,7 @@ class EngineInfo:
     unenforced: Mapping[str, str] = field(default_factory=dict)
     no_disk_limit: str = ""
     store: str = ""
+    default_memory: int | None = None
 
     @property
     def version_text(self) -> str:
@@ -89,6 +92,7 @@ class ImageRecord:
         user: the user of its containers by default; empty for root.
         content: a digest of its layers and of that part of its configuration that a build on top
             of it depends on. The same on every engine. Empty if the engine does not say.
+        workdir: the working directory of its containers by default.
     """
 
     id: str
@@ -98,14 +102,16 @@ class ImageRecord:
     labels: Mapping[str, str]
     user: str = ""
     content: str = ""
+    workdir: str = ""
 
 
 class Runtime(ABC):
     """Containers on one engine.
 
     A runtime must define the six abstract methods; a sandbox cannot do without them. The others
-    belong to three optional abilities, and by default say that the engine lacks them:
+    belong to optional abilities, and by default say that the engine lacks them:
 
+    * commands from the command line: ``exec_command``;
     * the host: ``host_route``, ``workspace_user``, ``ran_out_of_memory``;
     * networks: ``check_internal_network`` to ``remove_network_command``;
     * images: ``image_exists`` to ``load_image``. A sandbox needs ``inspect_image`` and ``pull``
@@ -120,6 +126,14 @@ class Runtime(ABC):
 
     #: The name of the engine, as in ``get_runtime(name)``.
     name: str
+
+    shares_files: bool | None = None
+    """Whether its containers can see this machine's files; ``None`` until one was started that
+    should. What an engine says of itself does not tell."""
+
+    pulls_at_start: bool = False
+    """Whether a missing image is fetched as a container starts, by whatever runs that. Then there
+    is no store to look into before."""
 
     @abstractmethod
     def info(self) -> EngineInfo:
@@ -166,6 +180,24 @@ class Runtime(ABC):
         An empty value matches a label with any value.
         """
 
+    def exec_command(
+        self, name: str, command: Sequence[str], *, tty: bool = False
+    ) -> tuple[str, ...]:
+        """Return a command line that runs a program in a running container, beside its own.
+
+        It has the container's user, working directory and environment, and this process's standard
+        streams. The client ends with the program's exit status.
+
+        Args:
+            name: the container's name.
+            command: the program and its arguments.
+            tty: whether it gets a terminal.
+
+        Raises:
+            UnsupportedByEngineError: this engine has no such command.
+        """
+        self._unsupported("run a command in a running container")
+
     # The host
 
     def host_route(self) -> HostRoute | None:
@@ -185,6 +217,17 @@ class Runtime(ABC):
         """
         return os.getuid(), os.getgid()
 
+    def volume_instructions(self, target: str) -> str:
+        """Return what a Dockerfile must add to an image so that containers can have a volume there.
+
+        Args:
+            target: as in :class:`~runtimes.OwnDirectory`.
+
+        Returns:
+            The instructions; empty if every image will do.
+        """
+        return ""
+
     def ran_out_of_memory(self, name: str, since: float, directory: Path | None) -> bool | None:
         """Tell whether the kernel killed something in a container because its memory was used up.
 
@@ -197,6 +240,14 @@ class Runtime(ABC):
 
         Returns:
             ``None`` if the engine does not know whether or when it happened.
+        """
+        return None
+
+    def missing_permissions(self) -> list[str] | None:
+        """Say what the caller may not do that sandboxes need, each in a few words.
+
+        Returns:
+            ``None`` if the engine has no permissions of its own.
         """
         return None
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
-import logging
 import os
 import shlex
 import shutil
+import signal
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import sh
 
@@ -23,13 +25,32 @@ from runtimes.errors import (
     EngineNotFoundError,
     EngineTimeoutError,
 )
-from runtimes.process import ContainerProcess, end_command, read_lines
+from runtimes.forks import InFlight
+from runtimes.process import ClientProcess, Excerpt, end_command, read_lines, read_pieces
+from runtimes.text import brief, clean, get_logger, without_env
+from runtimes.timelimit import TimeLimit
 
-logger = logging.getLogger("runtimes")
+logger = get_logger("runtimes")
 
 #: Seconds that a query or a removal may take. Engines stall for many seconds under load (one lock
 #: guards podman's store), and hang for ever when their daemon is stuck.
 DEFAULT_TIMEOUT = 60.0
+
+#: The most characters of an argument in a message.
+_WORD = 200
+
+#: Seconds for a killed client to be gone. One that waits for a broken disk never is.
+_KILL_TIMEOUT = 10.0
+
+#: Bytes of standard output. A list of ten thousand containers has half as many.
+_MAX_STDOUT = 32 * 1024 * 1024
+
+#: Bytes to keep of the beginning and of the end of standard error.
+_STDERR_KEPT = (16 * 1024, 48 * 1024)
+
+#: Descriptors that starting a program needs for a moment. sh leaks those that it has made when it
+#: cannot make another.
+_DESCRIPTORS = 24
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,7 @@ class CommandResult:
     Attributes:
         exit_code: its exit status, negative for a signal.
         stdout: its output as text; bytes that are not UTF-8 are replaced.
-        stderr: its standard error, likewise.
+        stderr: its standard error, likewise; of more than 64 KiB only the beginning and the end.
     """
 
     exit_code: int
@@ -57,16 +78,39 @@ class CommandResult:
         for parts in ([self.stdout], self.stdout.splitlines()):
             try:
                 found = [json.loads(part) for part in parts if part.strip()]
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             entries = [
                 e for value in found for e in (value if isinstance(value, list) else [value])
             ]
             return [entry for entry in entries if isinstance(entry, dict)]
         raise ContainersError(
-            f"The engine printed something that is not JSON: {self.stdout[:80]!r}",
+            f"The engine printed something that is not JSON: {brief(self.stdout[:80])}",
             remedy="Is the program really a Docker-compatible command line?",
         )
+
+
+@contextlib.contextmanager
+def reading(command: str) -> Iterator[None]:
+    """Raise an error of this package for an answer of an engine that makes no sense.
+
+    Args:
+        command: the command that was answered.
+
+    Raises:
+        EngineCommandError: something in the answer is missing, or of another type or value than
+            engines give it.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, ContainersError):
+            raise
+        raise EngineCommandError(
+            f"The engine's answer to `{command}` makes no sense: "
+            f"{type(error).__name__}: {clean(error, 200)}.",
+            remedy="Is the program really a Docker-compatible command line?",
+        ) from None
 
 
 class EngineCommand:
@@ -88,51 +132,75 @@ class EngineCommand:
             self._command = sh.Command(self.argv[0])
         except sh.CommandNotFound:
             raise EngineNotFoundError(
-                f"There is no program {self.argv[0]!r} on PATH.",
-                remedy="Install Docker or Podman, or name the engine's binary with runtime=…",
+                f"There is no program {brief(self.argv[0])} on PATH.",
+                remedy="Install Docker or Podman, or name the engine's binary with runtime=…"
+                if self.argv[0] != "kubectl"
+                else "Install kubectl (https://kubernetes.io/docs/tasks/tools/), or name its "
+                "binary with runtime=…",
             ) from None
 
     def __str__(self) -> str:
-        return shlex.join(self.argv)
+        return _line(self.argv)
 
     def run(
         self,
         *args: str,
-        timeout: float = DEFAULT_TIMEOUT,
+        timeout: float | None = None,
         check: bool = True,
+        given: bytes = b"",
     ) -> CommandResult:
         """Run to the end and collect the output.
 
         Args:
             args: arguments after the fixed ones.
-            timeout: seconds until the local client is killed.
+            timeout: seconds until the local client is killed; ``None`` for what is left of the
+                operation's :class:`TimeLimit`, or 60 outside of any.
             check: raise when the exit status is not 0.
+            given: what it finds on its standard input.
 
         Raises:
-            EngineCommandError: the exit status was not 0 and ``check`` is set.
+            EngineCommandError: it printed more than 32 MiB, and was killed; or the exit status was
+                not 0 and ``check`` is set.
             EngineTimeoutError: it did not end in time.
         """
-        logger.debug("run %s %s", self, shlex.join(args))
-        overdue = threading.Event()
-        try:
-            with open(os.devnull, "rb") as nothing:
-                # Without sh's own _timeout, which polls ten times a second.
-                done = self._start(args, _in=nothing)
-            timer = threading.Timer(timeout, _give_up, (done, overdue))
-            timer.daemon = True
-            timer.start()
+        self._prepare()
+        limit = TimeLimit.current() if timeout is None else None
+        if timeout is None:
+            timeout = DEFAULT_TIMEOUT if limit is None else limit.left()
+        logger.debug("run %s %s", self, _line(args))
+        if timeout <= 0:
+            raise self._timed_out(args, timeout, limit)
+        deadline = time.monotonic() + timeout
+        stdout, stderr = bytearray(), Excerpt(*_STDERR_KEPT)
+        with contextlib.ExitStack() as pipes:
+            (out, child_out), (err, child_err) = _pipe(pipes), _pipe(pipes)
+            with (
+                child_out,
+                child_err,
+                tempfile.TemporaryFile() if given else open(os.devnull, "rb") as file,
+            ):
+                if given:
+                    file.write(given)
+                    file.seek(0)
+                running = self._start(args, _in=file, _out=child_out, _err=child_err)
+            waiter = _waiter(running)
             try:
-                done.wait()
-            finally:
-                timer.cancel()
-                timer.join()  # so that no thread outlives the call
-            result = CommandResult(done.exit_code, _text(done.stdout), _text(done.stderr))
-        except sh.ErrorReturnCode as error:  # ended by a signal: not in _ok_code
-            result = CommandResult(int(error.exit_code), _text(error.stdout), _text(error.stderr))
-        except sh.ForkException as error:
-            raise self._not_runnable(error) from None
-        if overdue.is_set():
-            raise self._timed_out(args, timeout)
+                for descriptor, piece in read_pieces((out, err), waiter, deadline):
+                    if descriptor == err:
+                        stderr.add(piece)
+                        continue
+                    stdout += piece
+                    if len(stdout) > _MAX_STDOUT:
+                        raise self._flooded(args, stderr.text())
+            except BaseException as error:
+                _kill(running, waiter)
+                if isinstance(error, TimeoutError):
+                    raise self._timed_out(args, timeout, limit) from None
+                raise
+            waiter.join()
+        result = CommandResult(
+            self._status(running, args), stdout.decode("utf-8", "replace"), stderr.text()
+        )
         if check and result.exit_code != 0:
             raise EngineCommandError(
                 f"`{self} {_summary(args)}` failed with status {result.exit_code}: "
@@ -166,10 +234,11 @@ class EngineCommand:
         Raises:
             EngineTimeoutError: it did not end in time.
         """
-        logger.debug("follow %s %s", self, shlex.join(args))
-        reading, writing = os.pipe()
-        try:
-            with open(os.devnull, "rb") as nothing, os.fdopen(writing, "wb", 0) as child_out:
+        self._prepare()
+        logger.debug("follow %s %s", self, _line(args))
+        with contextlib.ExitStack() as pipes:
+            reading, child_out = _pipe(pipes)
+            with child_out, open(os.devnull, "rb") as nothing:
                 running = self._start(
                     args,
                     _in=nothing,
@@ -178,23 +247,16 @@ class EngineCommand:
                     _env={**os.environ, **(environment or {})},
                     _cwd=str(directory) if directory else None,
                 )
-        except sh.ForkException as error:
-            os.close(reading)
-            raise self._not_runnable(error) from None
-        waiter = threading.Thread(target=running.process.wait, name="follow", daemon=True)
-        waiter.start()
-        try:
-            for line in read_lines(reading, waiter, time.monotonic() + timeout):
-                on_line(line)
-        except TimeoutError:
-            end_command(running, waiter)
-            raise self._timed_out(args, timeout) from None
-        except BaseException:
-            end_command(running, waiter)
-            raise
-        finally:
-            os.close(reading)
-        return int(running.process.wait())
+            waiter = _waiter(running)
+            try:
+                for line in read_lines(reading, waiter, time.monotonic() + timeout):
+                    on_line(line)
+            except BaseException as error:
+                end_command(running, waiter)
+                if isinstance(error, TimeoutError):
+                    raise self._timed_out(args, timeout) from None
+                raise
+        return self._status(running, args)
 
     def hold(
         self,
@@ -202,7 +264,7 @@ class EngineCommand:
         *args: str,
         directory: Path | None = None,
         keep_open: Collection[int] = (),
-    ) -> ContainerProcess:
+    ) -> ClientProcess:
         """Start a container's client and return at once, holding its three standard streams.
 
         Args:
@@ -211,14 +273,28 @@ class EngineCommand:
             directory: the working directory; ``None`` for this process's own.
             keep_open: further descriptors that the process inherits.
         """
-        logger.debug("hold %s %s", self, shlex.join(args))
+        self._prepare()
+        logger.debug("hold %s %s", self, _line(args))
         if shutil.which(self.argv[0]) is None:  # sh would fail after its fork, and leak pipes
             raise self._not_runnable("it is gone")
-        for descriptor in keep_open:
+        with InFlight() as flight:
+            return self._hold(flight, name, args, directory, keep_open)
+
+    def _hold(
+        self,
+        flight: InFlight,
+        name: str,
+        args: Sequence[str],
+        directory: Path | None,
+        keep_open: Collection[int],
+    ) -> ClientProcess:
+        # Copies, which a child of ours does not drop.
+        passed = [os.dup(descriptor) for descriptor in keep_open]
+        for descriptor in passed:
             os.set_inheritable(descriptor, True)  # sh closes it in every other child
-        theirs_in, ours_in = os.pipe()
-        ours_out, theirs_out = os.pipe()
-        ours_err, theirs_err = os.pipe()
+        theirs_in, ours_in = flight.pipe()
+        ours_out, theirs_out = flight.pipe()
+        ours_err, theirs_err = flight.pipe()
         try:
             # sh hands real descriptors to the child and copies nothing itself. Its own queues and
             # callbacks go through a polling thread, at 0.1-160 MB/s.
@@ -226,6 +302,7 @@ class EngineCommand:
                 os.fdopen(theirs_in, "rb", buffering=0) as child_in,
                 os.fdopen(theirs_out, "wb", buffering=0) as child_out,
                 os.fdopen(theirs_err, "wb", buffering=0) as child_err,
+                flight.theirs(theirs_in, theirs_out, theirs_err),
             ):
                 running = self._start(
                     args,
@@ -233,41 +310,103 @@ class EngineCommand:
                     _out=child_out,
                     _err=child_err,
                     _cwd=str(directory) if directory else None,
-                    _pass_fds=set(keep_open),
+                    _pass_fds=set(passed),
                 )
-        except BaseException as error:
+        except BaseException:
             for descriptor in (ours_in, ours_out, ours_err):
                 os.close(descriptor)
-            if isinstance(error, sh.ForkException):
-                raise self._not_runnable(error) from None
             raise
         finally:
-            for descriptor in keep_open:
-                os.set_inheritable(descriptor, False)
-        return ContainerProcess(name, running, ours_in, ours_out, ours_err)
+            for descriptor in passed:
+                os.close(descriptor)
+        return ClientProcess(name, running, ours_in, ours_out, ours_err)
 
     def _start(self, args: Sequence[str], **options: Any) -> sh.RunningCommand:
-        """Start the program in the background, with further options of sh's."""
-        running: sh.RunningCommand = self._command(
-            *self.argv[1:],
-            *args,
-            _return_cmd=True,
-            _bg=True,
-            _bg_exc=False,
-            # An engine's error is a result here, not an exception of sh's.
-            _ok_code=list(range(256)),
-            # Else sh gives the child a terminal, to which engines print progress bars and colours.
-            _tty_out=False,
-            # Ctrl-C in the host's terminal is for the host to handle.
-            _new_session=True,
-            **options,
-        )
+        """Start the program in the background, with further options of sh's.
+
+        Raises:
+            EngineCommandError: this process may not start another, for want of memory or the like.
+            EngineNotFoundError: the program is none that can be run.
+        """
+        try:
+            running: sh.RunningCommand = self._command(
+                *self.argv[1:],
+                *args,
+                _return_cmd=True,
+                _log_msg=lambda ran, *more: f"{self.argv[0]} {_summary(args)}",
+                _bg=True,
+                _bg_exc=False,
+                # An engine's error is a result here, not an exception of sh's.
+                _ok_code=list(range(256)),
+                # Else sh gives the child a terminal, to which engines print progress bars and
+                # colours.
+                _tty_out=False,
+                # Ctrl-C in the host's terminal is for the host to handle.
+                _new_session=True,
+                **options,
+            )
+        except sh.ForkException as error:
+            raise self._not_runnable(error) from None
+        except OSError as error:
+            raise self._not_started(error) from error
         return running
 
-    def _timed_out(self, args: Sequence[str], timeout: float) -> EngineTimeoutError:
+    def _prepare(self) -> None:
+        """Make this process ready to start the program. Call this before any pipe to it is made.
+
+        Raises:
+            EngineCommandError: there are too few descriptors.
+            ContainersError: the exit status would be lost.
+        """
+        _expect_exit_statuses()
+        try:
+            _open_standard_streams()
+            with contextlib.ExitStack() as spare:
+                for _ in range(_DESCRIPTORS):
+                    spare.enter_context(open(os.devnull, "rb", buffering=0))
+        except OSError as error:
+            raise self._not_started(error) from error
+
+    def _not_started(self, error: OSError) -> EngineCommandError:
+        remedy = "See what uses up this machine."
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            remedy = "Close files or sandboxes, or raise the limit: `ulimit -n`."
+        return EngineCommandError(
+            f"The program {brief(self.argv[0])} could not be started: {error.strerror}.",
+            remedy=remedy,
+        )
+
+    def _status(self, running: sh.RunningCommand, args: Sequence[str]) -> int:
+        """Return the exit status of a command that has ended, negative for a signal."""
+        try:
+            return int(running.process.wait())
+        except ChildProcessError:
+            raise ContainersError(
+                f"The exit status of `{self} {_summary(args)}` is lost: something in this process "
+                "waits for all of its child processes.",
+                remedy="Let it wait for its own only: os.waitpid(pid, …) and not os.wait(), nor in "
+                "a handler of SIGCHLD.",
+            ) from None
+
+    def _timed_out(
+        self, args: Sequence[str], timeout: float, limit: TimeLimit | None = None
+    ) -> EngineTimeoutError:
+        when = f"within {timeout:g} s"
+        slow = ""
+        if limit is not None:
+            when = f"in time: {limit.what} had {limit.seconds:g} s in all"
+            slow = limit.advice()
         return EngineTimeoutError(
-            f"`{self} {_summary(args)}` did not end within {timeout:g} s.",
-            remedy=f"See whether the engine is stuck: `{self} info` should answer.",
+            f"`{self} {_summary(args)}` did not end {when}.",
+            remedy=f"See whether the engine is stuck: `{self} info` should answer.{slow}",
+            container=limit.container if limit else None,
+        )
+
+    def _flooded(self, args: Sequence[str], stderr: str) -> EngineCommandError:
+        return EngineCommandError(
+            f"`{self} {_summary(args)}` printed more than {_MAX_STDOUT >> 20} MiB, and was killed.",
+            remedy="Is the program really a Docker-compatible command line? Run it by hand.",
+            stderr=stderr,
         )
 
     def _not_runnable(self, error: object) -> EngineNotFoundError:
@@ -277,20 +416,78 @@ class EngineCommand:
         )
 
 
-def _give_up(running: sh.RunningCommand, overdue: threading.Event) -> None:
-    overdue.set()
-    # The client's whole group, so that no child of it keeps the output open.
-    with contextlib.suppress(ProcessLookupError):
-        running.kill_group()
+def _expect_exit_statuses() -> None:
+    """Let this process learn how its children end. It does not where SIGCHLD is ignored.
+
+    Raises:
+        ContainersError: it is ignored, and only the main thread can change that.
+    """
+    if signal.getsignal(signal.SIGCHLD) is not signal.SIG_IGN:
+        return
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except ValueError:
+        raise ContainersError(
+            "SIGCHLD is ignored in this process, so that exit statuses of engines are lost.",
+            remedy="Call signal.signal(signal.SIGCHLD, signal.SIG_DFL) in the main thread.",
+        ) from None
+    logger.warning("SIGCHLD was ignored, and is not any more: the exit statuses are needed")
 
 
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+def _open_standard_streams() -> None:
+    """Open ``/dev/null`` in place of standard streams that are closed.
+
+    Else a pipe would get the number of one, and be replaced in the child.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[int, BinaryIO]:
+    """Make a pipe. Return its reading end, which the stack closes, and a file for its other end.
+
+    A child that gets a real descriptor is read by us. Otherwise sh would read all of it, without a
+    bound, in threads of its own.
+    """
+    reading, writing = os.pipe()
+    stack.callback(os.close, reading)
+    return reading, stack.enter_context(os.fdopen(writing, "wb", buffering=0))
+
+
+def _waiter(running: sh.RunningCommand) -> threading.Thread:
+    """Start a thread that ends with the command."""
+
+    def wait() -> None:
+        with contextlib.suppress(ChildProcessError):  # something else has waited for it
+            running.process.wait()
+
+    waiter = threading.Thread(target=wait, name="engine-command", daemon=True)
+    waiter.start()
+    return waiter
+
+
+def _kill(running: sh.RunningCommand, waiter: threading.Thread) -> None:
+    # The client's whole group, so that no child of it goes on.
+    if waiter.is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            running.kill_group()
+    waiter.join(_KILL_TIMEOUT)
 
 
 def _summary(args: Sequence[str]) -> str:
     """The first words of a command line, to recognise it by; the rest may be very long."""
-    return shlex.join(args[:2])
+    return _line(args[:2])
+
+
+def _line(words: Sequence[str]) -> str:
+    """A command line for messages: programs among its arguments are left out."""
+    return shlex.join(
+        "…" if "\n" in word else word if len(word) <= _WORD else word[:_WORD] + "…"
+        for word in without_env(words)
+    )
 
 
 def last_lines(text: str, lines: int = 3) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shlex
-import threading
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path, PurePath
 
 from runtimes.base import Runtime
 from runtimes.command import EngineCommand
-from runtimes.docker import DockerRuntime
+from runtimes.docker import DockerRuntime, PodmanAnswersError
 from runtimes.engine import ContainerEngine
 from runtimes.errors import (
     ContainersError,
@@ -19,9 +17,12 @@ from runtimes.errors import (
     EngineUnavailableError,
     UnknownRuntimeError,
 )
+from runtimes.forks import ModuleLock
+from runtimes.kubernetes import KubernetesRuntime
 from runtimes.podman import PodmanRuntime
+from runtimes.text import brief, get_logger
 
-logger = logging.getLogger("runtimes")
+logger = get_logger("runtimes")
 
 #: The environment variable with the runtime to use when the caller names none.
 ENVIRONMENT_VARIABLE = "RLM_CONTAINERS_RUNTIME"
@@ -33,24 +34,37 @@ ENTRY_POINT_GROUP = "rlm_containers.runtimes"
 #: Tried in this order when nothing is named.
 _PREFERENCE: tuple[str, ...] = ("docker", "podman")
 
-_BUILT_IN: dict[str, type[ContainerEngine]] = {"docker": DockerRuntime, "podman": PodmanRuntime}
+_BUILT_IN: dict[str, type[ContainerEngine | KubernetesRuntime]] = {
+    "docker": DockerRuntime,
+    "podman": PodmanRuntime,
+    "kubectl": KubernetesRuntime,
+}
 
-_SETTINGS = ("PATH", "DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINERS_CONF")
+#: Names of engines whose program has another name.
+_PROGRAMS = {KubernetesRuntime.name: "kubectl"}
+
+#: Characters of a command line that names a runtime. A longer one cannot be a path.
+_LONGEST_NAME = 4000
+
+_SETTINGS = (
+    *("PATH", "DOCKER_HOST", "DOCKER_CONTEXT", "CONTAINER_HOST", "CONTAINERS_CONF"),
+    "KUBECONFIG",
+)
 
 # The runtimes by their command lines and environments, so that each is asked for its info once.
 _known: dict[tuple[str, ...], Runtime] = {}
-_known_lock = threading.Lock()
+_known_lock = ModuleLock()
 
 
 def get_runtime(runtime: str | Runtime | None = None) -> Runtime:
     """Return the runtime for a name, once it has answered.
 
     Args:
-        runtime: ``"docker"``, ``"podman"``, a path to either's binary, either with leading
-            arguments (``"podman --remote"``), the name of an entry point in the group
-            ``rlm_containers.runtimes``, or a :class:`Runtime`. ``None`` is the runtime that the
-            environment variable ``RLM_CONTAINERS_RUNTIME`` names, or else the first of docker and
-            podman whose engine answers.
+        runtime: ``"docker"``, ``"podman"``, ``"kubernetes"``, a path to the binary of one, each
+            with leading arguments (``"podman --remote"``, ``"kubectl --context lab"``), the name
+            of an entry point in the group ``rlm_containers.runtimes``, or a :class:`Runtime`.
+            ``None`` is the runtime that the environment variable ``RLM_CONTAINERS_RUNTIME`` names,
+            or else the first of docker and podman whose engine answers.
 
     Raises:
         UnknownRuntimeError: the name is unknown, or its entry point cannot be loaded.
@@ -67,9 +81,7 @@ def get_runtime(runtime: str | Runtime | None = None) -> Runtime:
         raise UnknownRuntimeError(
             f"runtime must be a name, a path or a Runtime, not {type(runtime).__name__}."
         )
-    found = _named(runtime)
-    found.info()
-    return found
+    return _answering(runtime)
 
 
 def runtime_names() -> tuple[str, ...]:
@@ -87,8 +99,7 @@ def _detect() -> Runtime:
     refusals = []
     for name in _PREFERENCE:
         try:
-            found = _named(name)
-            found.info()
+            found = _answering(name)
         except ContainersError as error:
             refusals.append(error)
         else:
@@ -107,18 +118,37 @@ def _detect() -> Runtime:
     )
 
 
-def _named(text: str) -> Runtime:
+def _answering(text: str) -> Runtime:
+    """Return the runtime for a name, once it has answered."""
+    found = _named(text)
+    try:
+        found.info()
+    except PodmanAnswersError:
+        found = _named(text, PodmanRuntime)
+        found.info()
+    return found
+
+
+def _named(text: str, engine: type[ContainerEngine] | None = None) -> Runtime:
+    """Return the runtime for a name; ``engine`` if its program turned out to be that one's."""
+    if len(text) > _LONGEST_NAME:
+        raise UnknownRuntimeError(f"The runtime {brief(text)} is not known: its name is too long.")
     try:
         # A path may contain spaces, which separate no arguments then.
         argv = (text,) if Path(text).is_file() else tuple(shlex.split(text))
     except ValueError as error:
-        raise UnknownRuntimeError(f"The runtime {text!r} cannot be read: {error}.") from None
+        raise UnknownRuntimeError(f"The runtime {brief(text)} cannot be read: {error}.") from None
+    if argv and argv[0] in _PROGRAMS:
+        argv = (_PROGRAMS[argv[0]], *argv[1:])
     if not argv:
         raise UnknownRuntimeError("runtime is empty.", remedy='Write "docker" or "podman".')
     with _known_lock:
         # The answer of `info` depends on these variables, too.
-        key = (*argv, *(os.environ.get(name, "") for name in _SETTINGS))
-        if key not in _known:
+        # So that a forked child has runtimes of its own: theirs may be locked by a lost thread.
+        key = (str(os.getpid()), *argv, *(os.environ.get(name, "") for name in _SETTINGS))
+        if engine is not None:
+            _known[key] = engine(EngineCommand(argv))
+        elif key not in _known:
             _known[key] = _make(text, argv)
         return _known[key]
 
@@ -130,9 +160,9 @@ def _make(text: str, argv: tuple[str, ...]) -> Runtime:
     engine = _engine_class(PurePath(argv[0]).name)
     if engine is None:
         raise UnknownRuntimeError(
-            f"The runtime {text!r} is not known.",
-            remedy='Write "docker", "podman", a path to one of them, or the name of an entry '
-            f"point in the group {ENTRY_POINT_GROUP!r}.",
+            f"The runtime {brief(text)} is not known.",
+            remedy='Write "docker", "podman", "kubernetes", a path to a program of theirs, or the '
+            f"name of an entry point in the group {ENTRY_POINT_GROUP!r}.",
         )
     return engine(EngineCommand(argv))
 
@@ -152,7 +182,7 @@ def _load(entry: EntryPoint) -> Runtime:
     return made
 
 
-def _engine_class(binary: str) -> type[ContainerEngine] | None:
+def _engine_class(binary: str) -> type[ContainerEngine | KubernetesRuntime] | None:
     """Find the engine by the binary's name, such as ``podman-remote`` or ``docker.exe``."""
     for name, engine in _BUILT_IN.items():
         if binary == name or binary.startswith((f"{name}-", f"{name}.")):

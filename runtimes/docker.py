@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from runtimes.build import PROXY_VARIABLES, Builder, serve_files
 from runtimes.command import CommandResult
 from runtimes.engine import (
     CONTROLLERS,
+    REMOVE_TIMEOUT,
     ContainerEngine,
     check_version,
     first_gateway,
@@ -22,6 +24,7 @@ from runtimes.engine import (
     parse_version,
     positive_number,
     rootful_ids,
+    tmpfs_arg,
     unenforced_limits,
 )
 from runtimes.errors import (
@@ -30,7 +33,14 @@ from runtimes.errors import (
     EngineUnavailableError,
     UnsupportedByEngineError,
 )
-from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest, HostRoute, InternalNetwork
+from runtimes.spec import (
+    BuildSpec,
+    ContainerSpec,
+    GpuRequest,
+    HostRoute,
+    InternalNetwork,
+    OwnDirectory,
+)
 
 # The first version with `run --pull=never` and the other options used here.
 MINIMUM = (20, 10)
@@ -41,6 +51,10 @@ _LIMIT_KEYS = {"memory": "MemoryLimit", "cpus": "CpuCfsQuota", "pids": "PidsLimi
 # Docker's resolver asks the host's name servers even for containers that have no way out, so that
 # their look-ups would leak data (CVE-2024-29018). With these options look-ups fail within a second.
 _NO_NAMES = ("--dns=127.0.0.1", "--dns-option=timeout:1", "--dns-option=attempts:1")
+
+
+class PodmanAnswersError(ContainersError):
+    """The program ``docker`` is the shim of the package podman-docker."""
 
 
 class DockerRuntime(ContainerEngine):
@@ -63,19 +77,28 @@ class DockerRuntime(ContainerEngine):
                 "check DOCKER_HOST, or use another runtime.",
             )
         raw = parse_info(result)
+        if "host" in raw and "ServerVersion" not in raw:
+            raise PodmanAnswersError(
+                f"The program `{self.command}` is Podman's.", remedy='Use runtime="podman".'
+            )
         version_text = str(raw.get("ServerVersion", ""))
         version = check_version(version_text, minimum=MINIMUM, engine="Docker", other="Podman")
         security = [str(option) for option in raw.get("SecurityOptions") or ()]
         self._desktop = "Docker Desktop" in str(raw.get("OperatingSystem", ""))
         rootless = any("name=rootless" in option for option in security)
         cgroup_version = 2 if str(raw.get("CgroupVersion")) == "2" else 1
+        remote = self._endpoint(raw).startswith(("tcp:", "ssh:", "http:", "https:"))
+        selinux = any("name=selinux" in option for option in security)
+        if remote and selinux:
+            # Do not try it: --volume, which sets the label, makes on that machine what is missing.
+            self.shares_files = False
         return EngineInfo(
             engine=self.name,
             version=version,
             rootless=rootless,
             cgroup_version=cgroup_version,
-            selinux=any("name=selinux" in option for option in security),
-            remote=self._endpoint(raw).startswith(("tcp:", "ssh:", "http:", "https:")),
+            selinux=selinux,
+            remote=remote,
             has_init=bool(raw.get("InitBinary")),
             memory=positive_number(raw.get("MemTotal")),
             cpus=positive_number(raw.get("NCPU")),
@@ -89,10 +112,9 @@ class DockerRuntime(ContainerEngine):
         )
 
     def _endpoint(self, raw: dict[str, Any]) -> str:
-        host = os.environ.get("DOCKER_HOST", "")
         self._context = str((raw.get("ClientInfo") or {}).get("Context") or "default")
-        if host or self._context == "default":
-            return host
+        if self._context == "default":  # also where an argument or the variable names an endpoint
+            return _named_host(self.command.argv[1:]) or os.environ.get("DOCKER_HOST", "")
         found = self.command.run(
             "context", "inspect", self._context, "--format={{.Endpoints.docker.Host}}", check=False
         )
@@ -119,12 +141,25 @@ class DockerRuntime(ContainerEngine):
         return HostRoute(bind=gateway, address=gateway) if gateway else None
 
     def _engine_args(self, spec: ContainerSpec) -> list[str]:
-        args = [f"--user={spec.user or ':'.join(map(str, self.workspace_user()))}"]
+        args = [f"--user={self._user(spec)}"]
         if isinstance(spec.network, InternalNetwork):
             args += _NO_NAMES
         if spec.gpus is not None:
             args.append(f"--gpus={_gpu_value(spec.gpus)}")
         return args
+
+    def _user(self, spec: ContainerSpec) -> str:
+        return spec.user or ":".join(map(str, self.workspace_user()))
+
+    def volume_instructions(self, target: str) -> str:
+        # A new volume has the owner and the mode of the image's directory there, else root's.
+        return f"USER root\nRUN mkdir -p {target} && chmod 1777 {target}\n"
+
+    def _directory_arg(self, directory: OwnDirectory, spec: ContainerSpec) -> str:
+        if directory.kind == "volume":
+            return f"--mount=type=volume,target={directory.target}"
+        uid, _, gid = self._user(spec).partition(":")
+        return tmpfs_arg(directory, "mode=0700", f"uid={uid}", f"gid={gid}")
 
     def workspace_user(self, user: tuple[int, int] | None = None) -> tuple[int, int]:
         if not self.info().rootless:
@@ -173,6 +208,7 @@ class DockerRuntime(ContainerEngine):
             f"--filter=container={name}",
             "--filter=event=oom",
             "--format={{.ID}}",
+            timeout=REMOVE_TIMEOUT,  # somebody waits to be told how it ended
             check=False,
         )
         return bool(found.stdout.strip()) if found.exit_code == 0 else None
@@ -219,12 +255,22 @@ class DockerRuntime(ContainerEngine):
     def _container_record(self, raw: Mapping[str, Any]) -> ContainerRecord:
         pairs = (label.partition("=") for label in raw["Labels"].split(",") if label)
         return ContainerRecord(
-            id=raw["ID"],
-            name=raw["Names"],
-            image=raw["Image"],
+            id=str(raw["ID"]),
+            name=str(raw["Names"]),
+            image=str(raw["Image"]),
             running=raw["State"] == "running",
             labels={key: value for key, _, value in pairs},
         )
+
+
+def _named_host(arguments: Sequence[str]) -> str:
+    """Return the endpoint that the arguments of the command line name, or nothing."""
+    for argument, following in itertools.pairwise((*arguments, "")):
+        if argument in ("-H", "--host"):
+            return following
+        if argument.startswith(("--host=", "-H")):
+            return argument.removeprefix("--host=").removeprefix("-H").removeprefix("=")
+    return ""
 
 
 def _first_address(pools: list[dict[str, Any]]) -> str | None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import AddressValueError, IPv4Address
 from typing import Any
 
 from runtimes.base import ContainerRecord, EngineInfo, NetworkRecord
-from runtimes.command import CommandResult, EngineCommand, last_lines
+from runtimes.command import CommandResult, EngineCommand, last_lines, reading
 from runtimes.errors import (
     ContainersError,
     ContainerStartError,
@@ -19,9 +21,11 @@ from runtimes.errors import (
     ImageNotFoundError,
     UnsupportedByEngineError,
 )
-from runtimes.images import NO_IMAGE, EngineImages, label_filters
+from runtimes.images import NO_IMAGE, EngineImages, label_filters, read_labels
 from runtimes.process import ContainerProcess
-from runtimes.spec import ContainerSpec, HostRoute, InternalNetwork, Mount
+from runtimes.spec import ContainerSpec, HostRoute, InternalNetwork, Mount, OwnDirectory
+from runtimes.text import brief
+from runtimes.timelimit import within_limit
 
 #: The cgroup controller that enforces each limit.
 CONTROLLERS = {"memory": "memory", "cpus": "cpu", "pids": "pids"}
@@ -34,6 +38,10 @@ _NO_GPU = re.compile(
     r"could not select device driver|nvidia\.com/gpu|unresolvable CDI|nvidia-container",
     re.IGNORECASE,
 )
+
+#: Seconds that a removal may take, whoever waits for it: a close, or a start that has failed and
+#: whose time is over. The engine goes on with it when its client is killed.
+REMOVE_TIMEOUT = 20.0
 
 #: How often, and with how many seconds between, to try to remove a network that seems to be in use:
 #: an engine may take a moment to notice that the last container is gone.
@@ -90,21 +98,27 @@ class ContainerEngine(EngineImages):
         """Arguments of ``run`` that only this engine has or needs."""
 
     @abstractmethod
+    def _directory_arg(self, directory: OwnDirectory, spec: ContainerSpec) -> str:
+        """Return the argument of ``run`` for a directory that the container's user can write to."""
+
+    @abstractmethod
     def _container_record(self, raw: Mapping[str, Any]) -> ContainerRecord:
         """Read one of the objects that ``ps`` prints."""
 
     # Runtime
 
     def info(self) -> EngineInfo:
-        with self._lock:
+        with within_limit(self._lock):
             if self._info is None:
-                self._info = self._ask_info()
+                with reading("info"):
+                    self._info = self._ask_info()
             return self._info
 
     def host_route(self) -> HostRoute | None:
-        with self._lock:
+        with within_limit(self._lock):
             if not self._route_known:
-                self._route = self._find_host_route()
+                with reading("network inspect"):
+                    self._route = self._find_host_route()
                 self._route_known = True
             return self._route
 
@@ -152,7 +166,8 @@ class ContainerEngine(EngineImages):
         return error
 
     def remove(self, name: str) -> None:
-        result = self.command.run(*self.remove_command(name)[len(self.command.argv) :], check=False)
+        arguments = self.remove_command(name)[len(self.command.argv) :]
+        result = self.command.run(*arguments, timeout=REMOVE_TIMEOUT, check=False)
         if result.exit_code != 0 and "no such container" not in result.stderr.lower():
             # --rm may be removing it at this very moment.
             if "already in progress" in result.stderr or "no container with" in result.stderr:
@@ -167,24 +182,31 @@ class ContainerEngine(EngineImages):
     def remove_command(self, name: str) -> tuple[str, ...]:
         return (*self.command.argv, "rm", "--force", "--volumes", name)
 
+    def exec_command(
+        self, name: str, command: Sequence[str], *, tty: bool = False
+    ) -> tuple[str, ...]:
+        terminal = ("--tty",) if tty else ()
+        return (*self.command.argv, "exec", "--interactive", *terminal, name, *command)
+
     def find_networks(self, labels: Mapping[str, str]) -> list[NetworkRecord]:
         names = self.command.run("network", "ls", "--quiet", *label_filters(labels)).stdout.split()
         if not names:
             return []
         # The command fails if one of them is gone by now, and still prints the others.
         found = self.command.run("network", "inspect", *names, check=False)
-        return [
-            NetworkRecord(
-                # docker's keys, and podman's.
-                name=str(raw.get("Name") or raw.get("name")),
-                labels=dict(raw.get("Labels") or raw.get("labels") or {}),
-            )
-            for raw in found.objects()
-        ]
+        with reading("network inspect"):
+            return [
+                NetworkRecord(
+                    # docker's keys, and podman's.
+                    name=str(raw.get("Name") or raw["name"]),
+                    labels=read_labels(raw.get("Labels") or raw.get("labels")),
+                )
+                for raw in found.objects()
+            ]
 
     def remove_network(self, name: str) -> None:
         for attempt in range(_NETWORK_TRIES):
-            result = self.command.run("network", "rm", name, check=False)
+            result = self.command.run("network", "rm", name, timeout=REMOVE_TIMEOUT, check=False)
             said = result.stderr.lower()
             if result.exit_code == 0 or "not found" in said or "no such network" in said:
                 return
@@ -204,7 +226,8 @@ class ContainerEngine(EngineImages):
     def find(self, labels: Mapping[str, str]) -> list[ContainerRecord]:
         filters = label_filters(labels)
         listed = self.command.run("ps", "--all", "--no-trunc", *filters, self._ps_format)
-        return [self._container_record(raw) for raw in listed.objects()]
+        with reading("ps"):
+            return [self._container_record(raw) for raw in listed.objects()]
 
     def _inspect_network(self, name: str, *args: str) -> list[dict[str, Any]]:
         """Return what the engine says of a network; nothing if there is none, or no JSON."""
@@ -217,6 +240,12 @@ class ContainerEngine(EngineImages):
     # Arguments
 
     def _run_args(self, spec: ContainerSpec) -> list[str]:
+        if spec.placement is not None:
+            raise UnsupportedByEngineError(
+                f"placement=… says where pods run, and {self.name} has none.",
+                remedy='Leave it out, or use runtime="kubernetes".',
+                container=spec.name,
+            )
         info = self.info()
         args = [
             "run",
@@ -246,6 +275,8 @@ class ContainerEngine(EngineImages):
             f"--tmpfs={target}:rw,noexec,nosuid,nodev,mode=1777,size={size}{self._tmpfs_extra}"
             for target, size in spec.tmpfs.items()
         ]
+        if spec.own_directory is not None:
+            args.append(self._directory_arg(spec.own_directory, spec))
         args += _limit_args(spec)
         args += self._network_args(spec)
         args += self._engine_args(spec)
@@ -301,7 +332,7 @@ def parse_info(result: CommandResult) -> dict[str, Any]:
     for found in result.objects():
         return found
     raise ContainersError(
-        f"The engine answered `info` with {result.stdout[:80]!r}.",
+        f"The engine answered `info` with {brief(result.stdout[:80])}.",
         remedy="Is the program really a Docker-compatible command line?",
     )
 
@@ -309,10 +340,17 @@ def parse_info(result: CommandResult) -> dict[str, Any]:
 def first_gateway(pools: list[dict[str, Any]], key: str) -> str | None:
     """Return the first IPv4 gateway of some address pools."""
     for pool in pools:
-        gateway = str(pool.get(key) or "")
-        if gateway and ":" not in gateway:
-            return gateway
+        with contextlib.suppress(AddressValueError):
+            return str(IPv4Address(str(pool.get(key))))
     return None
+
+
+def tmpfs_arg(directory: OwnDirectory, *options: str) -> str:
+    """Return the argument of ``run`` for a directory in memory from which programs can be run."""
+    every = ["rw", "exec", "nosuid", "nodev", *options]
+    if directory.size is not None:
+        every.append(f"size={directory.size}")
+    return f"--tmpfs={directory.target}:{','.join(every)}"
 
 
 def _mount_arg(mount: Mount, *, selinux: bool) -> str:
@@ -333,6 +371,8 @@ def _limit_args(spec: ContainerSpec) -> list[str]:
     args = []
     if spec.pids is not None:
         args.append(f"--pids-limit={spec.pids}")
+    if spec.shm_size is not None:
+        args.append(f"--shm-size={spec.shm_size}")
     if spec.memory is not None:
         args += [f"--memory={spec.memory}", f"--memory-swap={spec.memory}"]
     if spec.cpus is not None:

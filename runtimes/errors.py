@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from runtimes.text import clean
+
 __all__ = [
     "ContainerStartError",
     "ContainersError",
@@ -35,6 +37,12 @@ __all__ = [
 ]
 
 
+#: Characters of the parts of a message. A remedy may end with a traceback.
+_WHAT_LIMIT = 4000
+_REMEDY_LIMIT = 16_000
+_NAME_LIMIT = 200
+
+
 class ContainersError(Exception):
     """The base of every error of this project.
 
@@ -43,15 +51,23 @@ class ContainersError(Exception):
         remedy: what the reader can do next, as a full sentence. May be empty.
         container: the name of the container concerned, where there is one.
 
-    The three are attributes, too; ``str()`` joins them.
+    The three are attributes, too; ``str()`` joins them. What a container or an engine has put into
+    them is made harmless and bounded, see :func:`runtimes.clean`.
     """
 
     def __init__(self, what: str, *, remedy: str = "", container: str | None = None) -> None:
-        self.what = what
-        self.remedy = remedy
-        self.container = container
-        where = f" [container {container}]" if container else ""
-        super().__init__(f"{what}{where}" + (f" {remedy}" if remedy else ""))
+        super().__init__()
+        self.what = clean(what, _WHAT_LIMIT, lines=True)
+        self.remedy = clean(remedy, _REMEDY_LIMIT, lines=True)
+        self.container: str | None = None
+        self.name_container(container)
+
+    def name_container(self, container: str | None) -> None:
+        """Set the container concerned, unless the error names one already."""
+        if self.container is None and container:
+            self.container = clean(container, _NAME_LIMIT)
+        where = f" [container {self.container}]" if self.container else ""
+        self.args = (f"{self.what}{where}" + (f" {self.remedy}" if self.remedy else ""),)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pools of processes pickle exceptions. By default unpickling would call the constructor
@@ -89,7 +105,7 @@ class EngineCommandError(ContainersError):
 
     Attributes:
         exit_code: the client's exit status, or ``None`` if it did not end by itself.
-        stderr: what it wrote to standard error, at most the last few kilobytes.
+        stderr: what it wrote to standard error, unchanged: it may hold control characters.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 
 from runtimes.base import ImageRecord, Runtime
 from runtimes.build import Builder, build_arguments
-from runtimes.command import CommandResult, EngineCommand, last_lines
+from runtimes.command import CommandResult, EngineCommand, last_lines, reading
 from runtimes.errors import (
     EngineCommandError,
     EngineTimeoutError,
@@ -76,8 +76,10 @@ class EngineImages(Runtime):
             result = self.command.run("image", "inspect", name, "--format={{json .}}", check=False)
             # podman before 4.4 prints a list, whatever the format says.
             if result.exit_code == 0 and (found := result.objects()):
+                with reading("image inspect"):
+                    record = _image_record(found[0])
                 self._names[image] = name
-                return _image_record(found[0])
+                return record
             if not NO_IMAGE.search(result.stderr):
                 raise self._failure(f"inspect the image {image!r}", result)
         raise self._not_here(image)
@@ -90,7 +92,8 @@ class EngineImages(Runtime):
             return []
         # It fails if one of them is gone by now, and still prints the others.
         found = self.command.run("image", "inspect", *ids, check=False)
-        return [_image_record(raw) for raw in found.objects()]
+        with reading("image inspect"):
+            return [_image_record(raw) for raw in found.objects()]
 
     def pull(self, image: str, on_line: Callable[[str], None] | None = None) -> None:
         name = self._qualify(image)
@@ -120,7 +123,15 @@ class EngineImages(Runtime):
     def save_image(self, image: str, path: Path) -> None:
         self.inspect_image(image)
         name = self._names.get(image, image)
-        self._transfer("save", *self._save_args, f"--output={path}", name)
+        arguments = ("save", *self._save_args, f"--output={path}", name)
+        try:
+            self._transfer(*arguments)
+        except EngineCommandError as error:
+            # Podman reads its store in steps, and another process may change that between them.
+            if not NO_IMAGE.search(error.stderr) or not self.image_exists(image):
+                raise
+            path.unlink(missing_ok=True)
+            self._transfer(*arguments)
 
     #: Arguments of ``save`` for a file that every ``docker load`` reads.
     _save_args: tuple[str, ...] = ()
@@ -199,16 +210,22 @@ def label_filters(labels: Mapping[str, str]) -> list[str]:
     ]
 
 
+def read_labels(raw: Any) -> dict[str, str]:
+    """Return the labels that an engine names; ``None`` stands for none."""
+    return {str(name): str(value) for name, value in (raw or {}).items()}
+
+
 def _image_record(raw: Mapping[str, Any]) -> ImageRecord:
     config = raw.get("Config") or {}
     return ImageRecord(
         id=str(raw.get("Id", "")),
-        tags=tuple(raw.get("RepoTags") or ()),
+        tags=tuple(map(str, raw.get("RepoTags") or ())),
         size=int(raw.get("Size") or 0),
         architecture=str(raw.get("Architecture", "")),
-        labels=dict(config.get("Labels") or {}),
+        labels=read_labels(config.get("Labels")),
         user=str(config.get("User") or ""),
         content=_content(raw, config),
+        workdir=str(config.get("WorkingDir") or ""),
     )
 
 

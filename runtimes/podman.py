@@ -21,10 +21,23 @@ from runtimes.engine import (
     parse_info,
     positive_number,
     rootful_ids,
+    tmpfs_arg,
     unenforced_limits,
 )
-from runtimes.errors import EngineUnavailableError, UnsupportedByEngineError
-from runtimes.spec import BuildSpec, ContainerSpec, GpuRequest, HostRoute, InternalNetwork
+from runtimes.errors import (
+    ContainerStartError,
+    EngineUnavailableError,
+    UnsupportedByEngineError,
+)
+from runtimes.images import read_labels
+from runtimes.spec import (
+    BuildSpec,
+    ContainerSpec,
+    GpuRequest,
+    HostRoute,
+    InternalNetwork,
+    OwnDirectory,
+)
 
 # The first version with `rm --time`, and with the rootless network that the host route relies on.
 MINIMUM = (4, 0)
@@ -41,6 +54,9 @@ _INIT_PATHS = (
     "/usr/lib/podman/catatonit",
     "/usr/bin/catatonit",
 )
+
+# How it says that it has none.
+_NO_INIT = "container-init binary not found"
 
 # The first version whose `--userns=keep-id` accepts a UID and GID.
 _KEEP_ID = (4, 3)
@@ -150,6 +166,22 @@ class PodmanRuntime(ContainerEngine):
                 else f"--network=pasta:--map-host-loopback={PASTA_HOST}"
             )
         return args
+
+    def _directory_arg(self, directory: OwnDirectory, spec: ContainerSpec) -> str:
+        if directory.kind == "volume":
+            return f"--mount=type=volume,target={directory.target},U=true"
+        # It knows no uid= for a tmpfs. Nobody else is in the container.
+        return tmpfs_arg(directory, "mode=0777", "notmpcopyup")
+
+    def start_error(self, spec: ContainerSpec, exit_code: int | None, stderr: str) -> Exception:
+        error = super().start_error(spec, exit_code, stderr)
+        info = self.info()
+        if info.remote and info.has_init and _NO_INIT in stderr:
+            # It is not known of another machine before it has said so. The guest does without.
+            self._info = replace(info, has_init=False)
+            if isinstance(error, ContainerStartError):
+                error.transient = True
+        return error
 
     def workspace_user(self, user: tuple[int, int] | None = None) -> tuple[int, int]:
         info = self.info()
@@ -279,11 +311,11 @@ class PodmanRuntime(ContainerEngine):
 
     def _container_record(self, raw: Mapping[str, Any]) -> ContainerRecord:
         return ContainerRecord(
-            id=raw["Id"],
-            name=raw["Names"][0],
-            image=raw["Image"],
+            id=str(raw["Id"]),
+            name=str(raw["Names"][0]),
+            image=str(raw["Image"]),
             running=raw["State"] == "running",
-            labels=dict(raw.get("Labels") or {}),
+            labels=read_labels(raw.get("Labels")),
         )
 
 

@@ -1,7 +1,8 @@
-"""Two kinds of running command: a container held by its three pipes, and one that is followed.
+"""Running commands: a container held by its three pipes, and how the output of others is read.
 
-``EngineCommand.hold`` returns a :class:`ContainerProcess`. ``EngineCommand.follow`` uses
-:func:`read_lines` and :func:`end_command`.
+``EngineCommand.hold`` returns a :class:`ClientProcess`. ``EngineCommand.run`` uses
+:func:`read_pieces` and :class:`Excerpt`, ``EngineCommand.follow`` uses :func:`read_lines` and
+:func:`end_command`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,19 @@ import signal
 import threading
 import time
 import unicodedata
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sh
 
+from runtimes.forks import drop_in_children
+
 #: Seconds that a command has to end after SIGINT, before it is killed.
 _END_TIMEOUT = 10.0
+
+#: Milliseconds between two looks whether a command has ended whose children keep its pipes open.
+_CHECK = 200
 
 #: Longer lines are cut or split at this many bytes.
 _MAX_LINE = 10_000
@@ -28,33 +35,48 @@ _MAX_LINE = 10_000
 _COLOUR = re.compile("\x1b\\[[0-9;?]*[A-Za-z]")
 
 
-class ContainerProcess:
-    """The command-line client that holds a running container's standard streams.
+class ContainerProcess(ABC):
+    """A running container's program, held by its standard streams.
 
     Attributes:
         name: the container's name.
         stdin: descriptor to write to the container's standard input.
         stdout: descriptor to read its standard output from.
-        stderr: descriptor to read its standard error from, mixed with the client's own messages.
+        stderr: descriptor to read its standard error from, mixed with the engine's own messages.
 
     The container lives as long as ``stdin`` is open and its program runs. This object owns the
     three descriptors; :meth:`close` closes them, and a closed one is -1.
     """
 
-    def __init__(
-        self, name: str, running: sh.RunningCommand, stdin: int, stdout: int, stderr: int
-    ) -> None:
+    def __init__(self, name: str, stdin: int, stdout: int, stderr: int) -> None:
         self.name = name
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
-        self._running = running
-        self._lock = threading.Lock()
+        drop_in_children(self)
+        self._lock = threading.RLock()  # a signal handler may close stdin as well
 
     @property
+    @abstractmethod
     def pid(self) -> int:
-        """The process id of the local client."""
-        return int(self._running.pid)
+        """The process id of the client that ends when ``stdin`` is closed; 0 if there is none."""
+
+    @abstractmethod
+    def wait(self, timeout: float) -> int | None:
+        """Wait for the program to end.
+
+        Args:
+            timeout: seconds. A client that still runs then is killed. The container may go on;
+                the runtime's ``remove`` ends it.
+
+        Returns:
+            The exit status, negative for a signal, or ``None`` if the client had to be killed, or
+            nobody knows.
+        """
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Kill the local client and its children, such as ssh, if it is this process's own."""
 
     def close_stdin(self) -> None:
         """Close the container's standard input, which tells the guest to end.
@@ -62,53 +84,141 @@ class ContainerProcess:
         May be called more than once.
         """
         with self._lock:
-            if self.stdin >= 0:
-                os.close(self.stdin)
-                self.stdin = -1
+            self._close("stdin")
 
-    def wait(self, timeout: float) -> int | None:
-        """Wait for the client to end.
-
-        Args:
-            timeout: seconds. A client that still runs then is killed. The container may go on;
-                the runtime's ``remove`` ends it.
-
-        Returns:
-            The exit status, negative for a signal, or ``None`` if the client had to be killed.
-        """
-        overdue = threading.Event()
-
-        def give_up() -> None:
-            overdue.set()
-            self.kill()
-
-        timer = threading.Timer(timeout, give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            # RunningCommand.wait() polls, and raises for a status other than 0.
-            status = int(self._running.process.wait())
-        finally:
-            timer.cancel()
-            timer.join()
-        return None if overdue.is_set() else status
-
-    def kill(self) -> None:
-        """Kill the local client if it still runs."""
-        # Once sh has reaped the client, its pid may belong to another process.
-        if self._running.process.exit_code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+    def drop(self) -> None:
+        """In a forked child, close the descriptors. The container stays its parent's."""
+        # Without the lock, which a thread may hold that is gone here.
+        self._close("stdin", "stdout", "stderr")
 
     def close(self) -> None:
         """Close those of the three descriptors that are still open."""
-        self.close_stdin()
         with self._lock:
-            for name in ("stdout", "stderr"):
-                descriptor = getattr(self, name)
-                if descriptor >= 0:
-                    os.close(descriptor)
-                    setattr(self, name, -1)
+            self._close("stdin", "stdout", "stderr")
+
+    def _close(self, *names: str) -> None:
+        for name in names:
+            descriptor = getattr(self, name)
+            setattr(self, name, -1)
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+class ClientProcess(ContainerProcess):
+    """The command-line client that holds a running container's standard streams."""
+
+    def __init__(
+        self, name: str, running: sh.RunningCommand, stdin: int, stdout: int, stderr: int
+    ) -> None:
+        super().__init__(name, stdin, stdout, stderr)
+        self._running = running
+        self._owner = os.getpid()
+
+    @property
+    def pid(self) -> int:
+        """The process id of the local client."""
+        return int(self._running.pid)
+
+    def wait(self, timeout: float) -> int | None:
+        process = self._running.process
+        deadline = time.monotonic() + timeout
+        pause, overdue = 0.001, False
+        # Without a timer: at the interpreter's end no thread can be started.
+        while process.is_alive()[0]:
+            if time.monotonic() > deadline:
+                overdue = True
+                self.kill()
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        try:
+            # RunningCommand.wait() polls, and raises for a status other than 0.
+            status = int(process.wait())
+        except ChildProcessError:
+            return None  # something else in this process has waited for it, so nobody knows
+        except RuntimeError:  # sh needs a thread to clean up
+            if process.exit_code is None:
+                raise
+            status = int(process.exit_code)
+        return None if overdue else status
+
+    def kill(self) -> None:
+        # Once sh has reaped the client, its pid may belong to another process.
+        if self._running.process.exit_code is None and self._owner == os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+def read_pieces(
+    descriptors: Iterable[int], waiter: threading.Thread, deadline: float
+) -> Iterator[tuple[int, bytes]]:
+    """Yield what a command writes to its pipes, until the command ends.
+
+    Args:
+        descriptors: the reading ends of the pipes.
+        waiter: a thread that ends with the command. The command's children may keep the pipes open
+            for longer.
+        deadline: the ``time.monotonic()`` at which to give up.
+
+    Yields:
+        A pipe's descriptor, and bytes from it.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+    """
+    poll = select.poll()
+    still_open = set(descriptors)
+    for descriptor in still_open:
+        poll.register(descriptor, select.POLLIN)
+    while still_open:
+        ended = not waiter.is_alive()
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        ready = poll.poll(min(_CHECK, 1 + 1000 * left))
+        if not ready and ended:
+            return
+        for descriptor, _ in ready:
+            if piece := os.read(descriptor, 65536):
+                yield descriptor, piece
+            else:
+                poll.unregister(descriptor)
+                still_open.discard(descriptor)
+    waiter.join(max(0.0, deadline - time.monotonic()))
+    if waiter.is_alive():
+        raise TimeoutError
+
+
+class Excerpt:
+    """The beginning and the end of a stream, in bounded memory.
+
+    Args:
+        head: bytes to keep of the beginning.
+        tail: bytes to keep of the end.
+    """
+
+    def __init__(self, head: int, tail: int) -> None:
+        self._head_size = head
+        self._tail_size = tail
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._cut = 0
+
+    def add(self, piece: bytes) -> None:
+        """Add bytes to the stream."""
+        room = self._head_size - len(self._head)
+        self._head += piece[:room]
+        self._tail += piece[room:]
+        if (over := len(self._tail) - self._tail_size) > 0:
+            self._cut += over
+            del self._tail[:over]
+
+    def text(self) -> str:
+        """Return what was kept, with a line in between that says how much was not."""
+        if not self._cut:
+            return (self._head + self._tail).decode("utf-8", "replace")
+        head, tail = (part.decode("utf-8", "replace") for part in (self._head, self._tail))
+        return f"{head}\n[… {self._cut} bytes …]\n{tail}"
 
 
 def read_lines(descriptor: int, waiter: threading.Thread, deadline: float) -> Iterator[str]:
@@ -117,29 +227,10 @@ def read_lines(descriptor: int, waiter: threading.Thread, deadline: float) -> It
     Empty lines are left out. Colours and control characters are removed, so that a line can be
     shown on a terminal whoever wrote it.
 
-    Args:
-        descriptor: the reading end of the pipe.
-        waiter: a thread that ends with the command. The command's children may keep the pipe open
-            for longer.
-        deadline: the ``time.monotonic()`` at which to give up.
-
-    Raises:
-        TimeoutError: the deadline has passed.
+    The arguments and errors are those of :func:`read_pieces`.
     """
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
     pending = b""
-    while True:
-        ended = not waiter.is_alive()
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        if not poll.poll(200):
-            if ended:
-                break
-            continue
-        piece = os.read(descriptor, 65536)
-        if not piece:
-            break
+    for _, piece in read_pieces((descriptor,), waiter, deadline):
         # A progress bar ends its lines with a carriage return.
         *complete, pending = re.split(rb"[\r\n]+", pending + piece)
         if len(pending) > _MAX_LINE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from runtimes.errors import MountError
 
@@ -54,6 +54,22 @@ class Mount:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OwnDirectory:
+    """A directory that a container has to itself, and that ends with it.
+
+    Attributes:
+        target: an absolute POSIX path in the container, whose user can write to it.
+        kind: where it is: in memory, or on the engine's disk.
+        size: the most bytes that it may hold in memory; ``None`` for half of the machine's. No
+            engine limits a volume.
+    """
+
+    target: str
+    kind: Literal["memory", "volume"] = "memory"
+    size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class HostRoute:
     """How a container reaches a TCP port of this host.
 
@@ -82,6 +98,29 @@ class InternalNetwork:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where in a cluster the pods of sandboxes run, and as whose.
+
+    Attributes:
+        node_selector: the labels that their nodes must have.
+        tolerations: the taints that they tolerate, as a pod's specification has them.
+        runtime_class: the RuntimeClass, such as one for gVisor or Kata; empty for the default.
+        service_account: the ServiceAccount; empty for ``default``. No token of it is mounted.
+        pull_secrets: the names of Secrets with the credentials of registries.
+        priority_class: the PriorityClass; empty for the default.
+        deadline: seconds until the cluster ends a pod, even one in use.
+    """
+
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    runtime_class: str = ""
+    service_account: str = ""
+    pull_secrets: tuple[str, ...] = ()
+    priority_class: str = ""
+    deadline: int = 24 * 3600
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContainerSpec:
     """One container, to be started once with its standard streams held by the caller.
 
@@ -92,6 +131,7 @@ class ContainerSpec:
         name: the container's name; unique per engine.
         labels: labels to find it by later.
         mounts: the host's directories and files that are visible inside.
+        own_directory: a directory that it has to itself, or ``None``.
         env: environment variables. No secrets: they are arguments of the command line, which any
             local user can read. (``--env NAME`` would take the value from the environment of the
             client, which reads HOME, PATH and many more for itself.)
@@ -109,11 +149,13 @@ class ContainerSpec:
         cpus: how many processors' time it may use, for instance ``0.5``, or ``None``.
         disk: the most that it may write to the image's file system, in bytes, or ``None``. Few
             storage drivers can limit that, see ``EngineInfo.no_disk_limit``.
+        shm_size: the bytes of ``/dev/shm``, or ``None`` for the engine's default.
         gpus: the GPUs that it may use, or ``None``.
         directory: where the command-line client runs, or ``None`` if it does not matter: podman's
             monitor leaves a file ``oom`` in its working directory when a container runs out of
             memory.
         extra_args: further arguments for ``run``, as the user wrote them.
+        placement: where in a cluster it runs, or ``None``.
     """
 
     image: str
@@ -121,6 +163,7 @@ class ContainerSpec:
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
+    own_directory: OwnDirectory | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: str = "/"
     user: str | None = None
@@ -133,9 +176,11 @@ class ContainerSpec:
     memory: int | None = None
     cpus: float | None = None
     disk: int | None = None
+    shm_size: int | None = None
     gpus: GpuRequest | None = None
     directory: Path | None = None
     extra_args: tuple[str, ...] = ()
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,28 +1,26 @@
-"""The directory that is mounted into every container: the guest, dill and requests.
+"""What is sent to every container before the first frame: the guest, dill and requests.
 
-The packages are copies of this process's own, all pure Python. So a start installs nothing, and
-needs neither pip nor a network in the container. The bundle is made once, in the user's cache, and
-named by a hash of its content.
+The packages are copies of this process's own, all pure Python. So a start installs nothing, needs
+neither pip nor a network in the container, and no file of the host there. The bundle is made once,
+as a file in the user's cache that is named by a hash of its content.
 """
 
 from __future__ import annotations
 
-import compileall
 import hashlib
-import os
-import py_compile
+import importlib.util
+import marshal
 import re
-import secrets
-import shutil
-import sys
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 
-from rlm_containers.errors import SandboxError
+from rlm_containers.errors import SandboxError, remedy_for
 from rlm_containers.guest import wire
-from rlm_containers.state import cache_directory
+from rlm_containers.state import cache_directory, make_private, replace_file
 
 #: The oldest Python that the guest's own modules run on.
 GUEST_PYTHON = (3, 9)
@@ -32,19 +30,41 @@ _REQUESTS = ("requests", "urllib3", "idna", "certifi", "charset-normalizer")
 
 _GUEST = Path(__file__).parents[1] / "guest"
 
-# Every Python must be able to parse this, so that one that is too old can say so. sys.path begins
-# with the working directory here. It is taken off: a cell may have left a json.py there.
+# Every Python must be able to parse this, so that one that is too old can say so. sys.path has the
+# standard library only, see rlm_guest.paths.
 _BOOT = """\
 import sys
 if sys.version_info < {dill_python}:
     sys.stderr.write("rlm-containers: this Python is too old: %d.%d\\n" % sys.version_info[:2])
     sys.exit({too_old})
-sys.path[:] = [entry for entry in sys.path if entry] + ["{target}/guest", "{target}/dill"]
+import marshal, os, zlib
+def receive(length):
+    data = bytearray()
+    while len(data) < length:
+        piece = os.read(0, min(length - len(data), 65536))
+        if not piece:
+            sys.exit()
+        data += piece
+    return bytes(data)
+def frame():
+    return receive(int.from_bytes(receive({header})[:4], "big"))
+magic, files = marshal.loads(frame())
+scope = {{"__name__": "rlm_guest.bundle"}}
+exec(zlib.decompress(files["guest/rlm_guest/bundle.py"][0]), scope)
+compiled = scope["compiled"](frame())
+scope["Bundle"]("{root}", magic, files, compiled).install()
+if compiled:
+    sys.meta_path.insert(0, scope["CompiledFinder"](compiled))
+sys.path[:0] = ["{root}/guest", "{root}/dill"]
 if sys.version_info >= {requests_python}:
-    sys.path.append("{target}/requests")
+    sys.path.append("{root}/requests")
+del receive, frame, magic, files, scope, compiled
 from rlm_guest.boot import main
 main()
 """
+
+#: The options of Python for that program: the standard library only, see rlm_guest.paths.
+PYTHON_OPTIONS = ("-I", "-S")
 
 #: The exit status of a guest whose Python is too old.
 TOO_OLD = 78
@@ -52,40 +72,28 @@ TOO_OLD = 78
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A bundle on this host.
+    """What starts a guest in a container that has a Python and nothing else.
 
     Attributes:
-        path: the directory.
-        boot: the program for ``python -c`` that starts the guest in a container.
+        boot: the program for ``python -c``. It reads the modules, then runs the guest.
+        modules: the first frame to the container (``MODULES`` in :mod:`guest.wire`).
         python: the oldest Python that the guest runs on.
+        digest: a hash of what the modules consist of.
     """
 
-    path: Path
     boot: str
+    modules: bytes = field(repr=False)
     python: tuple[int, int]
+    digest: str
 
 
+@cache
 def guest_bundle() -> Bundle:
-    """Make the bundle of this version of the project and its packages, unless it is there.
+    """Return the bundle of this version of the project and its packages. Make it if need be.
 
     Raises:
         SandboxError: the bundle cannot be written, or a package is not installed.
     """
-    bundle, dill, requests = _plan(cache_directory() / "guest")
-    try:
-        if not bundle.path.is_dir():  # each time: somebody may clear the cache
-            _build(bundle.path, dill, requests)
-    except OSError as error:
-        raise SandboxError(
-            f"The guest's files could not be written to {bundle.path}: {error.strerror}.",
-            remedy="Make room, or set XDG_CACHE_HOME to a directory that is writable.",
-        ) from error
-    return bundle
-
-
-@cache
-def _plan(folder: Path) -> tuple[Bundle, list[Distribution], list[Distribution]]:
-    """Plan the bundle, and find the packages for its folders ``dill`` and ``requests``."""
     try:
         dill = [distribution("dill")]
         requests = [distribution(name) for name in _REQUESTS]
@@ -96,13 +104,34 @@ def _plan(folder: Path) -> tuple[Bundle, list[Distribution], list[Distribution]]
         ) from error
     dill_python = max(GUEST_PYTHON, *(_oldest_python(package) for package in dill))
     boot = _BOOT.format(
-        target=wire.BUNDLE,
+        root=wire.BUNDLE,
+        header=wire.HEADER,
         too_old=TOO_OLD,
         dill_python=dill_python,
         requests_python=max(dill_python, *(_oldest_python(package) for package in requests)),
     )
-    path = folder / _digest(dill + requests)
-    return Bundle(path=path, boot=boot, python=dill_python), dill, requests
+    digest = _digest(dill + requests)
+    path = cache_directory() / "guest" / digest
+    try:
+        make_private(path.parent)  # before: others could have put something there
+        modules = _read(path)
+        if modules is None:
+            modules = wire.encode(wire.MODULES, _pack(dill, requests))
+            with replace_file(path) as file:
+                file.write(modules)
+    except OSError as error:
+        raise SandboxError(
+            f"The guest's modules could not be written to {path}: {error.strerror}.",
+            remedy=f"{remedy_for(error)} XDG_CACHE_HOME can name another directory.",
+        ) from error
+    return Bundle(boot=boot, modules=modules, python=dill_python, digest=digest)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _digest(packages: list[Distribution]) -> str:
@@ -112,7 +141,7 @@ def _digest(packages: list[Distribution]) -> str:
         digest.update(source.as_posix().encode() + b"\0" + (_GUEST / source).read_bytes())
     for package in packages:
         digest.update(f"{package.metadata['Name']} {package.version}\0".encode())
-    digest.update(sys.implementation.cache_tag.encode())  # the version of compiled files
+    digest.update(importlib.util.MAGIC_NUMBER)
     return digest.hexdigest()[:16]
 
 
@@ -121,52 +150,39 @@ def _guest_sources() -> list[Path]:
     return sorted(source.relative_to(_GUEST) for source in _GUEST.rglob("*.py"))
 
 
-def _build(path: Path, dill: list[Distribution], requests: list[Distribution]) -> None:
-    """Make the bundle under another name, then rename it: two processes may do so at once."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        for source in _guest_sources():
-            target = temporary / "guest" / "rlm_guest" / source
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(_GUEST / source, target)
-        for folder, packages in (("dill", dill), ("requests", requests)):
-            for package in packages:
-                _copy_package(package, temporary / folder)
-        # A container with the same Python uses these compiled files; it cannot write its own. They
-        # are unchecked because the sources have other times there.
-        compileall.compile_dir(
-            temporary, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
-        )
-        _make_readable(temporary)
-        path.parent.chmod(0o755)
-        try:
-            temporary.rename(path)
-        except OSError:
-            if not path.is_dir():  # else another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _pack(dill: list[Distribution], requests: list[Distribution]) -> bytes:
+    """Pack the modules, as :class:`rlm_guest.bundle.Bundle` takes them."""
+    files = {}
+    for source in _guest_sources():
+        path = f"guest/rlm_guest/{source.as_posix()}"
+        files[path] = _compressed(path, (_GUEST / source).read_bytes())
+    for folder, packages in (("dill", dill), ("requests", requests)):
+        for package in packages:
+            for name, content in _contents(package):
+                path = f"{folder}/{name}"
+                files[path] = _compressed(path, content)
+    # Python 3.9 reads version 4, and later ones do.
+    return marshal.dumps((importlib.util.MAGIC_NUMBER, files), 4)
 
 
-def _copy_package(package: Distribution, target: Path) -> None:
-    """Copy a package's Python files and data, without those compiled for this machine."""
+def _compressed(path: str, content: bytes) -> tuple[bytes, bytes | None]:
+    """Return a file, and for a module its byte code, which the same Python need not make again."""
+    code = None
+    if path.endswith(".py"):
+        compiled = compile(content, f"{wire.BUNDLE}/{path}", "exec", dont_inherit=True)
+        code = zlib.compress(marshal.dumps(compiled), 9)
+    return zlib.compress(content, 9), code
+
+
+def _contents(package: Distribution) -> Iterator[tuple[str, bytes]]:
+    """Yield a package's Python files and data, without those compiled for this machine."""
     for file in package.files or ():
         relative = PurePosixPath(file)
-        if relative.is_absolute() or ".." in relative.parts or "__pycache__" in relative.parts:
+        if relative.is_absolute() or {"..", "__pycache__", "tests"} & set(relative.parts):
             continue
         if relative.parts[0].endswith(".dist-info") or relative.suffix in (".so", ".pyd", ".pyc"):
             continue
-        destination = target / relative
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(str(package.locate_file(file)), destination)
-
-
-def _make_readable(top: Path) -> None:
-    """Let any user in the container read the files, whatever this user's umask is."""
-    for folder, _, names in os.walk(top):
-        os.chmod(folder, 0o755)  # noqa: S103
-        for name in names:
-            os.chmod(Path(folder, name), 0o644)
+        yield str(relative), Path(str(package.locate_file(file))).read_bytes()
 
 
 def _oldest_python(package: Distribution) -> tuple[int, int]:

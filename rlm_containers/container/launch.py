@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import re
 import time
@@ -12,23 +12,36 @@ from pathlib import Path
 from typing import Literal
 
 from rlm_containers import images
-from rlm_containers.container.bundle import TOO_OLD, Bundle, guest_bundle
+from rlm_containers.container.bundle import PYTHON_OPTIONS, TOO_OLD, Bundle, guest_bundle
+from rlm_containers.container.bytecode import ByteCode
 from rlm_containers.container.limits import Limits
 from rlm_containers.errors import (
     ContainersError,
     ContainerStartError,
     GuestPythonError,
     ImageNotFoundError,
+    SandboxLostError,
     SandboxStartError,
+    UnsupportedByEngineError,
     format_size,
 )
 from rlm_containers.guest import wire
-from rlm_containers.interpreter import KILLED, Closed, Event, Pipe, printable
+from rlm_containers.interpreter import KILLED, Closed, DirectSocket, Event, Frame, Pipe, printable
 from rlm_containers.options import SandboxOptions
 from rlm_containers.state import Owner, Workspace
-from runtimes import ContainerSpec, GpuRequest, InternalNetwork, Mount, Runtime
+from runtimes import (
+    ContainerSpec,
+    GpuRequest,
+    InternalNetwork,
+    Mount,
+    OwnDirectory,
+    Placement,
+    Runtime,
+)
+from runtimes.text import get_logger
+from runtimes.timelimit import TimeLimit
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 #: The name by which code in a container reaches the proxy on this host.
 HOST_ALIAS = "host.docker.internal"
@@ -38,6 +51,11 @@ _END_TIMEOUT = 10.0
 
 #: How often to start again after an error that the engine itself calls passing.
 _RETRIES = 2
+
+# Large values get huge pages, where the kernel has them for whoever asks. Then a text of 100 MB is
+# made in half the time, and a process that has it forks in a tenth. glibc knows it from 2.35 on:
+# https://sourceware.org/glibc/manual/latest/html_node/Memory-Allocation-Tunables.html
+_HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 #: The names of Python on an image's PATH. Most images have both.
 _INTERPRETERS = ("python3", "python")
@@ -50,6 +68,22 @@ _NO_PROGRAM = re.compile(
     re.IGNORECASE,
 )
 
+# How docker 20-28, Docker Desktop and podman 4-5 say that they have no such directory to mount.
+_NO_SOURCE = re.compile(
+    r"bind source path does not exist|statfs [^:]+: no such file|not shared from (the host|OS X)|"
+    r"mounts denied",
+    re.IGNORECASE,
+)
+
+# The official images of Python have no files in the workspace's place.
+_OFFICIAL = re.compile(r"(docker\.io/)?(library/)?python:")
+
+# The images whose configuration this process has looked at: asking costs a call of the engine.
+_looked_at: set[str] = set()
+
+# What Python 2 says to the first of PYTHON_OPTIONS.
+_UNKNOWN_OPTION = "Unknown option: -I"
+
 
 class SandboxImage:
     """The image of one sandbox: the one in its options, or one that is built on top of it.
@@ -58,12 +92,17 @@ class SandboxImage:
         options: the sandbox's. Those that add to the image are checked as far as possible without
             an engine.
 
+    Attributes:
+        name: the image in the options.
+        recipe: a hash of what is built on top of it; empty if nothing is.
+
     Raises:
         OptionError: one of the options that add to the image is wrong.
     """
 
     def __init__(self, options: SandboxOptions) -> None:
-        self._name = options.image
+        self.name = options.image
+        self._has_volume = options.workspace == "volume"
         self._recipe: images.Recipe | None = None
         if (
             options.packages
@@ -72,6 +111,7 @@ class SandboxImage:
             or options.dockerfile
         ):
             self._recipe = images.recipe_of(options)
+        self.recipe = self._recipe.key if self._recipe else ""
 
     def get(self, runtime: Runtime, *, missing: bool = False) -> str:
         """Build the image if the options add something to it.
@@ -90,17 +130,50 @@ class SandboxImage:
             ImageBuildError: the build failed.
             OptionError: the host's settings for pip cannot be used in a build.
         """
-        if self._recipe is None:
+        recipe = self._recipe
+        if self._has_volume and (text := runtime.volume_instructions(wire.WORKSPACE)):
+            recipe = images.with_instructions(recipe, text)
+        if recipe is None:
             if missing:
-                images.ImageCache().fetch(runtime, self._name)
-            return self._name
+                images.ImageCache().fetch(runtime, self.name)
+            return self.name
         return images.derive_image(
             runtime,
-            self._name,
-            self._recipe,
+            self.name,
+            recipe,
             container_labels=Owner.current().labels(),
             again=missing,
         )
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a guest says first.
+
+    Attributes:
+        python: the version of its Python.
+        wrote: whether it has written a file into its workspace.
+    """
+
+    python: str
+    wrote: bool
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A container that runs.
+
+    Attributes:
+        pipe: the pipe to its guest.
+        python: the version of its Python.
+        shared: whether its workspace is the directory of this host.
+        byte_code: what is kept of the image's byte code.
+    """
+
+    pipe: Pipe
+    python: str
+    shared: bool
+    byte_code: ByteCode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +186,13 @@ class Launch:
         options: the sandbox's options.
         limits: how much the container may use.
         network: what the container can reach.
-        workspace: the directory for its ``/workspace``.
+        workspace: the directory of this host for its ``/workspace``.
         name: the container's name.
         labels: the container's labels.
-        on_call: called with each request of the guest, see :class:`Pipe`.
+        limit: how long the start may take. Getting the image does not count.
         watch: called with the process id of every client of the engine that is started.
+        opened: called with the pipe of every container that is started. What it raises ends the
+            start.
     """
 
     runtime: Runtime
@@ -128,14 +203,12 @@ class Launch:
     workspace: Workspace
     name: str
     labels: Mapping[str, str]
-    on_call: Callable[[int, bytes], None]
+    limit: TimeLimit
     watch: Callable[[int], None] = lambda client: None
+    opened: Callable[[Pipe], None] = lambda pipe: None
 
-    def run(self) -> tuple[Pipe, str]:
+    def run(self) -> Launched:
         """Get the image, start the container, and wait for its guest's greeting.
-
-        Returns:
-            The pipe to the guest, and the version of its Python.
 
         Raises:
             ImageNotFoundError: the image is not here and cannot be pulled.
@@ -143,36 +216,50 @@ class Launch:
             GuestPythonError: the image has no Python, or too old a one.
             ContainerStartError: the engine refused.
             SandboxStartError: the guest did not come up.
+            UnsupportedByEngineError: the container should see files of this host, and does not.
         """
         bundle = guest_bundle()
-        image = self.image.get(self.runtime)
+        with self.limit.paused():
+            image = self.image.get(self.runtime)
         searched = False
         retries = _RETRIES
         interpreters = list(_INTERPRETERS)
         while True:
-            spec = self._spec(image, interpreters[0], bundle)
+            shared = self._shares_files()
+            spec = self._spec(image, interpreters[0], bundle, shared=shared)
+            byte_code = ByteCode.of(self.runtime, image, bundle)
             started = time.time()
-            process = self.runtime.open(spec)
-            self.watch(process.pid)
-            pipe = Pipe(process, self.on_call)
+            pipe = self._open(spec, shared=shared)
             try:
-                greeting = self._greeting(pipe)
-                if isinstance(greeting, str):
+                self.opened(pipe)
+                greeting = self._greeting(pipe, bundle, byte_code)
+                if isinstance(greeting, Hello) and not (shared and self._lacks_files(greeting)):
                     images.note_use(self.runtime, image)  # may wait for a lock
-                    return pipe, greeting
+                    self._warn_of_hidden_files(image)
+                    return Launched(pipe, greeting.python, shared, byte_code)
             except BaseException:
                 self._abandon(pipe)
                 raise
             pipe.close(_END_TIMEOUT)
+            if isinstance(greeting, Hello):
+                self._note_that_files_are_not_shared()
+                continue
+            if greeting.exit_code is None:
+                self._remove()  # it was hung up on, and did not end by itself
             if _NO_PROGRAM.search(greeting.stderr) and len(interpreters) > 1:
                 interpreters.pop(0)
                 continue
+            if shared and self._is_refusal_of_files(greeting.stderr):
+                self._note_that_files_are_not_shared()
+                continue
             error = self._start_error(spec, greeting, bundle, started)
-            if isinstance(error, ImageNotFoundError) and not searched:
+            can_search = not (searched or self.runtime.pulls_at_start)
+            if isinstance(error, ImageNotFoundError) and can_search:
                 # Asking before the first try would cost every start a call of the engine.
                 searched = True
                 if not self.runtime.image_exists(image):
-                    image = self.image.get(self.runtime, missing=True)
+                    with self.limit.paused():
+                        image = self.image.get(self.runtime, missing=True)
                 continue
             if isinstance(error, ContainerStartError) and error.transient and retries:
                 retries -= 1
@@ -181,23 +268,118 @@ class Launch:
                 continue
             raise error
 
-    def _greeting(self, pipe: Pipe) -> str | Closed:
-        """Wait for the version of the guest's Python, or for the end of the container."""
-        deadline = time.monotonic() + self.options.start_timeout
-        while True:
+    def _shares_files(self) -> bool:
+        """Tell whether the container is to see this host's files.
+
+        Raises:
+            UnsupportedByEngineError: it must, and cannot.
+        """
+        if self.options.workspace in ("memory", "volume"):
+            return False
+        shared = self.runtime.shares_files is not False
+        needed = 'workspace="shared"' if self.options.workspace else "mounts=…"
+        if not shared and (self.options.workspace or self.options.mounts):
+            raise UnsupportedByEngineError(
+                f"The containers of {self.runtime.name} do not see this machine's files: it runs "
+                "on another machine (remote), or in a virtual one that does not share "
+                f"{self.workspace.path.parent}. So {needed} cannot be used.",
+                remedy="Send files with Sandbox.put_file() and contexts, or use an engine of this "
+                "machine. Of a virtual machine, share the directory, or move it: XDG_CACHE_HOME.",
+                container=self.name,
+            )
+        return shared
+
+    def _lacks_files(self, hello: Hello) -> bool:
+        """Tell whether a container does not see the directory that is mounted as its workspace."""
+        # What an earlier cell has left under that name means nothing, and may be a directory.
+        if not hello.wrote:
+            return False  # its disk is full, or it is there already
+        if self.workspace.take(wire.HELLO):
+            self.runtime.shares_files = True
+            return False
+        return True
+
+    def _is_refusal_of_files(self, stderr: str) -> bool:
+        """Tell whether an engine says that it has no directory that this host has."""
+        return (
+            str(self.workspace.path) in stderr
+            and _NO_SOURCE.search(stderr) is not None
+            and self.workspace.path.is_dir()
+        )
+
+    def _note_that_files_are_not_shared(self) -> None:
+        self.runtime.shares_files = False
+        logger.info(
+            "%s: the engine does not see this machine's files: they go through the pipe", self.name
+        )
+
+    def _open(self, spec: ContainerSpec, *, shared: bool) -> Pipe:
+        """Start the client that starts the container."""
+        direct = self._direct() if shared else None
+        try:
+            process = self.runtime.open(spec)
             try:
-                item = pipe.receive(max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                self._remove()  # its program may never read that the pipe is closed
-                raise SandboxStartError(
-                    f"The container was not up within {self.options.start_timeout:g} s.",
-                    remedy="Raise start_timeout, or see what keeps the engine busy.",
-                    container=self.name,
-                ) from None
-            if isinstance(item, Closed):
-                return item
-            if isinstance(item, Event) and item.content.get("event") == "hello":
-                return printable(item.content.get("python"), 20)
+                if process.pid:
+                    self.watch(process.pid)
+                return Pipe(process, direct=direct)
+            except BaseException:
+                process.kill()
+                process.close()
+                self._remove()
+                raise
+        except BaseException:
+            if direct is not None:
+                direct.close()
+            raise
+
+    def _direct(self) -> DirectSocket | None:
+        try:
+            return DirectSocket(self.workspace.path)
+        except OSError as error:
+            logger.info("%s: there is no direct connection: %s", self.name, error)
+            return None
+
+    def _greeting(self, pipe: Pipe, bundle: Bundle, byte_code: ByteCode) -> Hello | Closed:
+        """Send the guest. Return its greeting, or how the container ended."""
+        try:
+            for frame in (bundle.modules, byte_code.frame):
+                pipe.write(Frame(memoryview(frame)), timeout=self.limit.left())
+        except SandboxLostError:
+            pass  # what is received next says how it ended, or that it is late
+        with contextlib.suppress(TimeoutError):
+            for item in pipe.items(self.limit.left()):
+                if isinstance(item, Closed):
+                    return item
+                if isinstance(item, Event) and item.content.get("event") == "hello":
+                    version = printable(item.content.get("python"), 20)
+                    return Hello(version, item.content.get("wrote") is True)
+        self._remove()  # its program may never read that the pipe is closed
+        raise SandboxStartError(
+            f"The container was not up within {self.limit.seconds:g} s: "
+            "the engine's `run` has brought no hello from its guest.",
+            remedy="Raise start_timeout, or see what keeps the engine busy.",
+            container=self.name,
+        )
+
+    def _warn_of_hidden_files(self, image: str) -> None:
+        """Warn once if the workspace hides what the image has in its working directory."""
+        if image in _looked_at or _OFFICIAL.match(image):
+            return
+        _looked_at.add(image)
+        try:
+            workdir = self.runtime.inspect_image(image).workdir
+        except ContainersError as error:
+            logger.debug("%s: %s", self.name, error)
+            return
+        if f"{workdir}/".startswith(f"{wire.WORKSPACE}/"):
+            logger.warning(
+                "%s: the image %r works in %s. Its files there are hidden: the sandbox has its own "
+                "%s. Build it with another WORKDIR.",
+                self.name,
+                image,
+                workdir,
+                wire.WORKSPACE,
+            )
 
     def _abandon(self, pipe: Pipe) -> None:
         """End a start that was given up."""
@@ -215,22 +397,32 @@ class Launch:
             # complains about this call too, which is less important.
             logger.info("%s: %s", self.name, error)
 
-    def _spec(self, image: str, interpreter: str, bundle: Bundle) -> ContainerSpec:
+    def _spec(self, image: str, interpreter: str, bundle: Bundle, *, shared: bool) -> ContainerSpec:
         options, limits = self.options, self.limits
+        mounts: tuple[Mount, ...] = options.mounts
+        own = None
+        if shared:
+            workspace = Mount(source=self.workspace.path, target=wire.WORKSPACE, read_only=False)
+            mounts = (workspace, *mounts)
+        else:
+            own = (
+                OwnDirectory(target=wire.WORKSPACE, kind="volume")
+                if options.workspace == "volume"
+                else OwnDirectory(target=wire.WORKSPACE, size=limits.workspace)
+            )
         strict = options.isolation == "strict"
         assert options.gpus is None or isinstance(options.gpus, GpuRequest)
+        assert not isinstance(options.shm_size, str)
+        assert options.placement is None or isinstance(options.placement, Placement)
         return ContainerSpec(
             image=image,
-            command=(interpreter, "-c", bundle.boot),
+            command=(interpreter, *PYTHON_OPTIONS, "-c", bundle.boot),
             name=self.name,
             labels=self.labels,
-            mounts=(
-                Mount(source=bundle.path, target=wire.BUNDLE, shared=True),
-                Mount(source=self.workspace.path, target=wire.WORKSPACE, read_only=False),
-                *options.mounts,
-            ),
+            mounts=mounts,
+            own_directory=own,
             # A home that exists and can be written to, whoever the image's user is.
-            env={"HOME": wire.WORKSPACE},
+            env={"HOME": wire.WORKSPACE, wire.TUNABLES: _HUGE_PAGES},
             workdir=wire.WORKSPACE,
             user=options.user,
             network=self.network,
@@ -241,9 +433,11 @@ class Launch:
             cpus=limits.cpus,
             pids=limits.pids,
             disk=limits.disk,
+            shm_size=options.shm_size,
             gpus=options.gpus,
             directory=self.directory,
             extra_args=options.run_args,
+            placement=options.placement,
         )
 
     @property
@@ -279,9 +473,11 @@ class Launch:
         self, spec: ContainerSpec, closed: Closed, bundle: Bundle, started: float
     ) -> Exception:
         needed = ".".join(str(part) for part in bundle.python)
-        if closed.exit_code == TOO_OLD:
+        is_ancient = _UNKNOWN_OPTION in closed.stderr
+        if closed.exit_code == TOO_OLD or is_ancient:
+            version = "it is older than 3.4" if is_ancient else _last_line(closed.stderr)
             return GuestPythonError(
-                f"The Python in the image {spec.image!r} is too old: {_last_line(closed.stderr)}.",
+                f"The Python in the image {spec.image!r} is too old: {version}.",
                 remedy=f"Use an image with Python {needed} or later.",
                 container=self.name,
             )
@@ -289,14 +485,6 @@ class Launch:
             return GuestPythonError(
                 f"The image {spec.image!r} has neither python3 nor python on its PATH.",
                 remedy=f"Use an image with Python {needed} or later, such as python:3.11-slim.",
-                container=self.name,
-            )
-        if "No module named 'rlm_guest'" in closed.stderr:
-            return SandboxStartError(
-                f"The container does not see {bundle.path}, which is mounted into it.",
-                remedy="The engine must be able to mount this user's cache directory: a remote "
-                "engine cannot, and a virtual machine only shares some directories. "
-                "XDG_CACHE_HOME moves it.",
                 container=self.name,
             )
         if closed.reason:

@@ -10,8 +10,9 @@ from typing import Any, Self
 from rlm_containers.options import AUTO, SandboxOptions, set_by_arguments
 from runtimes import EngineInfo
 from runtimes.errors import UnsupportedByEngineError
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 #: The share of the machine's memory that a sandbox gets by default. A context of gigabytes fits,
 #: and a cell that takes without end is stopped while the machine still has as much for everything
@@ -23,6 +24,13 @@ _PIDS = 1024
 
 #: Bytes for /tmp where it is kept in memory, unless ``disk`` says otherwise.
 _TMP = 256 * 1024**2
+
+#: The share of the memory that files in a workspace in memory may take by default. They outlive a
+#: killed worker.
+_WORKSPACE_SHARE = 0.5
+
+#: The most bytes that the files in a volume may take by default.
+_LARGEST_VOLUME = 16 * 1024**3
 
 _DELEGATE = " Or have systemd delegate the controllers: Delegate=cpu memory pids in user@.service."
 
@@ -39,6 +47,8 @@ class Limits:
         disk: bytes that may be written to the image's file system.
         file: bytes of any single file.
         tmp: bytes of ``/tmp``, where it is kept in memory.
+        workspace: bytes of the workspace, where it is kept in memory.
+        replica: bytes of the files that this host fetches from a workspace that is not its own.
     """
 
     memory: int | None
@@ -47,6 +57,8 @@ class Limits:
     disk: int | None
     file: int | None
     tmp: int | None
+    workspace: int | None
+    replica: int | None
 
     @classmethod
     def on(cls, info: EngineInfo, options: SandboxOptions, container: str) -> Self:
@@ -88,12 +100,22 @@ class Limits:
             if name not in ignored and (value != AUTO or name not in by_arguments)
         }
         if held.get("memory") == AUTO:
-            held["memory"] = int(info.memory * _MEMORY_SHARE) if info.memory else None
+            share = int(info.memory * _MEMORY_SHARE) if info.memory else None
+            held["memory"] = info.default_memory or share
         if held.get("pids") == AUTO:
             held["pids"] = _PIDS
         if info.cpus and held.get("cpus", 0) >= info.cpus:
             del held["cpus"]  # it limits nothing, and docker would refuse it
         memory, disk = held.get("memory"), options.disk
+        workspace = options.workspace_size
+        if workspace == AUTO:
+            available = memory or info.memory
+            workspace = int(available * _WORKSPACE_SHARE) if available else None
+        assert not isinstance(workspace, str)
+        replica = workspace
+        if options.workspace == "volume" and workspace is not None:
+            # Besides there are the saved variables, and a file may grow until it is noticed.
+            replica = 2 * max(workspace, _LARGEST_VOLUME) + 3 * (memory or info.memory or 0)
         assert not isinstance(disk, str)
         tmp = None
         if strict:
@@ -106,6 +128,8 @@ class Limits:
             disk=None if strict else disk,
             file=disk,
             tmp=tmp,
+            workspace=workspace,
+            replica=replica,
         )
 
 

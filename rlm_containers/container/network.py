@@ -7,7 +7,6 @@ the same labels as the containers, so that :mod:`~rlm_containers.container.prune
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import shlex
@@ -15,8 +14,11 @@ import threading
 from collections.abc import Mapping
 
 from runtimes import InternalNetwork, Runtime
+from runtimes.forks import ModuleLock
+from runtimes.text import get_logger
+from runtimes.timelimit import within_limit
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 
 class _Shared:
@@ -30,7 +32,7 @@ class _Shared:
 
 
 _shared: dict[tuple[Runtime, int], _Shared] = {}
-_shared_lock = threading.Lock()
+_shared_lock = ModuleLock()
 
 
 class NetworkLease:
@@ -70,7 +72,7 @@ class NetworkLease:
             EngineCommandError: the engine refused.
         """
         shared = self._shared
-        with shared.lock:
+        with within_limit(shared.lock):
             if shared.network is None:
                 try:
                     shared.network = self._runtime.make_internal_network(shared.name, labels)

@@ -7,7 +7,6 @@ living processes, of other users and of other machines on the same engine are le
 from __future__ import annotations
 
 import json
-import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from rlm_containers.errors import ContainersError
 from rlm_containers.state import (
     LABEL,
     Owner,
+    SessionStore,
     owned_workspace,
     owner_file,
     passing_snapshots_directory,
@@ -23,8 +23,10 @@ from rlm_containers.state import (
     workspaces_directory,
 )
 from runtimes import ContainerRecord, NetworkRecord, Runtime
+from runtimes.forks import ModuleLock
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 
 @dataclass
@@ -64,6 +66,8 @@ def prune(
     for name, engine in _gone_sandboxes():
         if everywhere or engine in answered:
             _prune_workspace(name, pruned, dry_run=dry_run)
+    if not dry_run:
+        SessionStore().sweep()
     return pruned
 
 
@@ -132,7 +136,7 @@ def _gone_sandboxes() -> Iterator[tuple[str, str]]:
 
 
 _pruned: set[str] = set()
-_pruned_lock = threading.Lock()
+_pruned_lock = ModuleLock()
 
 
 def prune_once(runtime: Runtime) -> None:

@@ -17,11 +17,42 @@ def main() -> None:
     # Nothing else that writes to the standard streams may get between the frames.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    # The host removes it, and so sees that it has the same workspace as this container.
+    try:
+        os.close(os.open(".hello", os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        wrote = "true"
+    except OSError:  # a full disk, for one; such a session goes on
+        wrote = "false"
+    connection = _connect()
     version = ".".join(str(part) for part in sys.version_info[:3])
-    hello = '{{"event": "hello", "python": "{}", "pid": {}}}'.format(version, os.getpid())
+    hello = '{{"event": "hello", "python": "{}", "pid": {}, "wrote": {}, "direct": {}}}'.format(
+        version, os.getpid(), wrote, "true" if connection >= 0 else "false"
+    )
     # A frame by hand, as rlm_guest.wire would encode this event.
     os.write(host_out, len(hello).to_bytes(4, "big") + b"e" + hello.encode())
 
+    from . import wire
     from .supervisor import Supervisor
 
+    os.environ.pop(wire.TUNABLES, None)
+
+    if connection >= 0:
+        # The standard streams stay open: they tell the host how long the container lives.
+        host_in = host_out = connection
     Supervisor(host_in, host_out).run()
+
+
+def _connect() -> int:
+    """Connect to the host by the socket in the workspace. Return a descriptor, or -1."""
+    try:
+        from _socket import AF_UNIX, SOCK_STREAM, socket  # without socket.py, which takes time
+
+        connection = socket(AF_UNIX, SOCK_STREAM)
+        try:
+            connection.connect(".socket")
+        except BaseException:
+            connection.close()
+            raise
+        return connection.detach()
+    except (ImportError, OSError):
+        return -1

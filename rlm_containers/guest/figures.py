@@ -1,8 +1,7 @@
 """Notes the files that matplotlib saves figures to, and makes ``plt.show()`` save them.
 
-Nothing is imported or changed until a cell imports matplotlib: a finder at the head of
-``sys.meta_path`` waits for two of its modules. The environment variable MPLBACKEND would not do:
-processes that a cell starts would inherit it, but do not have this package.
+Two of its modules are changed once a cell imports them. The environment variable MPLBACKEND would
+not do: processes that a cell starts would inherit it, but do not have this package.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from typing import Any
+
+from .imports import change_once_imported
 
 #: The directory in the workspace for figures that are shown.
 FOLDER = "figures"
@@ -34,7 +35,12 @@ class Figures:
 
     def watch(self) -> None:
         """Change matplotlib so that it reports here, once a cell imports it."""
-        sys.meta_path.insert(0, _Finder(self))
+        change_once_imported(
+            {
+                "matplotlib": _choose_backend,
+                "matplotlib.backend_bases": lambda module: _note_saving(module, self),
+            }
+        )
         _current.append(self)
 
     def saved_files(self) -> list[str]:
@@ -84,43 +90,6 @@ def current() -> Figures:
 
 def _default_format() -> str:
     return str(sys.modules["matplotlib"].rcParams["savefig.format"])
-
-
-class _Finder:
-    """Finds two modules of matplotlib by the other finders, and changes them once loaded."""
-
-    def __init__(self, figures: Figures) -> None:
-        self.changes = {
-            "matplotlib": _choose_backend,
-            "matplotlib.backend_bases": lambda module: _note_saving(module, figures),
-        }
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        change = self.changes.get(name)
-        if change is None:
-            return None
-        for finder in sys.meta_path:
-            find: Any = getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if finder is not self and find else None
-            if spec is not None:
-                _after_loading(spec.loader, change)
-                return spec
-        return None
-
-
-def _after_loading(loader: Any, change: Any) -> None:
-    """Make a loader call ``change`` with the module that it is about to load."""
-    load = loader.exec_module
-
-    def load_and_change(module: Any) -> None:
-        del loader.exec_module
-        load(module)
-        try:
-            change(module)
-        except Exception:
-            pass  # another version of matplotlib may be built otherwise; go without
-
-    loader.exec_module = load_and_change
 
 
 def _choose_backend(matplotlib: Any) -> None:

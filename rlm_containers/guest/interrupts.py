@@ -11,7 +11,7 @@ import types
 from _signal import pthread_sigmask as _set_mask  # type: ignore[import-not-found]
 from _signal import signal as _set_handler
 
-# Supervisor and worker share five numbers in memory, which outlive the worker. Their indexes:
+# Supervisor and worker share numbers in memory, which outlive the worker. Their indexes:
 #: The last request whose checkpoint is written; by the worker.
 SAVED = 0
 #: The last request that the worker began with; by the worker.
@@ -22,6 +22,25 @@ STEP = 2
 INTERRUPTS = 3
 #: 1 while there is a checkpoint to write that must not be lost, else 0; by the worker.
 SAVING = 4
+#: What the worker does, one of the three numbers below, or 0 while it waits; by the worker.
+PHASE = 5
+#: A number that grows with all that the worker gets done. Odd while code of the cells' runs; by the
+#: worker.
+PROGRESS = 6
+#: The inode number of the last state file that the worker was about to put in its place, 0 for
+#: none, and the request that it is the checkpoint of; by the worker. Who is there tells whether the
+#: worker died before or after that.
+FILE = 7
+FILE_REQUEST = 8
+#: How many numbers there are. More follow, see :mod:`rlm_guest.succession`.
+NUMBERS = 9
+
+#: A cell runs.
+RUNNING = 1
+#: A cell has ended, and the answer is made. That runs code of its objects, such as ``__repr__``.
+ANSWERING = 2
+#: The checkpoint is written. That runs code of the cells' objects too, such as ``__reduce__``.
+CHECKPOINTING = 3
 
 #: Seconds for which an interrupt of a request leaves the checkpoint before it alone.
 _INTERRUPT_DELAY = 0.5
@@ -43,28 +62,42 @@ class Interrupts:
     Attributes:
         allowed: whether interrupts are allowed.
         received: how many the host has sent for the present step, allowed or not.
+        entered: set to true whenever they are allowed, which is whenever code of a cell may run.
     """
 
     def __init__(self, progress: memoryview | None = None) -> None:
         self.allowed = False
         self.received = 0
+        self.entered = True
         self._progress = progress
         self._step = 0
         self._waiting_since: float | None = None
         self._seen = self._sent()
+        self._late = 0
 
     def __enter__(self) -> Interrupts:
+        if self._progress:
+            self._progress[PROGRESS] = (self._progress[PROGRESS] | 1) + 2
+        self.entered = True
         self.allowed = True
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.allowed = False
+        if self._progress:
+            self._progress[PROGRESS] = (self._progress[PROGRESS] | 1) + 1
+
+    def advance(self) -> None:
+        """Show the supervisor that the code which may be interrupted gets on."""
+        if self._progress:
+            self._progress[PROGRESS] += 2
 
     def begin(self, step: int) -> None:
         """Begin a step; ``step`` is its number, see :mod:`rlm_guest.wire`."""
         self._step = step
         self._waiting_since = None
         self.received = 0
+        self._late = 0
 
     def reaches(self, step: int) -> bool:
         """Return whether the last interrupt was meant for this step too."""
@@ -83,6 +116,9 @@ class Interrupts:
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         sent = self._sent()
         if sent != self._seen:
+            # The supervisor counts an interrupt before it sends the signal. So one signal may show
+            # that several were counted, and the others may still come.
+            self._late = sent - self._seen - 1
             self._seen = sent
             reach = self._reach()
             if reach < self._step:
@@ -90,6 +126,9 @@ class Interrupts:
             if reach > self._step and not self._delay_is_over():
                 return
             self.received += 1
+        elif self._late > 0:
+            self._late -= 1
+            return
         elif self._step % 2:
             # A signal that the cell has sent itself, too late, or a second one of the host's.
             return
@@ -116,3 +155,45 @@ class Interrupts:
 
 
 _HERE = Interrupts.__exit__.__code__.co_filename
+
+
+class StallWatch:
+    """Notices code of the cells' objects that does not get on, such as a ``__repr__`` that waits.
+
+    The supervisor asks once a second while the worker has something to do. A cell itself may take
+    any time: the host limits it.
+
+    Args:
+        progress: the numbers that are shared with the worker.
+    """
+
+    def __init__(self, progress: memoryview) -> None:
+        self._progress = progress
+        self._last: tuple[int, ...] = ()
+        self._seconds = 0
+
+    def action(self) -> str:
+        """Return what to do about it: ``"interrupt"``, ``"kill"``, or nothing."""
+        progress = self._progress
+        now = progress[PHASE], progress[PROGRESS], progress[BEGUN]
+        limit = _STALL_LIMITS.get(progress[PHASE])
+        if now != self._last or limit is None or progress[PROGRESS] % 2 == 0:
+            self._last = now
+            self._seconds = 0
+            return ""
+        self._seconds += 1
+        over = self._seconds - limit
+        if over >= _STALL_KILL:
+            return "kill"
+        return "interrupt" if over >= 0 and over % _STALL_REPEAT == 0 else ""
+
+    def step(self) -> int:
+        """Return the number of the step to interrupt."""
+        return 2 * self._progress[BEGUN] + (self._progress[PHASE] == CHECKPOINTING)
+
+
+#: Seconds that code of an object may take without getting on, by the phase.
+_STALL_LIMITS = {ANSWERING: 2, CHECKPOINTING: 10}
+#: Seconds until the next interrupt, and until the kill of a worker that ignores them.
+_STALL_REPEAT = 3
+_STALL_KILL = 30

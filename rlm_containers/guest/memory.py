@@ -11,6 +11,7 @@ cgroup-v1/memory.rst.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 #: Bytes below a limit at which it counts as reached: the kernel charges many pages at once.
 _SLACK = 1 << 20
@@ -21,13 +22,18 @@ class MemoryWatch:
 
     Args:
         root: the path of the directory that has ``proc`` and ``sys``, for tests.
+
+    Attributes:
+        noticed: whether :meth:`new_kills` has counted any. Its caller resets this.
+        own_kills: called with the number of processes that were killed; returns how many of them
+            the cells have not started.
     """
 
     def __init__(self, root: str = "") -> None:
         self.directory = ""
         self.v2 = False
         self.events = -1
-        for directory, v2 in _candidates(root):
+        for directory, v2 in memory_directories(root):
             try:
                 name = "memory.events" if v2 else "memory.oom_control"
                 # The worker closes it, with all descriptors above 4.
@@ -36,9 +42,11 @@ class MemoryWatch:
                 continue
             self.directory, self.v2 = directory, v2
             break
-        self.kills = self._count() or 0
+        self.kills = self.count() or 0
+        self.noticed = False
+        self.own_kills: Callable[[int], int] = lambda killed: 0
 
-    def _count(self) -> int | None:
+    def count(self) -> int | None:
         """Return how many processes were killed so far; ``None`` if the kernel does not say."""
         if self.events < 0:
             return None
@@ -49,11 +57,16 @@ class MemoryWatch:
             return None
 
     def new_kills(self) -> int | None:
-        """Return how many were killed since the last call; ``None`` if the kernel does not say."""
-        count = self._count()
+        """Return how many were killed since the last call; ``None`` if the kernel does not say.
+
+        Those of this package's own that :attr:`own_kills` knows do not count.
+        """
+        count = self.count()
         if count is None:
             return None
         killed, self.kills = count - self.kills, count
+        killed = max(0, killed - self.own_kills(killed))
+        self.noticed = self.noticed or killed > 0
         return killed
 
     def limit(self) -> int | None:
@@ -82,19 +95,23 @@ class MemoryWatch:
             return file.read()
 
 
-def offer_to_kernel() -> None:
-    """Make this process the first that the kernel kills for memory, on the whole machine.
+def offer_to_kernel(pid: int | None = None, *, score: int = 1000) -> None:
+    """Make a process the first that the kernel kills for memory, on the whole machine.
 
-    Its children inherit that. Raising this number needs no privilege.
+    Its children inherit that. This needs no privilege.
+
+    Args:
+        pid: the process; ``None`` for this one.
+        score: the one with the highest is killed first, up to 1000. See proc(5).
     """
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        with open("/proc/{}/oom_score_adj".format(pid or "self"), "w") as file:
+            file.write(str(score))
     except OSError:
         pass
 
 
-def _candidates(root: str) -> list[tuple[str, bool]]:
+def memory_directories(root: str = "") -> list[tuple[str, bool]]:
     """Return the directories that may be this process's memory cgroup, each with "is v2"."""
     found = []
     try:

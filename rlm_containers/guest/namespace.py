@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+import time
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -11,16 +12,20 @@ from typing import Any
 from . import lm, wire
 from .interrupts import Interrupts
 from .shortforms import short_form, type_name
+from .trivial import bound_names
 
 #: The most characters of all short forms together.
 _FORMS_BUDGET = 32_768
+#: Seconds after which no more short forms are made.
+_FORMS_SECONDS = 2.0
 #: The most characters of the name of a variable that has a short form.
 _FORMS_NAME = 120
 
 #: The most characters of a final answer. They fit into one frame, however JSON escapes them.
 _ANSWER = 5_000_000
 
-_FUNCTIONS = {
+#: The query functions.
+FUNCTIONS = {
     "llm_query": lm.llm_query,
     "llm_query_batched": lm.llm_query_batched,
     "rlm_query": lm.rlm_query,
@@ -55,6 +60,8 @@ class Namespace:
         #: Variables to restore after each cell: tools that the user has given as code.
         self.kept_names: set[str] = set()
         self.kept: dict[str, Any] = {}
+        #: The ids of values whose short forms took too long, by name.
+        self._slow: dict[str, int] = {}
         #: Whether `history` is the host's compacted history, not another name of `history_0`.
         self.history_is_kept = False
         self.history: Any = None
@@ -88,7 +95,7 @@ class Namespace:
         values.update(self.tools)
         if not self.has_scaffold:
             return
-        values.update(_FUNCTIONS)
+        values.update(FUNCTIONS)
         values["SHOW_VARS"] = SHOW_VARS
         answer: Any = values.get("answer")
         if not issubclass(type(answer), dict):  # isinstance() would ask the object, which may lie
@@ -106,6 +113,8 @@ class Namespace:
         """Return the content of ``answer`` if it is marked ready, else ``None``."""
         if not self.has_scaffold:
             return None
+        if type(self.answer) is dict and self.answer.get("ready") is False:
+            return None  # as after most cells; none of their code has run
         try:
             with interrupts:
                 if self.answer.get("ready"):
@@ -131,6 +140,16 @@ class Namespace:
             if type(name) is str and name not in others:
                 yield name, value
 
+    def names_bound_by(self, tree: Any) -> set[str] | None:
+        """Return the names that a cell binds, if it is trivial, else ``None``.
+
+        Args:
+            tree: its syntax tree.
+        """
+        protected = {*_OF_MODULES, *self.tools, *self.kept, *FUNCTIONS, *_RESTORED}
+        known = FUNCTIONS if self.has_scaffold else {}
+        return bound_names(tree, self.values, known, protected)
+
     def shown_variables(self) -> Iterator[tuple[str, Any]]:
         """Yield the variables to show to a model: no tools, and no leading underscore."""
         for name, value in self.variables():
@@ -144,16 +163,23 @@ class Namespace:
         """
         forms: dict[str, str] = {}
         left = _FORMS_BUDGET
-        received = interrupts.received
+        deadline = time.monotonic() + _FORMS_SECONDS
+        slow, self._slow = self._slow, {}
         for name, value in self.shown_variables():
             if len(name) > _FORMS_NAME:
                 continue
             if len(forms) >= wire.MAX_FORMS:
                 break
-            bare = "<{}>".format(type_name(value))
-            if interrupts.received > received:
-                left = 0  # the host wants an answer: run no more code of the cell's
-            form = short_form(value, interrupts) if left > 0 else bare
+            form = "<{}>".format(type_name(value))
+            if slow.get(name) == id(value):
+                self._slow[name] = id(value)
+            elif left > 0 and time.monotonic() < deadline:
+                received = interrupts.received
+                form = short_form(value, interrupts)
+                if interrupts.received > received:
+                    # An answer is wanted. Do not try again: every cell would take that time.
+                    self._slow[name] = id(value)
+                    left = 0
             left -= len(form)
             forms[name] = form
         return forms
@@ -173,7 +199,8 @@ def SHOW_VARS() -> str:
     return "Available variables: {}".format(available)
 
 
-_SCAFFOLD = frozenset((*_FUNCTIONS, "SHOW_VARS"))
+_RESTORED = frozenset(("SHOW_VARS", "answer", "context", "history"))
+_SCAFFOLD = frozenset((*FUNCTIONS, "SHOW_VARS"))
 _NOTHING = object()
 
 

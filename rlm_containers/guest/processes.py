@@ -1,10 +1,11 @@
-"""Kills the processes that cells have started."""
+"""Kills the processes that cells and commands have started."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from collections.abc import Callable, Container, Iterable
 
 #: How often to look for processes that were started meanwhile. If they multiply faster, the
 #: container's limit of processes ends that: stopped ones count too.
@@ -14,25 +15,67 @@ _ROUNDS = 100
 _KILL_TIMEOUT = 0.5
 
 
-def sweep(worker: int, alive: bool, since: float) -> None:
+_PR_SET_CHILD_SUBREAPER = 36
+
+#: Maps process ids to the parent, the process group, the session, and the start time in ticks of
+#: the kernel.
+_Table = dict[int, tuple[int, int, int, int]]
+
+
+def sweep(
+    worker: int,
+    alive: bool,
+    since: float,
+    keepers: Iterable[int] = (),
+    groups: Container[int] = (),
+) -> None:
     """Kill what cells have started.
 
-    In a container of its own that is every process but the init and the supervisor. If the
-    container sees other processes too (``--pid=host``), it is what descends from the worker or
-    belongs to its session.
+    In a container of its own that is every process but the init, the supervisor, and the commands.
+    If the container sees other processes too (``--pid=host``), it is what descends from the worker
+    or belongs to its session.
 
     Args:
         worker: the worker's process id.
         alive: whether the worker is to live on.
         since: kill only what was started after this, in seconds of ``CLOCK_BOOTTIME``. The kernel
             has start times in hundredths of a second; in doubt, kill.
+        keepers: spare these, and what descends from them.
+        groups: spare what belongs to these process groups.
     """
-    isolated = _is_isolated()
+    root = 1 if _is_isolated() else worker
     spared = {1, os.getpid()} | ({worker} if alive else set())
+    first = int(since * os.sysconf("SC_CLK_TCK"))
+
+    def started(table: _Table) -> set[int]:
+        return {
+            pid
+            for pid, (_, group, session, start) in table.items()
+            if start >= first
+            and group not in groups
+            and (session == worker or _descends(pid, root, table))
+            and not any(_descends(pid, keeper, table) for keeper in keepers)
+        } - spared
+
+    _kill(started)
+
+
+def kill_below(roots: Iterable[int]) -> None:
+    """Kill what descends from these processes, but not the processes themselves."""
+    roots = set(roots)
+
+    def below(table: _Table) -> set[int]:
+        return {pid for pid in table if any(_descends(pid, root, table) for root in roots)} - roots
+
+    _kill(below)
+
+
+def _kill(choose: Callable[[_Table], set[int]]) -> None:
+    """Kill the processes that a function chooses among all, until there are no others."""
     # Stop all of them before killing any: a killed process makes room for another to fork.
     stopped: set[int] = set()
     for _ in range(_ROUNDS):
-        found = _started(worker, isolated, since) - spared - stopped
+        found = choose(_table()) - stopped
         if not found:
             break
         for pid in found:
@@ -47,24 +90,19 @@ def sweep(worker: int, alive: bool, since: float) -> None:
             time.sleep(0.001)
 
 
-def _started(worker: int, isolated: bool, since: float) -> set[int]:
-    """Return the live processes that cells have started since then."""
-    table: dict[int, tuple[int, int, int]] = {}
+def _table() -> _Table:
+    """Return the live processes."""
+    table: _Table = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             fields = _stat(int(entry))
             if len(fields) > 19 and fields[0] not in (b"Z", b"X"):
-                table[int(entry)] = (int(fields[1]), int(fields[3]), int(fields[19]))
-    first = int(since * os.sysconf("SC_CLK_TCK"))
-    root = 1 if isolated else worker
-    found = set()
-    for pid, (_, session, start) in table.items():
-        if start >= first and (session == worker or _descends(pid, root, table)):
-            found.add(pid)
-    return found
+                numbers = (int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
+                table[int(entry)] = numbers
+    return table
 
 
-def _descends(pid: int, root: int, table: dict[int, tuple[int, int, int]]) -> bool:
+def _descends(pid: int, root: int, table: _Table) -> bool:
     """Return whether a process descends from ``root``, unlike those of ``docker exec``."""
     seen = set()
     while pid in table and pid not in seen:
@@ -107,3 +145,14 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+def subreaper() -> Callable[[], object]:
+    """Return a function that makes the process adopt the orphans among its descendants."""
+    try:
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl
+    except (ImportError, OSError, AttributeError):  # a Python without libffi
+        return lambda: None
+    return lambda: prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

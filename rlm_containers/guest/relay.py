@@ -43,7 +43,7 @@ class CallRelay:
         if call is None:
             return
         try:
-            data = call.socket.recv(1 << 20)
+            data = call.socket.recv(wire.CHUNK)
             if not data:
                 self._drop(descriptor)
                 return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from .interrupts import Interrupts
@@ -75,13 +75,34 @@ _short = _ShortRepr()
 def short_form(value: object, interrupts: Interrupts) -> str:
     """Return a repr of at most 120 characters. Never raises."""
     try:
-        with interrupts:
-            form = _short.repr(value)
+        plain = _plain(value)
+        if plain is not None:
+            form = _short.repr(plain)
+        else:
+            with interrupts:
+                form = _short.repr(value)
     except BaseException as error:  # code of a cell may raise SystemExit too
         return "<{}, whose repr fails: {}>".format(type_name(value), type_name(error))
     if len(form) > _LIMIT:
         form = form[: _LIMIT - 3] + "..."
     return form
+
+
+_ATOMS = frozenset((str, int, float, bool, type(None)))
+
+
+def _plain(value: object) -> object:
+    """Return what has the same short form and runs no code of a cell; ``None`` if there is none."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is dict:
+        pairs = list(islice(value.items(), _ITEMS + 1))  # type: ignore[attr-defined]
+        return dict(pairs) if _ATOMS.issuperset(map(type, chain.from_iterable(pairs))) else None
+    if kind is list or kind is tuple:
+        items = list(islice(value, _ITEMS + 1))  # type: ignore[call-overload]
+        return kind(items) if _ATOMS.issuperset(map(type, items)) else None
+    return None
 
 
 def type_name(value: object) -> str:

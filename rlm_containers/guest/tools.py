@@ -66,6 +66,8 @@ def _encode(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
 
 def _exception(error: Any) -> Exception:
     """Return what a function raised on the host, of the same type if that is a built-in."""
+    if isinstance(error, str):  # the host could not call it
+        return RuntimeError(error)
     error = error if isinstance(error, dict) else {}
     kind, args = str(error.get("type")), error.get("args")
     text = str(error.get("text"))

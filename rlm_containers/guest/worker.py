@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import json
-import linecache
 import os
+import select
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from _thread import _count as count_threads
+from time import sleep
 from typing import Any
 
-from . import lm, wire
-from .interrupts import BEGUN, SAVED, SAVING, Interrupts
+from . import lm, sources, wire
+from .account import limit_files, name_user
+from .cells import Cell, OwnCode
+from .interrupts import (
+    ANSWERING,
+    BEGUN,
+    CHECKPOINTING,
+    FILE,
+    FILE_REQUEST,
+    PHASE,
+    RUNNING,
+    SAVED,
+    SAVING,
+    Interrupts,
+)
+from .journal import Journal
 from .namespace import Namespace
+from .paths import SearchPath, forget_compiled
+from .settings import Settings
 from .shortforms import error_text
 from .streams import StandardStreams, print_exception, print_exit_code
+from .succession import HELD, KEPT, WAITING, TakenOver
+from .trivial import LONGEST, is_plain
 
 #: The workspace. A name of this module's, so that tests without a container can set it.
 WORKSPACE = wire.WORKSPACE
@@ -25,8 +45,8 @@ class Worker:
     """The interpreter of a session.
 
     :mod:`rlm_guest.wire` describes the requests and messages. The next request is read only after
-    the checkpoint of the last one is written, so a cell cannot lose what an earlier one was
-    answered for.
+    the variables of the last one are saved: in a checkpoint, or by an heir that writes it (see
+    :mod:`rlm_guest.heirs`). So a cell cannot lose what an earlier one was answered for.
 
     Args:
         control: frames from and to the supervisor.
@@ -34,10 +54,16 @@ class Worker:
         mode: ``"restore"`` to restore the last checkpoint, ``"previous"`` the one before it,
             ``"fresh"`` to start without variables.
         progress: the numbers shared with the supervisor, see :mod:`rlm_guest.interrupts`.
+        journal: memory shared with the supervisor, see :mod:`rlm_guest.journal`.
     """
 
     def __init__(
-        self, control: socket.socket, calls: socket.socket, mode: str, progress: memoryview
+        self,
+        control: socket.socket,
+        calls: socket.socket,
+        mode: str,
+        progress: memoryview,
+        journal: memoryview,
     ) -> None:
         self.control = control
         self.calls = calls
@@ -46,29 +72,81 @@ class Worker:
         self.pid = os.getpid()
         self.interrupts = Interrupts(progress)
         self.started = False
+        self.took_over = False  # whether this process was an heir
         self.exit_code = 0
         # Whether the session outlives the container. Then tell the host what is saved.
         self.kept = False
+        self.durable = False
         self.checkpoint: Any = None
+        self.heirs: Any = None
+        self.journal = Journal(progress, journal)
+        self.journaled_since = 0.0  # by time.monotonic()
+        # The last request whose variables were saved as a whole; None if that has failed.
+        self.base: int | None = None
+        self.bound: set[str] | None = None  # what the last cell has bound, if it was trivial
         self.figures: Any = None
+        self.own_code = OwnCode()
+        self.search_path = SearchPath()
+        self.settings: Settings | None = None
         # The last `saved`. Without one, the host assumes of the first worker that all is saved.
         is_first = not progress[BEGUN]
         self.reported: dict[str, Any] = {"unsaved": [], "error": None} if is_first else {}
         self.namespace = Namespace()
-        self.streams = StandardStreams()
+        self.streams = StandardStreams(self.interrupts)
         self.interrupts.install()
 
     # Frames
 
     def serve(self) -> int:
         """Answer requests until the supervisor closes its end. Return the exit status."""
+        while True:
+            try:
+                return self.serve_requests()
+            except TakenOver:
+                self.begin_again()
+
+    def begin_again(self) -> None:
+        """Begin as the worker, in the process that was an heir."""
+        self.pid = os.getpid()
+        self.took_over, self.started = True, False
+        self.interrupts = self.streams.interrupts = Interrupts(self.progress)
+        self.interrupts.install()
+        self.own_code.end()
+        self.heirs.begin_again()
+        self.bound = None
+        self.reported = {}
+        self.progress[PHASE] = self.progress[SAVING] = 0
+
+    def serve_requests(self) -> int:
+        """Answer requests until the supervisor closes its end. Return the exit status."""
         decoder = wire.FrameDecoder()
         while True:
-            data = self.control.recv(1 << 20)
+            self.await_request()
+            data = self.control.recv(wire.CHUNK)
             if not data:
+                if self.kept and self.is_journal_needed():
+                    self.save_idle(self.journal.last)
+                self.end_session()
                 return 0
             for _, payload in decoder.feed(data):
+                self.progress[PHASE] = RUNNING
                 self.handle(json.loads(payload))
+                self.progress[PHASE] = 0
+
+    def await_request(self) -> None:
+        """While something is left to write, see to that until the next request comes."""
+        while self.look() or self.is_journal_needed():
+            if select.select((self.control,), (), (), _LOOK)[0]:
+                return
+            if self.is_journal_needed() and not self.heirs.is_pending():
+                self.save_idle(self.journal.last)
+
+    def end_session(self) -> None:
+        """Do what Python does at its end: run exit functions, flush and close files."""
+        from .ending import end_session
+
+        with self.search_path.of_cells():
+            end_session(self.namespace.values)
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message to the host."""
@@ -77,12 +155,20 @@ class Worker:
     def handle(self, request: dict[str, Any]) -> None:
         """Handle a request. The host is trusted, so a malformed one may end the worker."""
         operation = request["op"]
-        if operation == "start":
+        if operation == "start" and self.took_over:
+            self.resume(request)
+        elif operation == "start":
             self.start(request)
+        elif operation == "prepare":
+            self.prepare(compiled=request.get("compiled", False))
         elif not self.started:
             pass  # meant for a worker that died; the host sends it again
         else:
             number = request["id"]
+            if self.heirs is not None:
+                self.heirs.reap()
+            if operation == "sync":
+                self.await_disk()
             self.interrupts.begin(2 * number)
             self.progress[BEGUN] = number
             if self.interrupts.reaches(2 * number):
@@ -102,10 +188,11 @@ class Worker:
         elif operation == "load":
             self.finish(request["id"], self.load(request))
         elif operation == "sync":
-            # Requests are handled in turn, so the checkpoint before this one is written.
+            # The checkpoint before this one is written.
             if self.reported.get("error") is None:
                 self.progress[SAVED] = request["id"]
-            self.send({"op": "result", "id": request["id"], "status": "ok"})
+            saved = self.progress[SAVED]
+            self.send({"op": "result", "id": request["id"], "status": "ok", "saved": saved})
         elif operation == "reset_answer":
             self.namespace.reset_answer()
             self.finish(request["id"], "ok")
@@ -120,24 +207,85 @@ class Worker:
 
     # Start
 
+    def prepare(self, *, compiled: bool) -> None:
+        """Import what a start, the first cell and the first checkpoint need, and say so.
+
+        With ``compiled``, also return the byte code of what had to be compiled.
+        """
+        import pwd  # noqa: F401
+        import resource  # noqa: F401
+        import site  # noqa: F401
+
+        from . import figures, heirs, spawning, tools  # noqa: F401
+        from .state import checkpoint  # noqa: F401
+
+        code = ""
+        if compiled:
+            from base64 import b64encode
+
+            from .bytecode import collect
+
+            code = b64encode(collect()).decode("ascii")
+        self.send({"op": "prepared", "code": code})
+
     def start(self, request: dict[str, Any]) -> None:
         """Connect to the language model, restore the checkpoint if there is one, and say so."""
         self.started = True
         self.kept = request.get("kept_session", False)
+        self.durable = request.get("durable", False)
+        self.progress[KEPT] = self.kept
         route = lm.connect(request["proxy"], self.calls, has_model=request["lm"])
         os.environ.update(request["env"])
+        name_user()
         os.chdir(WORKSPACE)
-        if request.get("file_limit"):
-            import resource
-
-            # The hard limit too, so that no cell can raise it. Python ignores SIGXFSZ.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+        try:
+            os.unlink(wire.HELLO)  # the host has looked for it
+        except OSError:
+            pass
+        self.search_path.add_image()
+        limit_files(request.get("file_limit"), core_files=request.get("core_files", False))
+        self.settings = Settings(self.search_path.path_of_cells, self.own_code.recursion_limit)
         self.namespace.begin(request.get("scaffold", True))
         if request.get("tools"):
             self.bind_tools(request["tools"])
         report: dict[str, Any] = {"lost": [], "damage": "", "older": []}
+        seconds = 0.0
         if request["expected"] or has_state():
+            started = time.perf_counter()
             report = self.restore()
+            seconds = time.perf_counter() - started
+            if self.mode != "fresh":
+                self.journal.apply(self.namespace.values, self.progress[SAVED], exact=False)
+            if self.mode == "restore" and not report["damage"]:
+                self.base = self.progress[SAVED]
+        self.be_ready(request, route, report)
+        # There is nothing to do until the first cell. So import what the first checkpoint needs,
+        # which takes a while if the image has no compiled byte code.
+        self.open_checkpoint()
+        if request.get("heirs"):
+            self.open_heirs(seconds)
+        self.watch_figures()
+        self.watch_spawning()
+        forget_compiled()
+
+    def resume(self, request: dict[str, Any]) -> None:
+        """Do what is new to a process that was an heir: all its variables are there."""
+        self.took_over, self.started = False, True
+        route = lm.connect(request["proxy"], self.calls, has_model=request["lm"])
+        self.streams.restore()
+        if request.get("tools"):
+            self.bind_tools(request["tools"])
+        self.journal.clear()  # it has been applied
+        self.be_ready(request, route, {"lost": [], "damage": "", "older": []})
+        self.base = self.progress[HELD]
+        # The cell that has ended the worker may have damaged the file.
+        written = self.progress[SAVED] >= self.base and self.checkpoint.is_untouched()
+        self.fork_heir(self.base, wanted=True, written=written)
+
+    def be_ready(
+        self, request: dict[str, Any], route: dict[str, Any], report: dict[str, Any]
+    ) -> None:
+        """Bind what belongs to the host, and say what variables there are."""
         for item in request.get("kept", ()):
             try:
                 self.load(item)
@@ -148,12 +296,6 @@ class Worker:
         forms = self.namespace.short_forms(self.interrupts)
         report["names"] = [name for name, _ in self.namespace.variables()]
         self.send({"op": "ready", "locals": forms, **route, **_bounded(report)})
-        # There is nothing to do until the first cell. So import what the first checkpoint and the
-        # first query need, which takes a while if the image has no compiled byte code.
-        self.open_checkpoint()
-        self.watch_figures()
-        if route["route"] == "http":
-            import http.client  # noqa: F401
 
     def bind_tools(self, tools: list[dict[str, str]]) -> None:
         """Let cells call these functions of the host."""
@@ -163,10 +305,17 @@ class Worker:
 
     def open_checkpoint(self) -> Any:
         if self.checkpoint is None:
-            from .state.checkpoint import Checkpoint  # late: dill is slow, and remembers __main__
+            from .state.checkpoint import Checkpoint  # late: it takes a while
 
-            self.checkpoint = Checkpoint(WORKSPACE)
+            self.checkpoint = Checkpoint(WORKSPACE, durable=self.durable)
         return self.checkpoint
+
+    def open_heirs(self, seconds: float) -> None:
+        """Prepare to save by heirs. As far as known, that takes as long as to restore took."""
+        from .heirs import Heirs
+
+        self.heirs = Heirs(self.progress, self, {*range(5), *self.streams.saved})
+        self.heirs.note_saved(seconds)
 
     def watch_figures(self) -> None:
         """Watch for figures that matplotlib saves. Call this before matplotlib is imported."""
@@ -176,6 +325,13 @@ class Worker:
             self.figures = Figures(WORKSPACE)
             self.figures.watch()
 
+    def watch_spawning(self) -> None:
+        """Watch for processes that multiprocessing spawns, and for ``inspect``."""
+        from .spawning import watch
+
+        watch()
+        sources.watch()
+
     def restore(self) -> dict[str, Any]:
         """Restore the checkpoint. Return ``lost``, ``damage`` and ``older`` of ``ready``."""
         if self.mode == "fresh":
@@ -183,9 +339,12 @@ class Worker:
             return {"lost": lost, "damage": "", "older": []}
         checkpoint = self.open_checkpoint()
         self.watch_figures()  # restoring a variable may import matplotlib
-        with self.streams.silenced(), workspace_modules():
+        with self.streams.silenced(), self.search_path.of_cells():
             report: dict[str, Any] = checkpoint.load(
-                self.namespace.values, self.interrupts, last=self.mode == "restore"
+                self.namespace.values,
+                self.interrupts,
+                last=self.mode == "restore",
+                settings=self.settings,
             )
         self.reported = {}  # the host assumes nothing: report the next checkpoint in any case
         return report
@@ -197,54 +356,87 @@ class Worker:
 
         With ``display``, print the value of an expression at its end.
         """
-        filename = "<{}>".format(name)
-        # Tracebacks and inspect.getsource() find the cell's source here. An entry without a
-        # modification time is never checked against a file.
-        if type(linecache.cache) is not dict:  # a cell has replaced it
-            linecache.cache = {}
-        linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
-        run = run_code
-        if display:
-            from .display import run_displaying as run  # not later: a cell may have an ast.py
+        self.bound = None
+        filename = sources.add(name, code)
+        # Python shows a warning once for each text and line, and cells have the same lines.
+        self.namespace.values.pop("__warningregistry__", None)
         try:
-            with workspace_modules(), self.interrupts:
+            with self.interrupts:
                 self.interrupts.check()
-                run(code, filename, self.namespace.values)
+                looks = not display and len(code) <= LONGEST and self.may_journal()
+                cell = Cell(code, filename, display=display, keep_tree=looks)
+            bound = self.namespace.names_bound_by(cell.tree) if looks else None
+            if bound is not None:
+                return self.run_trivial(cell, bound)
+            self.give_to_heir()
+            with self.search_path.of_cells(), self.interrupts:
+                cell.run(self.namespace.values)
             return "ok"
-        except SystemExit as error:
-            self.mend_streams()
-            self.exit_code = print_exit_code(error)
-            return "exit"
-        except KeyboardInterrupt as error:
-            self.mend_streams()
-            print_exception(error, error.__traceback__)
-            return "interrupted"
+        except TakenOver:
+            raise
         except BaseException as error:
-            self.mend_streams()
-            print_exception(error, error.__traceback__)
-            return "error"
+            self.own_code.begin()
+            self.progress[PHASE] = ANSWERING
+            if os.getpid() == self.pid:
+                # So that a traceback is seen whatever the cell did.
+                self.streams.restore()
+            if isinstance(error, SystemExit):
+                self.exit_code = print_exit_code(error, self.interrupts)
+                return "exit"
+            print_exception(error, error.__traceback__, self.interrupts)
+            return "interrupted" if isinstance(error, KeyboardInterrupt) else "error"
 
-    def mend_streams(self) -> None:
-        """Restore the standard streams, so that a traceback is seen whatever the cell did."""
-        if os.getpid() == self.pid:
-            self.streams.restore()
+    def may_journal(self) -> bool:
+        """Return whether trivial cells can be told from others, and it is worth it."""
+        return (
+            self.base is not None
+            and self.heirs is not None
+            # Where something is in no file, to save means to fork.
+            and (bool(self.reported.get("unsaved")) or not self.heirs.is_cheap())
+            and not self.streams.is_watched
+            and not self.streams.is_changed()
+            and count_threads() == 0
+            and sys.gettrace() is None
+            and sys.getprofile() is None
+            and self.settings is not None
+            and not self.settings.has_handlers()
+        )
+
+    def give_to_heir(self) -> None:
+        """Before a cell that may take long, have an heir write what is only in the journal."""
+        if self.is_journal_needed() and not self.heirs.is_pending():
+            self.own_code.begin()
+            self.fork_heir(self.journal.last)
+            self.heirs.reap()
+            self.own_code.end()
+        self.progress[SAVING] = 0
+
+    def run_trivial(self, cell: Cell, bound: set[str]) -> str:
+        """Run a cell that changes nothing but what it binds."""
+        collects = gc.isenabled()
+        gc.disable()  # else the code of dead objects may run meanwhile
+        try:
+            with self.search_path.of_cells(), self.interrupts:
+                cell.run(self.namespace.values)
+        finally:
+            if collects:
+                gc.enable()
+        self.bound = bound
+        return "ok"
 
     def load(self, request: dict[str, Any]) -> str:
         """Bind a variable to the contents of a file that the host put into the workspace."""
         loaded = self.open_checkpoint().loaded
-        raw = loaded.read(request["file"])
-        text = raw.decode("utf-8", "surrogatepass")
-        value = text if request["kind"] == "text" else json.loads(text)
-        name = request["name"]
+        name, file = request["name"], request["file"]
+        value = loaded.load(request["kind"], file, request["size"], request["checksum"])
         if request.get("keep"):
             self.namespace.history_is_kept = True
             self.namespace.history = value
         # After a damaged checkpoint this may be another file than the host knows of.
         before = loaded.file_of(self.namespace.values.get(name))
         self.namespace.values[name] = value
-        for superseded in {before, request["superseded"]} - {None, request["file"]}:
+        for superseded in {before, request["superseded"]} - {None, file}:
             loaded.superseded.add(superseded)
-        loaded.add(value, request["file"])
         return "ok"
 
     def finish(self, number: int, status: str) -> None:
@@ -253,6 +445,8 @@ class Worker:
             # This is a child that the cell forked, and that returned from the cell.
             self.streams.restore()
             os._exit(0)
+        self.own_code.begin()
+        self.progress[PHASE] = ANSWERING
         self.interrupts.install()
         self.namespace.restore_scaffold()
         self.streams.restore()
@@ -262,42 +456,231 @@ class Worker:
             "status": status,
             "locals": self.namespace.short_forms(self.interrupts),
             "final_answer": self.namespace.final_answer(self.interrupts),
+            "saved": self.progress[SAVED],
         }
         if status == "exit":
             result["exit_code"] = self.exit_code
         artifacts = self.figures.saved_files()
         if artifacts:
             result["artifacts"] = artifacts
-        self.streams.restore()  # a __repr__ may have printed
+        self.streams.restore_again()  # a __repr__ may have printed
         self.interrupts.begin(2 * number + 1)
         self.progress[SAVING] = self.kept
+        self.progress[PHASE] = CHECKPOINTING
         self.send(result)
         self.save(number)
+        self.own_code.end()
+
+    # Checkpoints
 
     def save(self, number: int) -> None:
-        """Write the checkpoint. Tell the host only if that ended otherwise than the last time."""
+        """Save the variables: in the journal, by an heir, or here, whichever takes least time."""
+        bound, self.bound = self.bound, None
+        if bound is not None and self.note_in_journal(number, bound):
+            return
+        if self.heirs is None:
+            self.save_here(number)
+            return
+        if self.fork_heir(number, wanted=self.checkpoint.is_deadly or self.is_heir_wanted()):
+            self.progress[SAVING] = 0
+            return
+        self.heirs.discard()
+        self.save_here(number)
+        if self.is_heir_wanted():
+            self.fork_heir(number, wanted=True, written=self.base == number)
+
+    def is_heir_wanted(self) -> bool:
+        """Return whether an heir would keep what a file cannot have, such as a generator."""
+        return bool(self.reported.get("unsaved")) and self.is_replaceable()
+
+    def is_replaceable(self) -> bool:
+        """Return whether an heir could go on in the place of this process."""
+        no_handlers = self.settings is not None and not self.settings.has_handlers()
+        return no_handlers and bool(self.heirs.may_be_able())
+
+    def fork_heir(self, number: int, *, wanted: bool = False, written: bool = False) -> bool:
+        """Have an heir save, if that takes less time than to do it here. Return whether it does.
+
+        Args:
+            number: the request that the variables are as of.
+            wanted: whether it is better in any case.
+            written: whether there is a checkpoint already.
+        """
+        try:
+            variables = list(self.namespace.variables())
+            unwritten = self.checkpoint.unwritten(variables)
+            if not self.heirs.is_better(unwritten, wanted=wanted):
+                return False
+            self.checkpoint.lend(variables, number)
+            if not self.heirs.fork(number, able=self.is_replaceable(), written=written):
+                return False
+        except Exception:
+            return False  # a cell can break any module; save_here() tells
+        self.base = number
+        self.journal.clear()
+        return True
+
+    def save_here(self, number: int) -> None:
+        """Write the checkpoint in this process."""
+        started = time.perf_counter()
         with self.streams.silenced():
-            try:
-                checkpoint = self.open_checkpoint()
-                report = checkpoint.save(self.namespace.variables(), self.interrupts)
-            except Exception as error:
-                # A cell can break any module that saving needs. Go on without a checkpoint.
-                report = {"unsaved": [], "error": error_text(error)}
+            report = self.write_checkpoint(number, self.interrupts)
+        if self.heirs is not None:
+            self.heirs.note_saved(time.perf_counter() - started - self.checkpoint.blob_seconds)
+        self.base = number if report["error"] is None else None
+        if self.base is not None:
+            self.journal.clear()
+        self.progress[SAVING] = 0
+        self.tell(report)
+
+    def note_in_journal(self, number: int, bound: set[str]) -> bool:
+        """Save what a trivial cell has bound. Return whether it was."""
+        values = self.namespace.values
+        found = {name: values[name] for name in bound if name in values}
+        if self.base is None or not is_plain(found):
+            return False
+        now = time.monotonic()
+        if not self.is_journal_needed():
+            self.journaled_since = now
+        elif now > self.journaled_since + _JOURNAL_AGE:
+            return False
+        return self.journal.note(number, self.base, found)
+
+    def is_journal_needed(self) -> bool:
+        """Return whether the journal has something that is not on disk."""
+        is_safe = self.base is not None and self.started
+        return is_safe and self.journal.last > self.progress[SAVED]
+
+    def save_idle(self, number: int) -> None:
+        """Save the variables as of the last request, between two requests."""
+        phase = self.progress[PHASE]
+        self.progress[PHASE] = CHECKPOINTING
+        self.progress[SAVING] = self.kept
+        self.own_code.begin()
+        self.save(number)
+        self.own_code.end()
+        self.progress[PHASE] = phase
+
+    def write_checkpoint(self, number: int, interrupts: Interrupts) -> dict[str, Any]:
+        """Write the checkpoint of a request. Return what to tell the host."""
+        try:
+            checkpoint = self.open_checkpoint()
+            variables = self.namespace.variables()
+            checkpoint.replacing = lambda inode: self.note_file(number, inode)
+            report: dict[str, Any] = checkpoint.save(variables, interrupts, self.settings)
+        except Exception as error:
+            # A cell can break any module that saving needs. Go on without a checkpoint.
+            report = unwritten(error_text(error))
         if report["error"] is None:
             self.progress[SAVED] = number
             if self.kept:
                 report["variables"] = checkpoint.saved
                 report["state"] = state_stamp()
-        self.progress[SAVING] = 0
+        return report
+
+    def tell(self, report: dict[str, Any]) -> None:
+        """Tell the host how a checkpoint ended, if that was otherwise than the last time."""
         if report != self.reported:
             self.reported = report
             self.send({"op": "saved", **_bounded(report)})
 
+    def await_disk(self) -> None:
+        """Wait until the checkpoint of the last request is written."""
+        self.await_heirs()
+        if self.is_journal_needed():
+            self.save_idle(self.journal.last)
+            self.await_heirs()
+
+    def await_heirs(self) -> None:
+        """Wait until no heir has anything left to write."""
+        phase = self.progress[PHASE]
+        self.progress[PHASE] = CHECKPOINTING
+        if self.look():
+            self.progress[WAITING] = 1
+            self.heirs.hurry()
+            while self.look():
+                sleep(_LOOK_AWAITED)
+            self.progress[WAITING] = 0
+        self.progress[PHASE] = phase
+
+    def look(self) -> bool:
+        """See to the heirs. Return whether one has something left to write."""
+        heirs = self.heirs
+        if heirs is None or not self.started:
+            return False
+        if heirs.look():
+            return True
+        if heirs.is_orphaned():
+            # Somebody has killed it.
+            number = max(heirs.held, self.journal.last)
+            heirs.discard()
+            self.base = None
+            self.save_idle(number)
+        return False
+
+    # In the writer, see `Heirs`
+
+    def write(self, number: int, interrupts: Interrupts) -> dict[str, Any]:
+        """Write the checkpoint. Return a report that can be pickled."""
+        self.interrupts = self.streams.interrupts = interrupts
+        number = self.apply_journal(number)
+        names = {name: place for place, (name, _) in enumerate(self.namespace.variables(), 1)}
+        checkpoint = self.checkpoint
+        checkpoint.find_files()
+        checkpoint.attempting = lambda name: self.heirs.note_attempt(names.get(name, 0))
+        started = time.perf_counter()
+        with self.streams.silenced():
+            report = self.write_checkpoint(number, interrupts)
+        seconds = time.perf_counter() - started - checkpoint.blob_seconds
+        return {"report": report, "checkpoint": checkpoint.export(), "seconds": seconds}
+
+    def apply_journal(self, number: int) -> int:
+        """Bind what trivial cells have bound since an heir was forked. Return the last request."""
+        return self.journal.apply(self.namespace.values, number, exact=True)
+
+    def note_death(self, place: int, reason: str) -> bool:
+        """Note in the heir that a variable has ended the writer. Return whether it is known."""
+        for found, (name, value) in enumerate(self.namespace.variables(), 1):
+            if found == place:
+                self.checkpoint.note_deadly(name, value, "saving it " + reason)
+                return True
+        return False
+
+    def fail(self, reason: str) -> dict[str, Any]:
+        """Return the report that there is no checkpoint."""
+        return {"report": unwritten(reason)}
+
+    def adopt(self, number: int, news: dict[str, Any]) -> None:
+        """Take what a writer, or an heir without one, has reported."""
+        if "checkpoint" in news:
+            self.checkpoint.adopt(news["checkpoint"], number)
+            self.heirs.note_saved(news["seconds"], by_writer=True)
+        if os.getpid() == self.pid:
+            self.tell(news["report"])
+
+    def note_file(self, number: int, inode: int) -> None:
+        """Note that the file with this inode has what the request with this number has changed."""
+        self.progress[FILE] = 0  # a death between the next two lines must not mix up two files
+        self.progress[FILE_REQUEST] = number
+        self.progress[FILE] = inode
+
+
+#: The most seconds that something is only in the journal.
+_JOURNAL_AGE = 2.0
+
+#: Seconds between two looks at heirs that write, and while the host waits for them.
+_LOOK = 0.05
+_LOOK_AWAITED = 0.001
 
 #: The most variables that a message names, and the most characters of a name. The host reads
 #: little more.
 _REPORTED = 10_000
 _NAME = 200
+
+
+def unwritten(reason: str) -> dict[str, Any]:
+    """Return the report of a checkpoint that could not be written."""
+    return {"unsaved": [], "error": reason}
 
 
 def _bounded(report: dict[str, Any]) -> dict[str, Any]:
@@ -312,29 +695,17 @@ def _bounded(report: dict[str, Any]) -> dict[str, Any]:
     return bounded
 
 
-def run_code(code: str, filename: str, namespace: dict[str, Any]) -> None:
-    """Run a cell."""
-    exec(compile(code, filename, "exec", dont_inherit=True), namespace)
-
-
-@contextlib.contextmanager
-def workspace_modules() -> Iterator[None]:
-    """Let imports find the modules that cells have written to the workspace.
-
-    At no other time: dill and this package must not import a cell's ``json.py``.
-    """
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        if "" in sys.path:
-            sys.path.remove("")
-
-
 def has_state() -> bool:
-    """Return whether an earlier sandbox has left a state file."""
-    names = (wire.STATE, wire.PREVIOUS_STATE)
-    return any(os.path.lexists(os.path.join(WORKSPACE, name)) for name in names)
+    """Return whether an earlier sandbox has left a state file, readable or not."""
+    for name in (wire.STATE, wire.PREVIOUS_STATE):
+        try:
+            os.stat(os.path.join(WORKSPACE, name), follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+        except OSError:  # not "there is none": a new session would overwrite it
+            pass
+        return True
+    return False
 
 
 def state_stamp() -> list[int]:
@@ -346,6 +717,12 @@ def state_stamp() -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def main(control: socket.socket, calls: socket.socket, mode: str, progress: memoryview) -> int:
+def main(
+    control: socket.socket,
+    calls: socket.socket,
+    mode: str,
+    progress: memoryview,
+    journal: memoryview,
+) -> int:
     """Serve until the supervisor closes its end. Return the process's exit status."""
-    return Worker(control, calls, mode, progress).serve()
+    return Worker(control, calls, mode, progress, journal).serve()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rlm_containers.images.cache import ImageCache
     from rlm_containers.images.index import note_use
     from rlm_containers.images.inventory import list_images, prune_images
-    from rlm_containers.images.recipe import Recipe, recipe_of
+    from rlm_containers.images.recipe import Recipe, recipe_of, with_instructions
 
 __all__ = [
     "ImageCache",
@@ -21,6 +21,7 @@ __all__ = [
     "prune_images",
     "recipe_of",
     "warm_image",
+    "with_instructions",
 ]
 
 #: Maps each name to its module, which is imported with the first use.
@@ -33,6 +34,7 @@ _MODULES = {
     "prune_images": "inventory",
     "Recipe": "recipe",
     "recipe_of": "recipe",
+    "with_instructions": "recipe",
 }
 
 

@@ -65,7 +65,7 @@ def pack_archive(saved: Path, target: Path) -> None:
     """
     with (
         _opened(saved) as source,
-        replace_file(target, durable=True) as file,
+        replace_file(target, mode=0o666, durable=True) as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as new,
     ):
         _pack(source, _entry(source, saved), new)

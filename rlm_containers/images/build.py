@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlm_containers.errors import ImageBuildError, ImageNotFoundError, OptionError
+from rlm_containers.errors import ImageBuildError, ImageNotFoundError, OptionError, host_errors
 from rlm_containers.images.cache import DERIVED, LABEL, ORIGIN_LABEL, ImageCache
 from rlm_containers.images.index import note_use, store_of
 from rlm_containers.images.pip import pip_secrets, warn_of_proxies
 from rlm_containers.images.recipe import Layer, PackageLayer, Recipe, recipe_of
 from rlm_containers.options import SandboxOptions
 from runtimes import BuildSpec, ImageRecord, Runtime, get_runtime
+from runtimes.forks import ModuleLock
+from runtimes.text import get_logger, without_credentials
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 #: Seconds that a build may take. Packages may be large, the network slow, and some are compiled.
 BUILD_TIMEOUT = 3600.0
@@ -25,7 +25,7 @@ BUILD_TIMEOUT = 3600.0
 # Images that this process has found or built. Only its first sandbox has to ask the engine for
 # them.
 _ready: dict[tuple[str, str, str], str] = {}
-_ready_lock = threading.Lock()
+_ready_lock = ModuleLock()
 
 
 def derive_image(
@@ -134,6 +134,10 @@ class _Build:
 
     def run(self) -> str:
         """Find the image or build it, and return its name."""
+        with host_errors(ImageBuildError, f"Nothing could be added to the image {self.image}"):
+            return self._run()
+
+    def _run(self) -> str:
         bases = self.layer.bases(self.image)
         below = [self.cache.require(self.runtime, base, self._on_line) for base in bases]
         digest = self.layer.digest([base.content or base.id for base in below])
@@ -266,13 +270,6 @@ _NOISE = re.compile(
     r"|\bFILES=/|install\.sh"
 )
 
-_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")
-
-
-def without_credentials(text: str) -> str:
-    """Hide the names and passwords in the URLs of a text."""
-    return _CREDENTIALS.sub("****@", text)
-
 
 def build_failure(error: ImageBuildError, what: str, image: str) -> ImageBuildError:
     """Make the error that names the package at fault and shows the end of the log.
@@ -289,7 +286,7 @@ def build_failure(error: ImageBuildError, what: str, image: str) -> ImageBuildEr
         if re.search(pattern, log, re.MULTILINE):
             remedy = text
             break
-    shown = "\n".join(f"  {line}" for line in lines[-_SHOWN:])
+    shown = "\n".join(lines[-_SHOWN:])
     return ImageBuildError(
         f"{without_credentials(what)} could not be added to the image {image}: "
         f"{_cause(lines) or error.what}.",

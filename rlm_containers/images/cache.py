@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import re
 import secrets
 import shutil
@@ -15,10 +14,11 @@ from pathlib import Path
 from rlm_containers.errors import ContainersError, ImageArchiveError, ImageNotFoundError
 from rlm_containers.images.archive import ImageArchive, pack_archive, read_archive
 from rlm_containers.images.index import ImageEntry, Index, images_directory, store_of
-from rlm_containers.state import locked
+from rlm_containers.state import locked, make_private
 from runtimes import ImageRecord, Runtime
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 #: The label of every derived image. Its value is the hash of what went into the image.
 LABEL = "io.github.rlm-containers.image"
@@ -221,7 +221,8 @@ class ImageCache:
     def scratch(self) -> Iterator[Path]:
         """Make a private directory for a build, and remove it afterwards."""
         path = self.directory / "builds" / secrets.token_hex(6)
-        path.mkdir(parents=True, mode=0o700)
+        make_private(path.parent)
+        path.mkdir(mode=0o700)
         try:
             yield path
         finally:

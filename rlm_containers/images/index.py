@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlm_containers.errors import ContainersError
-from rlm_containers.state import cache_directory, locked, replace_file
+from rlm_containers.state import cache_directory, locked, make_private, replace_file
 from runtimes import Runtime
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 _VERSION = 1
 
@@ -67,7 +67,8 @@ class Index:
     """The index in a directory.
 
     Any number of processes may use it at once: a change is made under a lock and replaces the whole
-    file. A damaged index counts as empty; the next change keeps it under another name.
+    file. A damaged index counts as empty; the next change keeps it under another name. One that
+    cannot be read, or is a later version's, counts as empty too, and nothing is entered into it.
 
     Args:
         directory: the directory, which is made with the first entry.
@@ -113,36 +114,47 @@ class Index:
         self._change(change)
 
     def _change(self, change: Callable[[_Entries], object]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.path.parent)
         with locked(self.path.with_suffix(".lock")):
-            known, damaged = self._read()
+            known, state = self._read()
+            if state == "unreadable":
+                return
             change(known)
-            if damaged:
+            if state == "damaged":
                 os.replace(self.path, self.path.with_suffix(".damaged"))
             rows = [dataclasses.asdict(entry) for entry in known.values()]
             text = json.dumps({"version": _VERSION, "entries": rows}, indent=1)
             with replace_file(self.path, durable=True) as file:
                 file.write(text.encode())
 
-    def _read(self) -> tuple[_Entries, bool]:
-        """Read the entries, and tell whether the file is damaged."""
+    def _read(self) -> tuple[_Entries, Literal["whole", "damaged", "unreadable"]]:
+        """Read the entries, and tell in which state the file is."""
         try:
             with open(self.path, "rb") as file:
                 content = file.read(_LARGEST + 1)
         except FileNotFoundError:
-            return {}, False
+            return {}, "whole"
         except OSError as error:
             logger.warning("the index %s cannot be read: %s", self.path, error.strerror)
-            return {}, False
+            return {}, "unreadable"
         try:
             raw = json.loads(content)
-            if raw["version"] != _VERSION:
-                raise ValueError(f"version {raw['version']}")
+            version = raw["version"]
+            if type(version) is int and version > _VERSION:
+                logger.warning(
+                    "the index %s has version %d, and this version of rlm-containers reads %d",
+                    self.path,
+                    version,
+                    _VERSION,
+                )
+                return {}, "unreadable"
+            if version != _VERSION:
+                raise ValueError(f"version {version}")
             entries = [_entry(row) for row in raw["entries"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             logger.warning("the index %s is damaged (%r) and will be made again", self.path, error)
-            return {}, True
-        return {entry.key: entry for entry in entries}, False
+            return {}, "damaged"
+        return {entry.key: entry for entry in entries}, "whole"
 
 
 def images_directory() -> Path:

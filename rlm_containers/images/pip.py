@@ -9,7 +9,6 @@ settings that say where packages come from are passed on. An image has no use fo
 from __future__ import annotations
 
 import configparser
-import logging
 import netrc
 import os
 import ssl
@@ -20,8 +19,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from rlm_containers.errors import OptionError
 from runtimes import PROXY_VARIABLES
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 #: The names of the secrets.
 PIP_CONFIG = "pip.conf"

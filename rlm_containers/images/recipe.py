@@ -14,6 +14,7 @@ from rlm_containers.errors import OptionError
 from rlm_containers.images.dockerfile import Dockerfile, read_dockerfile
 from rlm_containers.images.requirements import Requirements, read_requirements
 from rlm_containers.options import SandboxOptions
+from runtimes.text import brief
 
 # A part of every hash. Raise it when builds make something else from the same recipe.
 _VERSION = 1
@@ -197,7 +198,7 @@ def read_recipe(
     for name in system_packages:
         if not _SYSTEM_PACKAGE.fullmatch(name):
             raise OptionError(
-                f"system_packages: {name!r} is not the name of a package.",
+                f"system_packages: {brief(name)} is not the name of a package.",
                 remedy='Write each name as a string of its own, such as "git" or "libgomp1".',
             )
     wanted = read_requirements(packages, Path(requirements) if requirements else None)
@@ -205,6 +206,17 @@ def read_recipe(
         system = tuple(sorted(set(system_packages)))
         layers.append(PackageLayer(system=system, requirements=wanted))
     return Recipe(layers=tuple(layers)) if layers else None
+
+
+def with_instructions(recipe: Recipe | None, text: str) -> Recipe:
+    """Return a recipe that ends with the instructions of a Dockerfile.
+
+    Args:
+        recipe: the recipe; ``None`` for none.
+        text: the instructions, one or more lines.
+    """
+    layer = DockerfileLayer(dockerfile=read_dockerfile(text))
+    return Recipe(layers=(*(recipe.layers if recipe else ()), layer))
 
 
 def recipe_of(options: SandboxOptions) -> Recipe | None:

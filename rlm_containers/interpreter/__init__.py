@@ -1,12 +1,27 @@
 """The host's half of one live interpreter."""
 
 from rlm_containers.interpreter.clock import CellClock
+from rlm_containers.interpreter.commands import Command, CommandRequest, Commands
 from rlm_containers.interpreter.deadlines import Deadlines
+from rlm_containers.interpreter.direct import DirectSocket
+from rlm_containers.interpreter.files import FileCall, FileCalls
 from rlm_containers.interpreter.interpreter import Interpreter
-from rlm_containers.interpreter.pipe import KILLED, Closed, Event, FloodError, Pipe
+from rlm_containers.interpreter.output import Reply
+from rlm_containers.interpreter.pipe import (
+    KILLED,
+    Closed,
+    Event,
+    FloodError,
+    Frame,
+    Message,
+    Pipe,
+)
 from rlm_containers.interpreter.results import (
     Artifact,
     CellResult,
+    CommandCallback,
+    CommandOutput,
+    CommandResult,
     LMCall,
     OutputCallback,
     Prompt,
@@ -15,7 +30,13 @@ from rlm_containers.interpreter.results import (
     WorkspaceFile,
 )
 from rlm_containers.interpreter.setup import KeptVariable, ProxyAddress, WorkerSetup
-from rlm_containers.interpreter.untrusted import UntrustedJSON, printable
+from rlm_containers.interpreter.threads import start_thread
+from rlm_containers.interpreter.untrusted import (
+    UntrustedJSON,
+    greatest_cost,
+    parse_cost,
+    printable,
+)
 
 __all__ = [
     "KILLED",
@@ -23,20 +44,35 @@ __all__ = [
     "CellClock",
     "CellResult",
     "Closed",
+    "Command",
+    "CommandCallback",
+    "CommandOutput",
+    "CommandRequest",
+    "CommandResult",
+    "Commands",
     "Deadlines",
+    "DirectSocket",
     "Event",
+    "FileCall",
+    "FileCalls",
     "FloodError",
+    "Frame",
     "Interpreter",
     "KeptVariable",
     "LMCall",
+    "Message",
     "OutputCallback",
     "Pipe",
     "Prompt",
     "ProxyAddress",
+    "Reply",
     "StreamName",
     "UnsavedVariable",
     "UntrustedJSON",
     "WorkerSetup",
     "WorkspaceFile",
+    "greatest_cost",
+    "parse_cost",
     "printable",
+    "start_thread",
 ]

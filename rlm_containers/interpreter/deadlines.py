@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlm_containers.errors import SandboxLostError
 from rlm_containers.interpreter.clock import CellClock
 from rlm_containers.interpreter.output import Reply
+from rlm_containers.interpreter.pipe import Frame
 
-#: Why something is stopped: a cell reached its limit, the user interrupted it, the checkpoint
-#: before the request does not end, or a worker does not become ready.
-Cause = Literal["limit", "interrupt", "checkpoint", "restore"]
+#: Why something is stopped: a cell reached its limit, its files have grown too much, the user
+#: interrupted it, the checkpoint before the request does not end, or a worker does not become
+#: ready.
+Cause = Literal["limit", "growth", "interrupt", "checkpoint", "restore"]
 
 Action = Literal["interrupt", "kill", "give up"]
+
+#: Seconds that what writes too much has for its interrupt before it may be killed, and that its
+#: death may take. Each may cost some gigabytes of disk.
+GROWTH_GRACE = 0.25
+GROWTH_KILL_TIMEOUT = 3.0
 
 
 class Escalation:
@@ -90,6 +97,27 @@ class SendFailure:
 
 
 @dataclass
+class Growth:
+    """Files that have grown too much while a request was under way.
+
+    Attributes:
+        fact: a sentence that says how large they are, for the user.
+        remedy: one that says what to do.
+        since: when that was noticed, in seconds of ``time.monotonic()``.
+        goes_on: whether they have grown much further since.
+    """
+
+    fact: str
+    remedy: str
+    since: float
+    goes_on: bool = False
+
+    def notice(self, consequence: str = "") -> str:
+        """Return what the user is told, with a sentence in the middle that says what was done."""
+        return " ".join(filter(None, (self.fact, consequence, self.remedy)))
+
+
+@dataclass
 class Request:
     """A request under way.
 
@@ -98,10 +126,13 @@ class Request:
         message: all of its content.
         reply: what the guest has replied so far.
         limit: seconds it may take, without the time it waits for the host; ``None`` for no limit.
+        made_at: when it was made, in seconds of ``time.monotonic()``.
         begin_by: when the checkpoint before it must be written, in seconds of ``time.monotonic()``.
         begun: whether the guest has said that it has begun. Asked for only if there is a limit.
         interrupted: whether the user wants it to end.
+        interrupt_sent: whether the guest was told so.
         interrupted_at: when the last interrupt was sent, in seconds of ``time.monotonic()``.
+        growth: set once its files have grown too much.
         killed: whether its worker was killed because it would not end.
         died: whether its worker died of it.
         done: whether it has ended: its answer came, or its worker died of it.
@@ -110,6 +141,7 @@ class Request:
             no action is due.
         deaths: how many workers have died during it.
         failure: the frame for it that could not be sent; ``None`` if all were.
+        frame: the last frame that was made for it, which may not have been written.
         saved: after a kill, the last request whose checkpoint is written, as the guest reports it.
     """
 
@@ -117,10 +149,13 @@ class Request:
     message: dict[str, Any]
     reply: Reply
     limit: float | None
+    made_at: float = field(default_factory=time.monotonic)
     begin_by: float = 0.0
     begun: bool = False
     interrupted: bool = False
+    interrupt_sent: bool = False
     interrupted_at: float = -math.inf
+    growth: Growth | None = None
     killed: bool = False
     died: bool = False
     done: bool = False
@@ -128,6 +163,7 @@ class Request:
     unread: int | None = None
     deaths: int = 0
     failure: SendFailure | None = None
+    frame: Frame | None = None
     saved: object = None
 
     @property
@@ -210,13 +246,13 @@ class Deadlines:
             return self.cell_timeout
         return max(self.cell_timeout, self.start_timeout)  # no code of the cell's own
 
-    def worker_starts(self, since: float | None = None) -> None:
+    def worker_starts(self, left: float | None = None) -> None:
         """Note that a worker starts.
 
         Args:
-            since: when its time began, in seconds of ``time.monotonic()``; ``None`` for now.
+            left: seconds that it has left; ``None`` for all of its time.
         """
-        self.ready_by = (time.monotonic() if since is None else since) + self.start_timeout
+        self.ready_by = time.monotonic() + (self.start_timeout if left is None else left)
 
     def worker_is_ready(self) -> None:
         """Note that the worker is ready."""
@@ -261,11 +297,16 @@ class Deadlines:
         waits = request.stop is None or request.stop.cause == "checkpoint"
         if request.interrupted and waits and self.ready_by is None:
             request.stop = self._escalation("interrupt", request.step)
-            request.stop.next_action()  # the first interrupt has been sent
+            if request.interrupt_sent:
+                request.stop.next_action()
         if request.stop is not None:
+            if request.growth is not None and request.growth.goes_on:
+                request.stop.skip_grace()
             return request.stop.left()
         if self.ready_by is not None:
             return self.ready_by - time.monotonic()
+        if request.growth is not None:
+            return 0.0
         if request.limit is None:
             return None
         if not request.begun:
@@ -282,6 +323,8 @@ class Deadlines:
         if request.stop is None:
             if self.ready_by is not None:
                 request.stop = self._escalation("restore", 0)
+            elif request.growth is not None:
+                request.stop = self._escalation("growth", request.step, pending)
             elif not request.begun:
                 request.stop = self._escalation("checkpoint", request.step - 1)
             else:
@@ -290,7 +333,11 @@ class Deadlines:
 
     def explain(self, request: Request) -> None:
         """Say in the reply what was stopped and why, once that has had its effect."""
-        stop, notices = request.stop, request.reply.notices
+        stop, growth, notices = request.stop, request.growth, request.reply.notices
+        if growth is not None and not request.reply.is_told_of_growth:
+            was_cause = stop is not None and stop.cause == "growth"
+            notices.append(growth.notice("The cell was interrupted." if was_cause else ""))
+            request.reply.is_told_of_growth = True
         if stop is None:
             return
         if stop.cause == "limit":
@@ -302,7 +349,9 @@ class Deadlines:
             notices.append(self.reached("The start", "start_timeout"))
         elif stop.cause == "checkpoint":
             notices.append(self.reached("The checkpoint before this cell", "cell_timeout"))
-        if stop.killed:
+        if stop.killed and growth is not None and growth.goes_on:
+            notices.append("They went on growing after its interrupt, and it was killed.")
+        elif stop.killed:
             seconds = f"{self.grace:g} s"
             notices.append(f"It did not end within {seconds} after its interrupt and was killed.")
 
@@ -314,4 +363,7 @@ class Deadlines:
         return f"{what} reached its limit of {seconds:g} s ({option}) and was interrupted."
 
     def _escalation(self, cause: Cause, step: int, in_time: int = 0) -> Escalation:
-        return Escalation(cause, step, self.grace, self.kill_timeout, in_time)
+        kill_timeout = self.kill_timeout
+        if cause == "growth":
+            kill_timeout = min(kill_timeout, GROWTH_KILL_TIMEOUT)
+        return Escalation(cause, step, self.grace, kill_timeout, in_time)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from rlm_containers.errors import OptionError, SandboxLostError, SandboxStartError
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.deadlines import Deadlines, Request
+from rlm_containers.interpreter.deadlines import (
+    GROWTH_GRACE,
+    GROWTH_KILL_TIMEOUT,
+    Deadlines,
+    Growth,
+    Request,
+)
 from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Output, Pipe
 from rlm_containers.interpreter.reports import WorkerReports, listed
 from rlm_containers.interpreter.results import OutputCallback, UnsavedVariable
 from rlm_containers.interpreter.setup import WorkerSetup
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 #: The most workers that may die one after the other without any of them becoming ready.
 _DEATHS = 5
@@ -43,6 +49,9 @@ class Interpreter:
 
     Attributes:
         reports: what the guest has reported of its worker.
+        revive: called with the error when the container is lost. Returns the pipe to another one
+            with the same files, and the last request whose changes these have, as far as is known.
+            Raises the error if there is to be none.
     """
 
     def __init__(
@@ -65,7 +74,9 @@ class Interpreter:
         self._number = 0
         self._cells = 0
         self._request: Request | None = None
+        self._growth: Growth | None = None  # for which the worker was killed between cells
         self._answered_at = time.time()
+        self.revive: Callable[[SandboxLostError], tuple[Pipe, int]] = _raise
         deadlines.clock.wake = pipe.wake
 
     @property
@@ -74,15 +85,17 @@ class Interpreter:
 
     # Requests
 
-    def start(self) -> None:
+    def start(self, left: float | None = None) -> None:
         """Start the first worker and wait until it is ready.
+
+        Args:
+            left: seconds that it has left of its time; ``None`` for all of them.
 
         Raises:
             SandboxStartError: it was not ready in time.
             SandboxLostError: the container is gone, or one worker after the other dies.
         """
-        # The time counts from when the container was started.
-        self._start_worker(self.pipe.opened)
+        self._start_worker(left)
 
     def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Reply:
         """Send one request and wait for its answer.
@@ -127,7 +140,10 @@ class Interpreter:
         request = self._new_request("sync", timeout)
         self._run(request)
         self._log_notices(request)
-        return request.deaths == 0
+        if request.deaths:
+            return False
+        self.reports.note_settled(request.number)
+        return True
 
     def restart(self, between: Callable[[], None], *, restores: bool) -> Sequence[UnsavedVariable]:
         """Kill the worker and start another one.
@@ -148,11 +164,12 @@ class Interpreter:
         self.deadlines.worker_starts()
         kill = self._new_step("kill")
         with self._sending(kill):
-            self.pipe.send(wire.RESTART)
+            self.pipe.send(wire.RESTART, b"file")
         self._wait(kill)
         # Changes that the checkpoint does not have are not lost by this death.
         if isinstance(kill.saved, int):
             number = min(number, kill.saved)
+        self._growth = None
         try:
             between()
         finally:
@@ -161,7 +178,10 @@ class Interpreter:
         return self.reports.unsaved
 
     def interrupt(self) -> None:
-        """Interrupt the request under way, from any thread. See :class:`Escalation`."""
+        """Interrupt the request under way, from any thread or signal handler.
+
+        See :class:`Escalation`. What cannot be sent now, the thread that waits sends.
+        """
         request = self._request
         if request is None or request.done or (request.begun and not request.is_cell):
             return
@@ -169,8 +189,51 @@ class Interpreter:
         if now < request.interrupted_at + _INTERRUPT_INTERVAL:
             return
         request.interrupted_at = now
-        self._interrupt(request)
+        self._interrupt(request, self.pipe.try_send)
         self.pipe.wake()
+
+    def stop_growth(self, fact: str, remedy: str, *, far: bool, since: float) -> bool:
+        """Stop what makes the files of the workspace grow. Any thread may call this.
+
+        A cell is interrupted. If the files go on growing after that, it is killed, and so is what
+        earlier cells have left running while no cell runs.
+
+        Args:
+            fact: a sentence that says how large they are, for the user.
+            remedy: one that says what to do.
+            far: whether they are so large that it may come to a kill.
+            since: when they were smaller, in seconds of ``time.monotonic()``. A cell that began
+                after that may have no part in it.
+
+        Returns:
+            Whether the user will be told.
+
+        Raises:
+            SandboxLostError: the container is gone.
+        """
+        now = time.monotonic()
+        request = self._request
+        if request is not None and request.is_cell and not request.done:
+            if request.made_at > since:
+                return False
+            growth = request.growth
+            if growth is None:
+                request.growth = Growth(fact, remedy, now)
+                logger.info("%s: %s The cell is interrupted.", self._container, fact)
+            elif far and now > growth.since + GROWTH_GRACE:
+                growth.goes_on = True
+            self.pipe.wake()
+            return True
+        if not far:
+            return False
+        if self._growth is None:
+            # The supervisor forks another worker, which the next request starts.
+            self._growth = Growth(fact, remedy, now)
+            logger.info("%s: %s What cells have left running is killed.", self._container, fact)
+            self.pipe.send(wire.RESTART)
+        elif now > self._growth.since + GROWTH_KILL_TIMEOUT:
+            self.give_up()
+        return True
 
     def _new_request(
         self, op: str, limit: float | None, on_output: OutputCallback | None = None, **content: Any
@@ -211,7 +274,13 @@ class Interpreter:
             # Ctrl-C is meant for the cell as well, and a failing callback ends it, too. The next
             # request must find the guest idle in any case.
             request.reply.forget_callback()
-            self._end(request)
+            if self.deadlines.ready_by is None and not self._was_sent(request):
+                request.done = True
+            try:
+                self._end(request)
+            except SandboxLostError as lost:  # the first exception matters
+                self._request = None
+                logger.info("%s: %s", self._container, lost.what)
             self._log_notices(request)
             raise
         self._request = None
@@ -224,7 +293,7 @@ class Interpreter:
         waiting to the next request.
         """
         if not request.interrupted and not request.done:
-            self._interrupt(request)
+            self._interrupt(request, self._send_frame)
         while not request.done:
             try:
                 self._wait(request)
@@ -241,9 +310,9 @@ class Interpreter:
 
     # Sending
 
-    def _start_worker(self, since: float | None = None) -> None:
+    def _start_worker(self, left: float | None = None) -> None:
         """Start the worker that the supervisor has forked, and wait until it is ready."""
-        self.deadlines.worker_starts(since)
+        self.deadlines.worker_starts(left)
         start = self._new_step("start")
         self._send_setup(start)
         self._wait(start)
@@ -255,8 +324,17 @@ class Interpreter:
 
     def _send(self, request: Request) -> None:
         self.deadlines.send(request)
+        request.frame = self.pipe.message(request.message)
         with self._sending(request):
-            self.pipe.send_message(**request.message)
+            self.pipe.write(request.frame)
+
+    def _was_sent(self, request: Request) -> bool:
+        """Return whether a request was sent, or will be before the next one."""
+        return request.frame is not None and self.pipe.has_begun(request.frame)
+
+    def _send_frame(self, kind: int, payload: bytes) -> bool:
+        self.pipe.send(kind, payload)
+        return True
 
     @contextlib.contextmanager
     def _sending(self, request: Request) -> Iterator[None]:
@@ -270,12 +348,12 @@ class Interpreter:
         except SandboxLostError as error:
             self.deadlines.send_failed(request, error)
 
-    def _interrupt(self, request: Request) -> None:
+    def _interrupt(self, request: Request, send: Callable[[int, bytes], bool]) -> None:
         request.interrupted = True
         # While a worker restores variables, an interrupt would cost the one that it is at.
         if self.deadlines.ready_by is None:
             with self._sending(request):
-                self.pipe.send(wire.INTERRUPT, request.step.to_bytes(8, "big"))
+                request.interrupt_sent = send(wire.INTERRUPT, request.step.to_bytes(8, "big"))
 
     # Receiving
 
@@ -313,11 +391,12 @@ class Interpreter:
             stream = reply.stdout if item.stream == wire.STDOUT else reply.written_stderr
             stream.feed(item.data)
         elif isinstance(item, Closed):
-            raise self._gone(item)
+            self._replace_container(self.gone(item), request)
         elif isinstance(item, Event):
-            if item.content.get("event") == "killed":
+            event = item.content.get("event")
+            if event == "killed":
                 self.reports.note_kill(item.content, request.reply)
-            else:
+            elif event != "ended":  # Closed follows
                 self._handle_death(item.content, request)
         elif isinstance(item, Message):
             self._handle_message(item.content, request)
@@ -358,11 +437,36 @@ class Interpreter:
             request.reply.note_death(event)
             request.killed = request.stop is not None and request.stop.killed
         self.deadlines.explain(request)
-        request.stop = None
+        request.stop = request.growth = None
+        if self._growth is not None:
+            notice = self._growth.notice("What cells had left running was killed.")
+            request.reply.notices.append(notice)
+            self._growth = None
         self.reports.note_death(event, request.reply)
         self._send_setup(request)
         if request.op != "start":  # whose time goes on
             self.deadlines.worker_starts()
+
+    def _replace_container(self, error: SandboxLostError, request: Request) -> None:
+        """Go on in another container, as with a worker whose predecessor has died.
+
+        Raises:
+            SandboxLostError: there is none.
+        """
+        if request.is_startup:
+            raise error
+        # What was not written has not begun. What was written may have, and is not run again.
+        has_begun = request.frame is not None and bool(request.frame.written)
+        self.pipe, saved = self.revive(error)
+        self.deadlines.clock.wake = self.pipe.wake
+        request.failure = None
+        event = {
+            "event": "died",
+            "lost": error.what,
+            "begun": request.number if has_begun else -1,
+            "saved": saved,
+        }
+        self._handle_death(event, request)
 
     def _handle_ready(self, content: dict[str, Any], request: Request) -> None:
         """Handle the news that a worker is ready.
@@ -405,9 +509,11 @@ class Interpreter:
         if stop is not None or request.interrupted:
             with self._sending(request):
                 self.pipe.send(wire.SWEEP)
-        if stop is not None and stop.cause == "limit" and stop.in_time < 0:
+        if stop is not None and stop.cause in ("limit", "growth") and stop.in_time < 0:
             self.deadlines.explain(request)
-            request.reply.status = "timeout"
+            request.reply.status = "timeout" if stop.cause == "limit" else "full"
+        elif request.growth is not None:
+            self.deadlines.explain(request)
         request.done = True
 
     # What goes wrong
@@ -420,7 +526,7 @@ class Interpreter:
             SandboxLostError: nothing has any effect on the container.
         """
         if request.failure is not None:
-            self._give_up()
+            self.give_up()
             raise request.failure.error
         if request.is_startup:
             self._abandon()
@@ -438,19 +544,20 @@ class Interpreter:
             with self._sending(request):
                 self.pipe.send(wire.RESTART)
         else:
-            self._give_up()
+            self.give_up()
             raise SandboxLostError(
                 "The guest does not answer any more, not even to being killed.",
                 remedy="Make a new Sandbox. The container has been removed.",
                 container=self._container,
             )
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Remove a container whose guest does not answer any more. Any thread may call this."""
         self.pipe.hang_up("it did not answer any more")
         self._abandon()
 
-    def _gone(self, closed: Closed) -> SandboxLostError:
-        """Return the error that says how the container ended."""
+    def gone(self, closed: Closed) -> SandboxLostError:
+        """Return the error that says how the container ended. Any thread may call this."""
         why = closed.reason or f"its program ended with status {closed.exit_code}"
         remedy = "Make a new Sandbox. Was it removed by someone, or its engine stopped?"
         if closed.exit_code == KILLED and not closed.reason:
@@ -465,3 +572,7 @@ class Interpreter:
             remedy=remedy,
             container=self._container,
         )
+
+
+def _raise(error: SandboxLostError) -> tuple[Pipe, int]:
+    raise error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import signal
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, AnyStr, Generic
 
 from rlm_containers.interpreter.results import (
     CellResult,
@@ -16,10 +17,72 @@ from rlm_containers.interpreter.results import (
 
 #: The exit codes of cells that ended in one of these ways, as shells and ``python`` have them.
 #: Cells that ended in another way have an exit code of their own.
-_EXIT_CODES = {"ok": 0, "error": 1, "timeout": 124, "interrupted": 130, "killed": 137}
+#: That of full ones is 128 plus SIGXFSZ, which a program gets whose file has become too large.
+_EXIT_CODES = {
+    "ok": 0,
+    "error": 1,
+    "timeout": 124,
+    "interrupted": 130,
+    "killed": 137,
+    "full": 128 + signal.SIGXFSZ,
+}
 
 #: The most pieces of output to keep apart before they are joined.
 _PIECES = 1000
+
+
+class Excerpt(Generic[AnyStr]):
+    """The first and the last part of what arrives in pieces, text or bytes.
+
+    Args:
+        limit: characters or bytes to keep. Of more the first and the last half of that stay.
+        empty: ``""`` or ``b""``.
+    """
+
+    def __init__(self, limit: int, empty: AnyStr) -> None:
+        self._limit = limit
+        self._empty: AnyStr = empty
+        self._head: list[AnyStr] = []
+        self._head_left = limit // 2
+        self._tail: list[AnyStr] = []
+        self._tail_length = 0
+        self._cut = 0
+
+    def add(self, piece: AnyStr) -> None:
+        """Add the next piece."""
+        if self._head_left:
+            first = piece[: self._head_left]
+            self._append(self._head, first)
+            self._head_left -= len(first)
+            piece = piece[len(first) :]
+        if piece:
+            # The container decides how long a single piece is.
+            self._cut += max(0, len(piece) - self._limit)
+            piece = piece[-self._limit :]
+            self._append(self._tail, piece)
+            self._tail_length += len(piece)
+            if self._tail_length > 2 * self._limit:
+                self._trim()
+
+    def parts(self) -> tuple[AnyStr, AnyStr, int]:
+        """Return the first part, the last part, and how much was cut between them."""
+        self._trim()
+        return self._empty.join(self._head), self._empty.join(self._tail), self._cut
+
+    def _append(self, pieces: list[AnyStr], piece: AnyStr) -> None:
+        """Add a piece. Join them when there are many: short ones take much more than their text."""
+        pieces.append(piece)
+        if len(pieces) > _PIECES:
+            pieces[:] = [self._empty.join(pieces)]
+
+    def _trim(self) -> None:
+        keep = self._limit - self._limit // 2
+        tail = self._empty.join(self._tail)
+        if len(tail) > keep:
+            self._cut += len(tail) - keep
+            tail = tail[-keep:]
+        self._tail = [tail] if tail else []
+        self._tail_length = len(tail)
 
 
 class OutputCollector:
@@ -33,14 +96,9 @@ class OutputCollector:
 
     def __init__(self, name: StreamName, limit: int, callback: OutputCallback | None) -> None:
         self.name = name
-        self.limit = limit
         self.callback = callback
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._head: list[str] = []
-        self._head_left = limit // 2
-        self._tail: list[str] = []
-        self._tail_length = 0
-        self._cut = 0
+        self._kept = Excerpt(limit, "")
 
     def feed(self, data: bytes, *, final: bool = False) -> None:
         """Add bytes as read; with ``final`` also an incomplete character at the end."""
@@ -49,44 +107,13 @@ class OutputCollector:
             return
         if self.callback is not None:
             self.callback(self.name, text)
-        if self._head_left:
-            piece = text[: self._head_left]
-            _append(self._head, piece)
-            self._head_left -= len(piece)
-            text = text[len(piece) :]
-        if text:
-            # The container decides how long a single piece is.
-            self._cut += max(0, len(text) - self.limit)
-            text = text[-self.limit :]
-            _append(self._tail, text)
-            self._tail_length += len(text)
-            if self._tail_length > 2 * self.limit:
-                self._trim()
+        self._kept.add(text)
 
     def text(self) -> str:
         """Return all output, or its head and tail and between them the number of cut characters."""
         self.feed(b"", final=True)
-        self._trim()
-        head, tail = "".join(self._head), "".join(self._tail)
-        if not self._cut:
-            return head + tail
-        return f"{head}\n[... {self._cut} characters cut ...]\n{tail}"
-
-    def _trim(self) -> None:
-        keep = self.limit - self.limit // 2
-        tail = "".join(self._tail)
-        if len(tail) > keep:
-            self._cut += len(tail) - keep
-            tail = tail[-keep:]
-        self._tail = [tail] if tail else []
-        self._tail_length = len(tail)
-
-
-def _append(pieces: list[str], piece: str) -> None:
-    """Add a piece. Join them when there are many: short strings take much more than their text."""
-    pieces.append(piece)
-    if len(pieces) > _PIECES:
-        pieces[:] = ["".join(pieces)]
+        head, tail, cut = self._kept.parts()
+        return f"{head}\n[... {cut} characters cut ...]\n{tail}" if cut else head + tail
 
 
 @dataclass
@@ -96,6 +123,7 @@ class Reply:
     Attributes:
         stdout: what was written to standard output.
         written_stderr: what was written to standard error.
+        is_told_of_growth: whether the notices say that files have grown too much.
         artifacts: paths that the guest says it has made. They may not exist.
 
     The other attributes are those of :class:`CellResult`.
@@ -110,7 +138,9 @@ class Reply:
     lost: tuple[str, ...] = ()
     older: tuple[str, ...] = ()
     exit_code: int = 0
+    is_told_of_growth: bool = False
     artifacts: list[str] = field(default_factory=list)
+    unwritten: int = 0
 
     @classmethod
     def collecting(cls, limit: int, on_output: OutputCallback | None) -> Reply:
@@ -148,6 +178,7 @@ class Reply:
             older=self.older,
             exit_code=_EXIT_CODES.get(self.status, self.exit_code),
             notices=tuple(self.notices),
+            unwritten=self.unwritten,
         )
 
     def note_exit(self, code: object) -> None:

@@ -8,17 +8,20 @@ the pipe closes as soon as the bytes are no longer frames.
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
-from rlm_containers.errors import SandboxLostError
+from rlm_containers.errors import SandboxBusyError, SandboxLostError, describe
 from rlm_containers.guest import wire
+from rlm_containers.interpreter.direct import DirectSocket
+from rlm_containers.interpreter.queue import BoundedQueue, Woken
+from rlm_containers.interpreter.threads import start_thread
 from rlm_containers.interpreter.untrusted import UntrustedJSON
 from runtimes import ContainerProcess
 
@@ -37,6 +40,9 @@ _WRITE_TIMEOUT = 60.0
 #: Milliseconds between two checks whether a blocked write is still wanted.
 _WRITE_CHECK = 100
 
+#: Seconds between two looks at the reader by whoever waits for it. It may have died.
+_READER_CHECK = 1.0
+
 #: Bytes in memory of the items that wait to be received. Past that the reader waits, and so does
 #: the container.
 _MAX_WAITING = 64 * 1024 * 1024
@@ -47,6 +53,9 @@ _ITEM_OVERHEAD = 500
 #: Parts of a message. Reports of variables have four for each variable.
 _MAX_PARTS = 200_000
 
+#: Payloads of at least so many bytes are not copied. Output is always shorter.
+_WHOLE = 1024 * 1024 + 1
+
 #: The longest payload of each kind of frame, in bytes. A supervisor reads 64 KiB of a stream at a
 #: time, and its own events are short.
 _LIMITS = {
@@ -55,7 +64,14 @@ _LIMITS = {
     wire.STDOUT: 1024 * 1024,
     wire.STDERR: 1024 * 1024,
     wire.EVENT: 64 * 1024,
+    wire.RUN_OUT: 128 * 1024,
+    wire.RUN_ERR: 128 * 1024,
+    wire.TAKEN: 8,
+    wire.ENDED: 4096,
 }
+
+#: The frames about commands.
+_OF_COMMANDS = (wire.RUN_OUT, wire.RUN_ERR, wire.TAKEN, wire.ENDED)
 
 
 @dataclass(frozen=True)
@@ -102,74 +118,22 @@ class FloodError(Exception):
     """The container sends more than anyone can answer."""
 
 
-_T = TypeVar("_T")
+@dataclass(eq=False)
+class Frame:
+    """A frame to be written.
 
-
-class BoundedQueue(Generic[_T]):
-    """A queue between one thread that puts and one that gets, bounded by the size of its items.
-
-    ``queue.Queue`` bounds the number of items only, and cannot be woken.
-
-    Args:
-        limit: the total size of the waiting items. A single item may be larger.
+    Attributes:
+        data: all of its bytes.
+        written: how many of them each write took.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._items: deque[tuple[_T, int]] = deque()
-        self._size = 0
-        self._woken = False
-        self._closed = False
-        self._lock = threading.Lock()
-        self._filled = threading.Condition(self._lock)
-        self._emptied = threading.Condition(self._lock)
+    data: memoryview
+    written: list[int] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def put(self, item: _T, size: int) -> None:
-        """Add an item as soon as it fits. Drop it after :meth:`close`."""
-        with self._lock:
-            while self._items and self._size + size > self._limit and not self._closed:
-                self._emptied.wait()
-            if self._closed:
-                return
-            self._items.append((item, size))
-            self._size += size
-            self._filled.notify()
-
-    def get(self, timeout: float | None) -> _T:
-        """Remove and return the next item.
-
-        Args:
-            timeout: seconds to wait for one; ``None`` to wait without a limit.
-
-        Raises:
-            TimeoutError: none came in time, or :meth:`wake` was called.
-        """
-        with self._lock:
-            # wait_for() would allocate a lock even if there is an item, as there mostly is.
-            if not self._items:
-                self._filled.wait_for(lambda: self._items or self._woken, timeout)
-            self._woken = False
-            if not self._items:
-                raise TimeoutError
-            item, size = self._items.popleft()
-            self._size -= size
-            self._emptied.notify()
-            return item
-
-    def wake(self) -> None:
-        """Make a waiting :meth:`get` return without an item. Any thread may call this."""
-        with self._lock:
-            self._woken = True
-            self._filled.notify()
-
-    def close(self) -> None:
-        """Let no :meth:`put` wait any more: nobody will get its item."""
-        with self._lock:
-            self._closed = True
-            self._emptied.notify()
+    @property
+    def count(self) -> int:
+        """How many bytes were written."""
+        return sum(self.written)
 
 
 class Pipe:
@@ -177,30 +141,50 @@ class Pipe:
 
     Args:
         process: the container's program.
-        on_call: called in the reader's thread with the number and payload of every call that the
-            container makes over the pipe. Must not wait. Raises FloodError to end the pipe.
+        on_call: see below.
+        direct: where the guest may connect to. This object owns it from now on.
 
     Attributes:
-        opened: when the pipe was opened, in seconds of ``time.monotonic()``.
         closed: how the container ended; ``None`` while it runs.
+        on_call: called in the reader's thread with the number and payload of every call that the
+            container makes over the pipe. Must not wait. Raises FloodError to end the pipe.
+        on_command: called in the reader's thread with the kind and payload of every frame about a
+            command. Must not wait. Raises FloodError to end the pipe.
+        on_saved: called in the reader's thread when the guest reports a checkpoint. Must not wait.
+        on_closed: called in the reader's thread when the container has ended.
     """
 
-    def __init__(self, process: ContainerProcess, on_call: Callable[[int, bytes], None]) -> None:
+    def __init__(
+        self,
+        process: ContainerProcess,
+        on_call: Callable[[int, bytes | bytearray], None] = lambda number, payload: None,
+        direct: DirectSocket | None = None,
+    ) -> None:
         self.process = process
-        self.opened = time.monotonic()
         self.closed: Closed | None = None
-        self._on_call = on_call
+        self.on_call = on_call
+        self.on_command: Callable[[int, bytes], None] = lambda kind, payload: None
+        self.on_saved: Callable[[], None] = lambda: None
+        self.on_closed: Callable[[], None] = lambda: None
         self._items: BoundedQueue[Item] = BoundedQueue(_MAX_WAITING)
         self._stderr = bytearray()
-        self._write_lock = threading.Lock()
+        self._frame = Frame(memoryview(b""))  # the last one
+        # A signal handler may hang up while the code below it writes: the first lock lets it in,
+        # and the second one tells that code's state.
+        self._write_lock = threading.RLock()
+        self._writing = threading.Lock()
         self._hung_up = False
+        self._end_by = math.inf  # when a guest that was hung up on must have ended
         self._reason = ""
+        self._direct = direct
+        self._is_direct = False  # whether the guest has connected
+        # The last of the two to be done closes the descriptors. Before, their numbers could become
+        # those of another container's while the reader still reads them.
+        self._ending = threading.RLock()
+        self._has_read = self._is_over = False
         # A full pipe must not block the writer without a limit, see send().
         os.set_blocking(process.stdin, False)
-        self._reader = threading.Thread(
-            target=self._read, name=f"rlm-pipe-{process.name}", daemon=True
-        )
-        self._reader.start()
+        self._reader = start_thread(self._read, f"rlm-pipe-{process.name}", container=process.name)
 
     def send(self, kind: int, payload: bytes = b"") -> None:
         """Write one frame.
@@ -210,31 +194,111 @@ class Pipe:
                 last may say more about how it ended.
             guest.wire.FrameError: the payload is too large for one frame.
         """
-        frame = memoryview(wire.encode(kind, payload))
-        deadline = time.monotonic() + _WRITE_TIMEOUT
+        self.write(self.frame(kind, payload))
+
+    def try_send(self, kind: int, payload: bytes = b"") -> bool:
+        """Write one frame, unless another is being written. For signal handlers.
+
+        Returns:
+            Whether it was written.
+
+        Raises:
+            SandboxLostError: as for :meth:`send`.
+        """
+        if not self._write_lock.acquire(blocking=False):
+            return False
+        try:
+            if self._writing.locked():
+                return False
+            self.send(kind, payload)
+        finally:
+            self._write_lock.release()
+        return True
+
+    def frame(self, kind: int, payload: bytes) -> Frame:
+        """Return a frame to be written.
+
+        Raises:
+            guest.wire.FrameError: the payload is too large for one frame.
+        """
+        return Frame(memoryview(wire.encode(kind, payload)))
+
+    def write(self, frame: Frame, timeout: float | None = None) -> None:
+        """Write a frame. If that is interrupted by an exception, the next call completes it.
+
+        Args:
+            frame: the frame.
+            timeout: seconds for the other side to read it; ``None`` for a minute.
+
+        Raises:
+            SandboxLostError: as for :meth:`send`.
+            SandboxBusyError: this thread is in the middle of a write: this is a signal handler, or
+                something like it.
+        """
         with self._write_lock:
-            while frame:
-                if self.process.stdin < 0:
-                    raise self._lost("its pipe is closed")
-                try:
-                    frame = frame[os.write(self.process.stdin, frame) :]
-                except BlockingIOError:
-                    if self._hung_up:
-                        raise self._lost("it was closed") from None
-                    if time.monotonic() > deadline:
-                        # Half a frame is in the pipe, so nothing else can be sent after it.
-                        self._reason = self._reason or "it does not read any more"
-                        self.process.close_stdin()
-                        raise self._lost(self._reason) from None
-                    writable = select.poll()
-                    writable.register(self.process.stdin, select.POLLOUT)
-                    writable.poll(_WRITE_CHECK)
-                except OSError:
-                    raise self._lost("its pipe is broken") from None
+            if self._writing.locked():
+                raise SandboxBusyError(
+                    "This call was made in the middle of another one's message to the container.",
+                    remedy="Make it later: in a thread, or once the other has returned.",
+                    container=self.process.name,
+                )
+            try:
+                with self._writing:
+                    deadline = time.monotonic() + (_WRITE_TIMEOUT if timeout is None else timeout)
+                    self._complete(self._frame, deadline)
+                    self._frame = frame
+                    self._complete(frame, deadline)
+            finally:
+                if self._hung_up:
+                    self._close_input()
+
+    def has_begun(self, frame: Frame) -> bool:
+        """Whether a frame was written, or is going to be completed."""
+        return frame is self._frame or bool(frame.written)
+
+    def _complete(self, frame: Frame, deadline: float) -> None:
+        while (count := frame.count) < len(frame.data):
+            if self.process.stdin < 0:
+                raise self._lost("its pipe is closed")
+            try:
+                # In one step: an exception of a signal handler must not come between a write and
+                # the note of how much it took.
+                frame.written.extend(map(os.write, (self._input(),), (frame.data[count:],)))
+            except BlockingIOError:
+                if self._hung_up:
+                    raise self._lost("it was closed") from None
+                if time.monotonic() > deadline:
+                    # Half a frame is in the pipe, so nothing else can be sent after it.
+                    self._reason = self._reason or "it does not read any more"
+                    self._close_input()
+                    raise self._lost(self._reason) from None
+                writable = select.poll()
+                writable.register(self._input(), select.POLLOUT)
+                writable.poll(_WRITE_CHECK)
+            except OSError:
+                raise self._lost("its pipe is broken") from None
+        frame.data = frame.data[:0]  # it may be large
+
+    def _input(self) -> int:
+        """Return the descriptor to write to."""
+        return self._direct.fileno() if self._direct and self._is_direct else self.process.stdin
+
+    def _close_input(self) -> None:
+        if self._direct is not None:
+            self._direct.shut_down()
+        self.process.close_stdin()
 
     def send_message(self, **content: Any) -> None:
         """Write one JSON object for the worker."""
-        self.send(wire.MESSAGE, json.dumps(content).encode("ascii"))
+        self.write(self.message(content))
+
+    def message(self, content: dict[str, Any]) -> Frame:
+        """Return a JSON object for the worker, to be written.
+
+        Raises:
+            guest.wire.FrameError: it is too large for one frame.
+        """
+        return self.frame(wire.MESSAGE, json.dumps(content).encode("ascii"))
 
     def receive(self, timeout: float | None = None) -> Item:
         """Return the next item; always :class:`Closed` once the container has ended.
@@ -245,9 +309,43 @@ class Pipe:
         Raises:
             TimeoutError: nothing came in time, or :meth:`wake` was called.
         """
-        if self.closed is not None and not self._items:
-            return self.closed
-        return self._items.get(None if timeout is None else max(0.0, timeout))
+        deadline = math.inf if timeout is None else time.monotonic() + max(0.0, timeout)
+        while True:
+            if self.closed is not None and not self._items:
+                return self.closed
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                return self._items.get(min(left, _READER_CHECK))
+            except Woken:
+                raise
+            except TimeoutError:
+                ended = self.ended()
+                if ended is not None and not self._items:
+                    return ended
+                if left <= _READER_CHECK and time.monotonic() >= deadline:
+                    raise
+
+    def items(self, timeout: float) -> Iterator[Item]:
+        """Yield what comes in some time, however much that is, and raise TimeoutError then.
+
+        Args:
+            timeout: the seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            yield self.receive(left)
+        for _ in range(self.pending()):  # they came in time
+            yield self.receive(0)
+        raise TimeoutError
+
+    def ended(self) -> Closed | None:
+        """Return how the container ended; ``None`` while it runs.
+
+        A guest that does not end although it was hung up on counts as ended after a while.
+        """
+        if not self._reader.is_alive() or time.monotonic() > self._end_by:
+            return self.closed or Closed(None, "", self._reason or "its reader died")
+        return self.closed
 
     def wake(self) -> None:
         """Wake :meth:`receive` so that its caller recomputes the timeout. Any thread may call."""
@@ -258,11 +356,20 @@ class Pipe:
         return len(self._items)
 
     def hang_up(self, reason: str = "it was closed") -> None:
-        """Close the pipe, which ends the guest. Do not wait for that."""
+        """Close the pipe, which ends the guest. Do not wait for that.
+
+        Any thread may call this, and a signal handler wherever it strikes.
+        """
         self._reason = self._reason or reason
+        self._end_by = min(self._end_by, time.monotonic() + _END_TIMEOUT)
         self._hung_up = True  # else a write to a guest that does not read would hold the lock
         with self._write_lock:
-            self.process.close_stdin()
+            if not self._writing.locked():  # else this thread closes it when it has written
+                self._close_input()
+
+    def is_reading_here(self) -> bool:
+        """Whether this thread is the reader, for which :meth:`close` waits."""
+        return threading.current_thread() is self._reader
 
     def close(self, timeout: float) -> None:
         """Close the pipe, which ends the guest, and wait for the client to end.
@@ -273,16 +380,46 @@ class Pipe:
         self._items.close()
         self._hung_up = True
         with self._write_lock:
-            self.process.close_stdin()
+            self._close_input()
         self._reader.join(timeout)
         if self._reader.is_alive():
             self.process.kill()
+            if self._direct is not None:
+                self._direct.cut()
             self._reader.join(timeout)
+        self._close_descriptors(is_over=True)
+
+    def _close_descriptors(self, *, has_read: bool = False, is_over: bool = False) -> None:
+        with self._ending:
+            self._has_read |= has_read
+            self._is_over |= is_over
+            if not (self._has_read and self._is_over):
+                return
         self.process.close()
+        if self._direct is not None:
+            self._direct.close()
 
     # The reader's thread
 
     def _read(self) -> None:
+        reason, exit_code = "", None
+        try:
+            reason = self._read_to_end()
+            exit_code = self.process.wait(_END_TIMEOUT)
+        except BaseException as error:
+            # MemoryError above all. Whatever ends this thread, somebody may wait for its items.
+            reason = reason or f"its output could not be read ({describe(error)})"
+            self.hang_up(reason)
+            self.process.kill()
+        finally:
+            stderr = self._stderr.decode("utf-8", "replace")
+            self.closed = Closed(exit_code, stderr, reason or self._reason)
+            self.on_closed()
+            self._items.put(self.closed, 0)
+            self._close_descriptors(has_read=True)
+
+    def _read_to_end(self) -> str:
+        """Read until the container ends or its bytes are no frames; return why it is the latter."""
         reason = ""
         try:
             self._read_frames()
@@ -292,27 +429,25 @@ class Pipe:
             reason = f"the container sent a frame with no JSON object in it ({error})"
         except FloodError as error:
             reason = str(error)
+        except MemoryError:
+            reason = "this process has no memory left for what the container sent"
         # Either the container has ended, or the position of the next frame is not known.
-        self._reason = self._reason or reason
-        self._hung_up = True
-        with self._write_lock:
-            self.process.close_stdin()
+        self.hang_up(reason)
         if reason:
             self._discard()
-        exit_code = self.process.wait(_END_TIMEOUT)
-        stderr = self._stderr.decode("utf-8", "replace")
-        self.closed = Closed(exit_code, stderr, reason or self._reason)
-        self._items.put(self.closed, 0)
+        return reason
 
     def _read_frames(self) -> None:
-        decoder = wire.FrameDecoder(_LIMITS)
+        streams = wire.FrameDecoder(_LIMITS, _WHOLE)
+        direct = wire.FrameDecoder(_LIMITS, _WHOLE)
         poll = select.poll()
         open_ends = {self.process.stdout, self.process.stderr}
         for descriptor in open_ends:
             poll.register(descriptor, select.POLLIN)
+        connection = -1
         while open_ends:
             for descriptor, _ in poll.poll():
-                data = os.read(descriptor, 1 << 20)
+                data = self._receive(descriptor)
                 if not data:
                     poll.unregister(descriptor)
                     open_ends.discard(descriptor)
@@ -320,31 +455,73 @@ class Pipe:
                     self._stderr += data
                     del self._stderr[:-_STDERR_KEPT]
                 else:
-                    for kind, payload in decoder.feed(data):
-                        self._dispatch(kind, payload)
+                    self._feed(direct if descriptor == connection else streams, data)
+            if self._is_direct and self._direct and connection < 0:
+                connection = self._direct.fileno()
+                poll.register(connection, select.POLLIN)
+        # The container has ended, or its client has. What it had said before has all arrived.
+        if self._direct is not None:
+            self._direct.cut()
+        while connection >= 0 and (data := self._receive(connection)):
+            self._feed(direct, data)
+
+    def _receive(self, descriptor: int) -> bytes:
+        """Read. Return nothing at the end."""
+        try:
+            return os.read(descriptor, wire.CHUNK)
+        except (BlockingIOError, ConnectionError):
+            return b""
+
+    def _feed(self, decoder: wire.FrameDecoder, data: bytes) -> None:
+        for kind, payload in decoder.feed(data):
+            self._dispatch(kind, payload)
+            del payload  # else it would be kept until the next frame
 
     def _discard(self) -> None:
         """Read to the end: a guest that is blocked in a write does not see that its pipe closed."""
         deadline = time.monotonic() + _END_TIMEOUT
         poll = select.poll()
-        poll.register(self.process.stdout, select.POLLIN)
-        while poll.poll(1000 * max(0.0, deadline - time.monotonic())):
-            if not os.read(self.process.stdout, 1 << 20):
-                return
+        open_ends = {self.process.stdout}
+        if self._direct is not None and self._is_direct:
+            open_ends.add(self._direct.fileno())
+        for descriptor in open_ends:
+            poll.register(descriptor, select.POLLIN)
+        while open_ends and (left := deadline - time.monotonic()) > 0:
+            for descriptor, _ in poll.poll(1000 * left):
+                if not self._receive(descriptor):
+                    poll.unregister(descriptor)
+                    open_ends.discard(descriptor)
 
-    def _dispatch(self, kind: int, payload: bytes) -> None:
+    def _dispatch(self, kind: int, payload: bytes | bytearray) -> None:
         if kind in (wire.STDOUT, wire.STDERR):
-            self._items.put(Output(kind, payload), _ITEM_OVERHEAD + len(payload))
+            self._items.put(Output(kind, bytes(payload)), _ITEM_OVERHEAD + len(payload))
         elif kind == wire.CALL:
             if len(payload) >= 4:
-                self._on_call(int.from_bytes(payload[:4], "big"), payload[4:])
+                number = int.from_bytes(payload[:4], "big")
+                if isinstance(payload, bytearray):
+                    del payload[:4]  # copies nothing
+                    self.on_call(number, payload)
+                else:
+                    self.on_call(number, payload[4:])
+        elif kind in _OF_COMMANDS:
+            self.on_command(kind, bytes(payload))
         elif kind in (wire.MESSAGE, wire.EVENT):
             text = UntrustedJSON(payload, _MAX_PARTS)
             content = text.load()
             if not isinstance(content, dict):
                 raise ValueError("it is no object")
+            if content.get("direct") is True and kind == wire.EVENT:
+                self._connect()
+            if kind == wire.MESSAGE and content.get("op") == "saved":
+                self.on_saved()
             item = Message(content) if kind == wire.MESSAGE else Event(content)
             self._items.put(item, _ITEM_OVERHEAD + text.size)
+
+    def _connect(self) -> None:
+        """Read and write what follows by the direct connection."""
+        if self._direct is None or self._is_direct or not self._direct.accept():
+            raise ValueError("it says that it has connected, and has not")
+        self._is_direct = True
 
     def _lost(self, how: str) -> SandboxLostError:
         stderr = self._stderr.decode("utf-8", "replace").strip()

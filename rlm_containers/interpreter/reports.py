@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import signal
 import unicodedata
@@ -16,8 +15,9 @@ from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.results import CellStatus, UnsavedVariable
 from rlm_containers.interpreter.setup import WorkerSetup
 from rlm_containers.interpreter.untrusted import printable
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 #: The statuses that a guest may report. The host finds out the others by itself.
 _STATUSES: dict[object, CellStatus] = {
@@ -53,6 +53,10 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 #: outside ASCII counts, because ``\w`` leaves out the combining marks of some scripts.
 _WORD = re.compile(r"(?:[A-Za-z_]|[^\x00-\x7f])(?:[A-Za-z0-9_]|[^\x00-\x7f])*")
 
+#: The most cells whose code is remembered as it is, and the most characters of each.
+_KEPT_CODES = 1_000
+_KEPT_CODE = 100_000
+
 #: The most names to remember of cells whose checkpoints fail one after the other. Guests report no
 #: name that is longer than :data:`_LOCALS_TEXT`.
 _WORDS = 100_000
@@ -71,23 +75,33 @@ class UnsavedChanges:
 
     def __init__(self) -> None:
         self.last_answer = 0
-        self._code = ""  # of the last request; searched for names only when they are needed
-        self._words: set[str] = set()  # of the requests before it
+        # The code of each request since the last checkpoint, by its number. It is searched for
+        # names only when they are needed.
+        self._code: dict[int, str] = {}
+        # Where that would be too much, the words in it, and the last request that has them.
+        self._words: set[str] = set()
+        self._words_until = 0
 
-    def note_answer(self, number: int, code: object, *, saved: bool) -> None:
+    @property
+    def count(self) -> int:
+        """How many requests were answered since the last checkpoint, up to some thousand."""
+        return len(self._code)
+
+    def note_answer(self, number: int, code: object, *, saved: object) -> None:
         """Note that a request was answered.
 
         Args:
             number: its number.
             code: the cell's code, or the names that another request binds.
-            saved: whether the last checkpoint has the changes of all requests before it.
+            saved: the last request whose checkpoint is written, as the guest reports it.
         """
-        if saved:
-            self._words.clear()
-        else:
-            self._keep_words()
+        if isinstance(saved, int):
+            self._forget(saved)
         self.last_answer = number
-        self._code = code if isinstance(code, str) else ""
+        text = code if isinstance(code, str) else ""
+        if len(self._code) >= _KEPT_CODES or len(text) > _KEPT_CODE:
+            self._keep_words()
+        self._code[number] = text
 
     def note_death(self, saved: object) -> Set[str] | None:
         """Note that the worker died.
@@ -101,6 +115,7 @@ class UnsavedChanges:
         """
         if not isinstance(saved, int) or saved >= self.last_answer:
             return None
+        self._forget(saved)
         self._keep_words()
         words = frozenset(self._words)
         self.restart(saved)
@@ -109,17 +124,26 @@ class UnsavedChanges:
     def restart(self, number: int) -> None:
         """Note that the next worker goes on from the checkpoint of a request; 0 for none."""
         self.last_answer = number
-        self._code = ""
+        self._code.clear()
         self._words.clear()
 
+    def _forget(self, saved: int) -> None:
+        """Forget the code of requests that a checkpoint has the changes of."""
+        for number in [number for number in self._code if number <= saved]:
+            del self._code[number]
+        if saved >= self._words_until:
+            self._words.clear()
+
     def _keep_words(self) -> None:
-        # Python normalizes names this way, see "Names" in its language reference.
-        for word in _WORD.finditer(unicodedata.normalize("NFKC", self._code)):
-            if len(self._words) >= _WORDS:
-                break
-            if len(word[0]) <= _LOCALS_TEXT:
-                self._words.add(word[0])
-        self._code = ""
+        self._words_until = max(self._code, default=self._words_until)
+        for code in self._code.values():
+            # Python normalizes names this way, see "Names" in its language reference.
+            for word in _WORD.finditer(unicodedata.normalize("NFKC", code)):
+                if len(self._words) >= _WORDS:
+                    break
+                if len(word[0]) <= _LOCALS_TEXT:
+                    self._words.add(word[0])
+        self._code.clear()
 
 
 class WorkerReports:
@@ -139,6 +163,9 @@ class WorkerReports:
         checkpoint_failed: whether the last checkpoint could not be written at all, so that the
             file is still that of an earlier one.
         on_saved: called with every report of a checkpoint, whose content may be anything.
+        saved: the last request whose checkpoint is written, as the guest has reported it.
+        files_lag: whether the files that were written last may be lost with a container.
+        kept: returns up to which request a container that is lost loses nothing, given ``saved``.
     """
 
     def __init__(self, container: str, setup: WorkerSetup) -> None:
@@ -153,6 +180,10 @@ class WorkerReports:
         self.on_saved: Callable[[dict[str, Any]], None] = lambda report: None
         # The words in the code whose changes died with the worker; None if there are none.
         self._lost_words: Set[str] | None = None
+        self._was_container_lost = False
+        self.saved = 0
+        self.files_lag = False
+        self.kept: Callable[[int], int] = lambda saved: saved
 
     def note_result(self, content: dict[str, Any], number: int, code: object, reply: Reply) -> None:
         """Note how a request ended.
@@ -175,7 +206,15 @@ class WorkerReports:
         if content.get("skipped") is True:
             reply.notices.append("It was interrupted before it began.")
         else:
-            self.changes.note_answer(number, code, saved=not self.checkpoint_failed)
+            if isinstance(saved := content.get("saved"), int):
+                self.saved = min(saved, number)
+            self.changes.note_answer(number, code, saved=self.kept(self.saved))
+            reply.unwritten = self.changes.count - 1
+
+    def note_settled(self, number: int) -> None:
+        """Note that the guest has answered a request that waits for the checkpoint before it."""
+        if not self.checkpoint_failed:
+            self.saved = number
 
     def note_saved(self, content: dict[str, Any]) -> None:
         """Note the report of a checkpoint."""
@@ -190,6 +229,9 @@ class WorkerReports:
     def note_death(self, event: dict[str, Any], reply: Reply) -> None:
         """Note that the worker died, and say so in the reply."""
         if event.get("event") != "died":
+            return
+        if "lost" in event:
+            self._note_loss(event, reply)
             return
         how = death(event)
         logger.info("%s: the worker %s", self._container, how)
@@ -212,9 +254,24 @@ class WorkerReports:
                 "as they were before it."
             )
 
+    def _note_loss(self, event: dict[str, Any], reply: Reply) -> None:
+        """Note that the container was lost with its worker."""
+        reply.notices.append(
+            f"{event['lost']} Another one goes on with what was saved of the session."
+        )
+        if self.files_lag:
+            reply.notices.append("Files that were written just before may be missing, or older.")
+        self._lost_words = self.changes.note_death(event["saved"])
+        self._was_container_lost = True
+        if self._lost_words is not None:
+            reply.notices.append(
+                "What the last cells changed may not have been saved: their variables may be as "
+                "they were before them."
+            )
+
     def note_kill(self, event: dict[str, Any], reply: Reply) -> None:
-        """Note that the kernel killed a process that a cell started, and say so in the reply."""
-        notice = f"A process that a cell started {memory_death(event.get('memory'))}."
+        """Note that the kernel killed a process that a cell or a command started, and say so."""
+        notice = f"A process that a cell or a command started {memory_death(event.get('memory'))}."
         if notice not in reply.notices and len(reply.notices) < _NOTICES:
             reply.notices.append(notice)
 
@@ -236,10 +293,12 @@ class WorkerReports:
         self.unsaved = _variables(content.get("lost"))
         self.checkpoint_failed = False  # that was another worker's
         self._lost_words = None
+        self._was_container_lost = False
 
     def note_restored(self, content: dict[str, Any], reply: Reply) -> None:
         """Note that a worker has replaced a dead one, and say what happened to the variables."""
         before, words = self.locals, self._lost_words
+        is_certain = not self._was_container_lost
         self.note_ready(content)
         names = _names(content.get("names"))
         there = set(names)
@@ -262,7 +321,11 @@ class WorkerReports:
             reply.older += tuple(
                 name
                 for name in names
-                if name not in known and (name in words or self._differs(name, before))
+                if name not in known
+                and (
+                    (name in words and (is_certain or not self._is_same(name, before)))
+                    or self._differs(name, before)
+                )
             )
         if fell_back:
             reply.notices.append(
@@ -287,15 +350,34 @@ class WorkerReports:
             return len(before) < wire.MAX_FORMS
         return _ADDRESS.sub("", before[name]) != _ADDRESS.sub("", form)
 
+    def _is_same(self, name: str, before: dict[str, str]) -> bool:
+        """Return whether a variable's short form shows that it has not changed."""
+        form = self.locals.get(name)
+        is_whole = form is not None and "..." not in form and "<" not in form
+        return is_whole and before.get(name) == form
+
+
+#: What most often is behind a signal that does not say much.
+_CAUSES: dict[int, str] = {
+    signal.SIGBUS: ": most often because /dev/shm is full (shm_size=…), or because a file that was "
+    "mapped into memory became shorter",
+    signal.SIGSEGV: ": a fault in native code, or a recursion too deep for the stack",
+}
+
 
 def death(event: dict[str, Any]) -> str:
     """Return a clause that says how a worker died."""
+    if event.get("stalled") is True:
+        return (
+            "was killed because it could not be interrupted: code of an object that a cell has "
+            "left, such as a __repr__ or __reduce__, did not end"
+        )
     if "memory" in event:
         return memory_death(event["memory"])
     number = event.get("signal")
     if isinstance(number, int):
         try:
-            return f"was killed by {signal.Signals(number).name}"
+            return f"was killed by {signal.Signals(number).name}" + _CAUSES.get(number, "")
         except ValueError:
             return f"was killed by signal {number}"
     status = event.get("exit")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 StreamName = Literal["stdout", "stderr"]
 
@@ -12,10 +12,18 @@ StreamName = Literal["stdout", "stderr"]
 #: called ``execute``.
 OutputCallback = Callable[[StreamName, str], None]
 
+#: The same for a command, with the bytes that it wrote.
+CommandCallback = Callable[[StreamName, bytes], None]
+
 #: How a cell ended, in this order: it reached its end; it raised an exception; it called
-#: ``sys.exit()``; it was interrupted; it reached ``cell_timeout``; it went on after an interrupt or
-#: ``cell_timeout`` and was killed; or the worker that ran it died.
-CellStatus = Literal["ok", "error", "exit", "interrupted", "timeout", "killed", "died"]
+#: ``sys.exit()``; it was interrupted; it reached ``cell_timeout``; its files reached
+#: ``workspace_size``; it went on after one of these three and was killed; or the worker that ran it
+#: died.
+CellStatus = Literal["ok", "error", "exit", "interrupted", "timeout", "full", "killed", "died"]
+
+#: How a command ended, in this order: with the exit code 0; with another; it reached its time limit
+#: and was killed; or a signal ended it, such as the kernel's when there was no memory left.
+CommandStatus = Literal["ok", "error", "timeout", "killed"]
 
 #: Text, or JSON that the model's client takes instead, such as a list of messages.
 Prompt = str | dict[str, Any] | list[Any]
@@ -78,17 +86,21 @@ class UnsavedVariable:
 
 @dataclass(frozen=True, kw_only=True)
 class WorkspaceFile:
-    """A file in a workspace.
+    """A file in a workspace, or something else that has a name there.
 
     Attributes:
         name: its path relative to the workspace, for :meth:`Sandbox.get_file`.
         size: bytes.
         modified: when it was last written, in seconds since the epoch.
+        kind: what it is. A link is never followed; ``"other"`` is a FIFO, a socket or a device.
+        mode: its permission bits.
     """
 
     name: str
     size: int
     modified: float
+    kind: Literal["file", "directory", "symlink", "other"] = "file"
+    mode: int = 0o644
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +128,9 @@ class CellResult:
             They are not passed to an output callback.
         artifacts: the images and documents that matplotlib has saved or shown, which are still in
             the workspace. Fetch them with :meth:`Sandbox.get_file`.
+        unwritten: how many cells before this one were answered whose changes were not on disk when
+            this one was answered. Most of these are saved all the same: they survive the death of
+            the worker, but not that of the container.
     """
 
     stdout: str
@@ -130,3 +145,51 @@ class CellResult:
     exit_code: int = 0
     notices: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
+    unwritten: int = 0
+
+
+class CommandOutput(bytes):
+    """What a command wrote to one of its standard streams.
+
+    If that was more than ``max_output`` bytes, the first and the last half of that are left, and
+    between them a line that says how many bytes were cut.
+
+    Attributes:
+        cut: how many bytes were cut.
+    """
+
+    cut: int
+
+    def __new__(cls, content: bytes = b"", cut: int = 0) -> Self:
+        made = super().__new__(cls, content)
+        made.cut = cut
+        return made
+
+    @property
+    def text(self) -> str:
+        """It as text, decoded as UTF-8. What is not UTF-8 becomes U+FFFD."""
+        return self.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandResult:
+    """How one command ended, and what it wrote.
+
+    Attributes:
+        stdout: what it and the processes it started wrote to standard output until it ended.
+        stderr: the same for standard error.
+        exit_code: as shells have it: 127 if there is no such program, 126 if it cannot be executed
+            (``stderr`` says why), 124 after ``timeout``, 128 plus the number of the signal that
+            ended it.
+        status: how it ended.
+        execution_time: seconds until it ended.
+        notices: sentences of this library about it, such as that the kernel killed it for its
+            memory.
+    """
+
+    stdout: CommandOutput
+    stderr: CommandOutput
+    exit_code: int
+    status: CommandStatus
+    execution_time: float
+    notices: tuple[str, ...] = ()

@@ -17,18 +17,22 @@ or ``{"error": str}``. A prompt of a batch that failed has a response that start
 
 from __future__ import annotations
 
+import contextvars
+import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
-from rlm_containers.interpreter import LMCall, Prompt
+from rlm_containers.errors import SandboxError, describe, message_of
+from rlm_containers.interpreter import LMCall, Prompt, start_thread
+from rlm_containers.lm.budget import CallBudget
 
-#: Characters of prompts and answers that are kept of one cell's calls. Later ones are cut to
+#: Bytes of memory for prompts and answers that are kept of one cell's calls. Later ones are cut to
 #: _CUT characters each.
-_KEPT = 256 * 1024 * 1024
+_KEPT = 128 * 1024 * 1024
 _CUT = 1000
 
 #: Calls of one cell that are kept.
@@ -61,51 +65,6 @@ class LMBackend(Protocol):
 def failed_call(prompt: Prompt, model: str | None, error: object) -> LMCall:
     """Return a call that got no response."""
     return LMCall(prompt=prompt, response="", model=model, execution_time=0.0, error=str(error))
-
-
-class CallBudget:
-    """Counts prompts before they are asked, whether they are answered or not.
-
-    Args:
-        per_cell: the most prompts of one cell; ``None`` for no limit.
-        per_session: the most prompts of all cells together; ``None`` for no limit.
-    """
-
-    def __init__(self, per_cell: int | None = None, per_session: int | None = None) -> None:
-        self.per_cell = per_cell
-        self.per_session = per_session
-        self._in_cell = 0
-        self._in_session = 0
-        self._lock = threading.Lock()
-
-    def begin_cell(self) -> None:
-        """Begin another cell. Prompts count for it, even if a thread of an earlier cell asks."""
-        with self._lock:
-            self._in_cell = 0
-
-    def allow(self, wanted: int) -> int:
-        """Count prompts, and return how many of them may be asked."""
-        with self._lock:
-            allowed = wanted
-            if self.per_cell is not None:
-                allowed = min(allowed, self.per_cell - self._in_cell)
-            if self.per_session is not None:
-                allowed = min(allowed, self.per_session - self._in_session)
-            self._in_cell += allowed
-            self._in_session += allowed
-        return allowed
-
-    def refusal(self) -> str:
-        """Return the error of a prompt that may not be asked."""
-        with self._lock:
-            if self.per_session is not None and self._in_session >= self.per_session:
-                return _used_up("session", self.per_session, "max_session_lm_calls")
-            return _used_up("cell", self.per_cell or 0, "max_lm_calls")
-
-
-def _used_up(what: str, limit: int, option: str) -> str:
-    calls = "call" if limit == 1 else "calls"
-    return f"this {what} has used up its {limit} language model {calls} ({option})"
 
 
 class LMBroker:
@@ -144,6 +103,10 @@ class LMBroker:
         self._budget = budget
         self._waiting = waiting
 
+    def answering(self) -> AbstractContextManager[None]:
+        """Make sandboxes that are started in the ``with`` block share this one's budget."""
+        return self._budget.answering()
+
     @property
     def connected(self) -> bool:
         """Whether there is anyone to ask."""
@@ -157,8 +120,8 @@ class LMBroker:
     def take_calls(self) -> tuple[LMCall, ...]:
         """Return the answered calls since the last time, in the order they were answered.
 
-        At most 100,000 calls are kept. Once their prompts and answers have 256 million characters
-        in all, those of later calls are cut.
+        At most 100,000 calls are kept. Once their prompts and answers take 128 MiB in all, those of
+        later calls are cut.
         """
         with self._lock:
             calls, self._calls = tuple(self._calls), []
@@ -185,7 +148,7 @@ class LMBroker:
             return {"error": f"bad request: {error}"}
         except BaseException as error:
             # SystemExit too: a callable that raises it must not end this thread silently.
-            return {"error": f"{type(error).__name__}: {error}"}
+            return {"error": describe(error)}
 
     def _answer(self, recursive: bool, prompt: Prompt, model: str | None) -> dict[str, Any]:
         if not self._budget.allow(1):
@@ -224,7 +187,7 @@ class LMBroker:
                 if call.error is not None or len(self._calls) >= _KEPT_CALLS:
                     continue
                 # A cell that asks on and on must not fill this process's memory.
-                self._kept += len(call.response) + _length(call.prompt)
+                self._kept += _size(call.response) + _size(call.prompt)
                 self._calls.append(call if self._kept <= _KEPT else _cut(call))
 
     def _query(self, prompt: Prompt, model: str | None) -> LMCall:
@@ -246,29 +209,52 @@ class LMBroker:
                 raise TypeError(f"its response is {type(response).__name__}, not text")
             return LMCall(
                 prompt=prompt,
-                response=response,
+                response=str.__str__(response),  # without the methods of a subclass
                 model=getattr(completion, "root_model", None),
                 execution_time=getattr(completion, "execution_time", None) or 0.0,
                 completion=completion,
             )
-        except Exception as error:
-            return failed_call(prompt, model, f"RLM query failed - {error}")
+        except BaseException as error:
+            return failed_call(prompt, model, f"RLM query failed - {message_of(error)}")
 
     def _run_subcalls(
         self, subcall: SubcallFunction, prompts: list[Prompt], model: str | None
     ) -> list[LMCall]:
-        workers = max(1, min(self.max_concurrent_subcalls, len(prompts)))
-        with ThreadPoolExecutor(workers, thread_name_prefix="rlm-subcall") as pool:
-            return list(pool.map(lambda prompt: self._run_subcall(subcall, prompt, model), prompts))
+        answers = [_Subcall(prompt) for prompt in prompts]
+        remaining = iter(answers)  # shared by all threads
+
+        def serve() -> None:
+            for answer in remaining:
+                call = answer.context.run(self._run_subcall, subcall, answer.prompt, model)
+                answer.call.set_result(call)
+
+        # Not a pool, for whose threads this process would wait at its end, even if they hang.
+        for number in range(max(1, min(self.max_concurrent_subcalls, len(prompts)))):
+            try:
+                start_thread(serve, "rlm-subcall")
+            except SandboxError:
+                if number == 0:  # else there are others that work on them
+                    raise
+                break
+        return [answer.call.result() for answer in answers]
 
 
-def _length(prompt: object) -> int:
-    """Return how many characters all strings of a prompt have."""
-    if isinstance(prompt, str):
-        return len(prompt)
+class _Subcall:
+    """A prompt of a batch of subcalls, and its future answer."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self.call: Future[LMCall] = Future()
+        self.context = contextvars.copy_context()
+
+
+def _size(prompt: object) -> int:
+    """Return how many bytes of memory a prompt takes."""
     if isinstance(prompt, dict):
-        return sum(_length(part) for part in prompt.values())
-    return sum(_length(part) for part in prompt) if isinstance(prompt, list) else 1
+        return sys.getsizeof(prompt) + sum(map(_size, (*prompt, *prompt.values())))
+    if isinstance(prompt, list):
+        return sys.getsizeof(prompt) + sum(map(_size, prompt))
+    return sys.getsizeof(prompt)
 
 
 def _cut(call: LMCall) -> LMCall:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from rlm_containers.errors import SandboxError
 from rlm_containers.guest.wire import TOOL_PATH
 from rlm_containers.interpreter import CellClock, ProxyAddress
 from rlm_containers.lm.broker import LMBroker
@@ -13,8 +14,9 @@ from rlm_containers.lm.gate import Gate
 from rlm_containers.lm.pipe_calls import PipeCalls
 from rlm_containers.lm.proxy import LMProxy
 from runtimes import HostRoute
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers.lm")
+logger = get_logger("rlm_containers.lm")
 
 
 def _no_tools(request: object) -> dict[str, Any]:
@@ -32,17 +34,26 @@ class Gateway:
         broker: answers requests for language models.
         clock: stopped while a request is being answered.
         name: of the sandbox, for the log.
+        serving: entered while a request is answered, in the thread that calls functions of the
+            host for it.
 
     Attributes:
         call_tool: answers a request for a tool, given its parsed JSON.
         on_call: takes a call over the pipe, see :meth:`PipeCalls.submit`.
     """
 
-    def __init__(self, broker: LMBroker, clock: CellClock, name: str) -> None:
+    def __init__(
+        self,
+        broker: LMBroker,
+        clock: CellClock,
+        name: str,
+        serving: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.call_tool: Callable[[object], dict[str, Any]] = _no_tools
         self._broker = broker
         self._clock = clock
         self._name = name
+        self._serving = serving
         # Both ways share one gate, so that together they stay within its bounds.
         self._gate = Gate()
         self._calls = PipeCalls(self._answer_pipe, self._gate)
@@ -75,7 +86,14 @@ class Gateway:
                 "%s: the proxy cannot listen on %s (%s)", self._name, route.bind, error.strerror
             )
             return None
+        except SandboxError as error:  # no thread
+            logger.warning("%s: %s", self._name, error)
+            return None
         return ProxyAddress(host_alias, self._proxy.port, self._proxy.token)
+
+    def is_accepting_here(self) -> bool:
+        """Whether this thread is the proxy's, for which :meth:`close` waits."""
+        return self._proxy is not None and self._proxy.is_accepting_here()
 
     def close(self) -> None:
         """Answer no more requests. Those that are being answered end by themselves."""
@@ -85,7 +103,7 @@ class Gateway:
         self._calls.close()
 
     def _answer_http(self, path: str, request: object) -> dict[str, Any]:
-        with self._clock.waiting():
+        with self._clock.waiting(), self._serving(), self._broker.answering():
             return self._broker.handle(path, request)
 
     def _answer_pipe(self, path: str, request: object) -> dict[str, Any]:
@@ -93,5 +111,5 @@ class Gateway:
             with self._gate.turn():
                 return self._answer_http(path, request)
         # A tool takes no turn: the answers that hold all of them may wait for it.
-        with self._clock.waiting():
+        with self._clock.waiting(), self._serving(), self._broker.answering():
             return self.call_tool(request)

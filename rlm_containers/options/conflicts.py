@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rlm_containers.errors import OptionError
 from rlm_containers.options.values import AUTO
+from runtimes.text import brief
 
 if TYPE_CHECKING:
     from rlm_containers.options.options import SandboxOptions
@@ -23,6 +24,7 @@ _FLAGS = {
     "--cpu-period": "cpus",
     "--pids-limit": "pids",
     "--storage-opt": "disk",
+    "--shm-size": "shm_size",
     "--network": "network",
     "--net": "network",
     "--user": "user",
@@ -51,6 +53,11 @@ def set_by_arguments(run_args: Sequence[str]) -> dict[str, str]:
     return {_FLAGS[name]: name for name, _ in _flags(run_args) if name in _FLAGS}
 
 
+def sets_core_limit(run_args: Sequence[str]) -> bool:
+    """Return whether ``run_args`` limits the core files of processes that crash."""
+    return any(name == "--ulimit" and value.startswith("core=") for name, value in _flags(run_args))
+
+
 def check_conflicts(options: SandboxOptions) -> None:
     """Check that the options, each checked already, can all hold at once.
 
@@ -60,7 +67,13 @@ def check_conflicts(options: SandboxOptions) -> None:
     for name, flag in set_by_arguments(options.run_args).items():
         value = getattr(options, name)
         if value is not None and value != AUTO:
-            raise _conflict(f"{name}={value!r}", f"{flag} in run_args", "Say it once.")
+            raise _conflict(f"{name}={brief(value)}", f"{flag} in run_args", "Say it once.")
+    if options.pool is not None and options.session is not None:
+        raise _conflict(
+            f"pool={options.pool}",
+            f"session={brief(options.session)}",
+            "A container that waits has a workspace already. Leave one of them out: pool=None.",
+        )
     if options.isolation == "strict":
         _check_strict(options)
 

@@ -14,8 +14,9 @@ from rlm_containers.options.conflicts import check_conflicts
 from rlm_containers.options.values import (
     AUTO,
     as_bytes,
-    as_dict,
+    as_environment,
     as_mounts,
+    as_placement,
     as_tuple,
     gpu_request,
     is_count,
@@ -23,19 +24,25 @@ from rlm_containers.options.values import (
     is_disk,
     is_environment,
     is_memory,
+    is_path_or_lines,
+    is_path_or_none,
     is_pids,
+    is_pool,
     is_seconds,
     is_text,
     is_text_or_none,
     is_texts,
     is_user,
+    is_workspace_size,
     path_text,
     readings,
+    shown_option,
     with_group,
     wrong_value,
 )
 from rlm_containers.state import is_session_name
-from runtimes import GpuRequest, Mount, Runtime
+from runtimes import GpuRequest, Mount, Placement, Runtime
+from runtimes.text import brief
 
 
 class _Default(str):
@@ -49,6 +56,12 @@ DEFAULT_IMAGE: str = _Default("python:3.11-slim")
 
 #: What a container can reach.
 Network = Literal["bridge", "none", "internal"]
+
+#: Where a container has its workspace.
+Place = Literal["shared", "memory", "volume"]
+
+#: What a cell's answer waits for.
+Durability = Literal["async", "sync"]
 
 
 class OptionArguments(TypedDict, total=False):
@@ -69,9 +82,17 @@ class OptionArguments(TypedDict, total=False):
     cpus: float | None
     pids: int | str | None
     disk: int | str | None
+    workspace: Place | None
+    workspace_size: int | str | None
+    shm_size: int | str | None
     gpus: Literal["all"] | int | Iterable[str | int] | None
+    placement: Placement | Mapping[str, Any] | None
     run_args: Iterable[str]
     session: str | None
+    durability: Durability
+    restarts: int
+    heirs: Literal["auto", "never"]
+    pool: int | None
     start_timeout: float
     cell_timeout: float | None
     lm_timeout: float
@@ -109,7 +130,7 @@ def _is_image(value: object) -> bool:
     return is_text(value) and not str(value).startswith("-")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class SandboxOptions:
     """The options of a sandbox.
 
@@ -152,14 +173,47 @@ class SandboxOptions:
         disk: the most it may write outside the workspace, in bytes or as a string, at least 1 MiB.
             Few engines can enforce it. With strict isolation all can: then it limits ``/tmp``,
             which is kept in memory. It is also the largest size of any single file, in the
-            workspace too. All files of the workspace together are not limited. ``None`` for no
-            limit.
+            workspace too. ``None`` for no limit.
+        workspace: ``"shared"``: the container's ``/workspace`` is a directory of this host.
+            ``"memory"``: it is in the container's memory, and files travel through the pipe. That
+            needs no file of this host, and counts as ``memory``. ``"volume"``: the same on the
+            engine's disk; docker then builds a small image once. ``None``: shared if the engine
+            sees this host's files, which the first container shows, and else in memory.
+        workspace_size: the most that all files of the workspace may take together, in bytes (at
+            least 1 MiB) or as a string. The host watches them: a cell that makes them grow past it
+            is interrupted, a moment later, and :meth:`Sandbox.put_file` and :meth:`Sandbox.load`
+            are refused. The saved variables are not counted; they may take three times ``memory``.
+            ``"auto"``: what is there at the start, and half of what the disk has free, at most
+            16 GiB. ``None`` for no limit. A workspace in memory cannot grow past it at all, the
+            saved variables are counted, and ``"auto"`` is half of ``memory``.
+        shm_size: the size of ``/dev/shm``, in bytes or as a string, at least 1 MiB. Files in it use
+            up ``memory``. ``None`` for the engine's default, mostly 64 MiB: too little for workers
+            of torch that share tensors.
         gpus: the GPUs that it may use: ``"all"``, how many, or a list of their indices or UUIDs.
+        placement: where the pods of ``runtime="kubernetes"`` run, as a mapping with some of the
+            names of :class:`~runtimes.Placement`: ``node_selector``, ``tolerations``,
+            ``runtime_class``, ``service_account``, ``pull_secrets``, ``priority_class``,
+            ``deadline``. ``None`` for wherever the cluster puts them.
         run_args: further arguments for the engine's ``run``. They are checked only for
             contradictions with the other options.
         session: the name of a session that outlives the sandbox: its variables and files are
             there again when a sandbox of that name starts, in any process, on any engine. One
             sandbox at a time can have it. ``None`` for one that ends with the sandbox.
+        durability: ``"async"``: a cell is answered when it has ended, and saved after that.
+            ``"sync"``: a cell is answered when its checkpoint is written and, in a named session,
+            has reached the disk: it then survives a power failure. That costs some milliseconds
+            for each cell, and more on slow disks or with much to save.
+        heirs: ``"auto"``: where it takes long to save the variables, or some cannot be saved, a
+            forked child of the interpreter holds them. It saves them while the next cells run, and
+            goes on in the interpreter's place if that dies. ``"never"``: the next cell waits.
+        pool: how many containers of this kind wait in this process, started and used by nobody, for
+            sandboxes to start in milliseconds. The first sandbox starts as without it, and has them
+            made. All with the same options share them, the children of an RLM above all. They are
+            ended after five minutes without a new sandbox. ``None`` for none.
+        restarts: how often another container takes the place of one that is lost: killed by
+            somebody or by the kernel, with its engine or machine, or by a cut connection. The next
+            cell then goes on with what was saved, and its result names what that has cost. 0 for
+            an error, :class:`SandboxLostError`.
         start_timeout: seconds until a container and its interpreter must be ready, and until an
             interpreter that replaces a dead one must be. Getting the image is not counted.
         cell_timeout: seconds that a cell may run; ``None`` for no limit. Time in which it waits for
@@ -171,8 +225,10 @@ class SandboxOptions:
             longer, be it a recursive call or one of a tool.
         max_lm_calls: the most prompts that one cell may send. Each prompt of a batch and each
             recursive one counts; ``None`` for no limit. After that the cell gets error strings.
-        max_session_lm_calls: the same for all cells of the sandbox together.
-        max_output: the characters that are kept of each of a cell's two output streams.
+        max_session_lm_calls: the same for all cells of the sandbox together, and for those of all
+            sandboxes that are started to answer its calls, such as the children of an RLM.
+        max_output: the characters that are kept of each of a cell's two output streams; of a
+            command's the bytes.
     """
 
     profile: str | None = field(
@@ -183,13 +239,13 @@ class SandboxOptions:
         default=(), metadata=_takes("a list of requirements", is_texts, as_tuple)
     )
     requirements: str | None = field(
-        default=None, metadata=_takes("a path or None", is_text_or_none, path_text)
+        default=None, metadata=_takes("a path or None", is_path_or_none, path_text)
     )
     system_packages: tuple[str, ...] = field(
         default=(), metadata=_takes("a list of names", is_texts, as_tuple)
     )
     dockerfile: str | None = field(
-        default=None, metadata=_takes("a path, a text or None", is_text_or_none, path_text)
+        default=None, metadata=_takes("a path, a text or None", is_path_or_lines, path_text)
     )
     setup_code: str | None = field(
         default=None, metadata=_takes("a string or None", lambda v: isinstance(v, str | None))
@@ -214,7 +270,7 @@ class SandboxOptions:
     )
     env: Mapping[str, str] = field(
         default_factory=dict,
-        metadata=_takes("a mapping of strings to strings", is_environment, as_dict),
+        metadata=_takes("a mapping of strings to strings", is_environment, as_environment),
     )
     mounts: tuple[Mount, ...] = field(
         default=(),
@@ -246,12 +302,41 @@ class SandboxOptions:
             'a number of bytes, at least 1 MiB, a string such as "2g" or None', is_disk, as_bytes
         ),
     )
+    workspace: Place | None = field(
+        default=None,
+        metadata=_takes(
+            '"shared", "memory", "volume" or None',
+            lambda v: v in ("shared", "memory", "volume", None),
+        ),
+    )
+    workspace_size: int | str | None = field(
+        default=AUTO,
+        metadata=_takes(
+            'a number of bytes, at least 1 MiB, a string such as "2g", "auto" or None',
+            is_workspace_size,
+            as_bytes,
+        ),
+    )
+    shm_size: int | str | None = field(
+        default=None,
+        metadata=_takes(
+            'a number of bytes, at least 1 MiB, a string such as "2g" or None', is_disk, as_bytes
+        ),
+    )
     gpus: GpuRequest | Literal["all"] | int | Iterable[str | int] | None = field(
         default=None,
         metadata=_takes(
             '"all", a number, a list of indices or UUIDs, or None',
             lambda v: isinstance(v, GpuRequest | None),
             gpu_request,
+        ),
+    )
+    placement: Placement | Mapping[str, Any] | None = field(
+        default=None,
+        metadata=_takes(
+            'a mapping such as {"node_selector": {"disk": "fast"}} or None',
+            lambda v: isinstance(v, Placement | None),
+            as_placement,
         ),
     )
     run_args: tuple[str, ...] = field(
@@ -263,6 +348,22 @@ class SandboxOptions:
             "up to 64 letters, digits, '.', '_' and '-', or None",
             lambda v: v is None or is_session_name(v),
         ),
+    )
+    durability: Durability = field(
+        default="async",
+        metadata=_takes('"async" or "sync"', lambda v: v in ("async", "sync")),
+    )
+    heirs: Literal["auto", "never"] = field(
+        default="auto",
+        metadata=_takes('"auto" or "never"', lambda v: v in ("auto", "never")),
+    )
+    pool: int | None = field(
+        default=None,
+        metadata=_takes("a number of containers, at most 1000, or None", is_pool),
+    )
+    restarts: int = field(
+        default=0,
+        metadata=_takes("a number, at least 0", lambda v: v is not None and is_count(v, 0)),
     )
     start_timeout: float = field(default=60.0, metadata=_takes("a number of seconds", is_seconds))
     cell_timeout: float | None = field(
@@ -286,6 +387,20 @@ class SandboxOptions:
             kept = _checked(option.name, getattr(self, option.name))
             object.__setattr__(self, option.name, kept)
         check_conflicts(self)
+
+    def __repr__(self) -> str:
+        shown = (f"{name}={shown_option(name, getattr(self, name))}" for name in _OPTIONS)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    @property
+    def reaches_disk(self) -> bool:
+        """Whether what is acknowledged must survive a power failure."""
+        return self.durability == "sync" and self.session is not None
+
+    @property
+    def has_heirs(self) -> bool:
+        """Whether variables may be saved beside the interpreter."""
+        return self.heirs == "auto" and self.durability == "async"
 
     @property
     def effective_network(self) -> Network:
@@ -357,4 +472,4 @@ def unknown_option(name: str, known: Iterable[str]) -> OptionError:
         or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     )
     remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(names)}."
-    return OptionError(f"There is no argument {name!r}.", remedy=remedy)
+    return OptionError(f"There is no argument {brief(name)}.", remedy=remedy)

@@ -26,6 +26,8 @@ from rlm_containers.options.options import (
     read_option,
     unknown_option,
 )
+from rlm_containers.options.values import shown_option
+from runtimes.text import brief
 
 #: The variable of an option is this and its name in capitals.
 _PREFIX = "RLM_CONTAINERS_"
@@ -68,9 +70,7 @@ class Setting:
     @property
     def shown(self) -> str:
         """The value for people to see, without what may be secret."""
-        if self.name == "env" and isinstance(self.value, Mapping):
-            return "{" + ", ".join(f"{name!r}: …" for name in self.value) + "}"
-        return repr(self.value)
+        return shown_option(self.name, self.value)
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _from_profile(file: ConfigFile | None, chosen: _Found) -> Iterator[tuple[str
         known = f"There are: {', '.join(sorted(profiles))}." if profiles else "There are none."
         where = file.path if file else "the configuration file, which does not exist"
         raise ConfigError(
-            f"There is no profile {name!r} in {where}.",
+            f"There is no profile {brief(name)} in {where}.",
             remedy=f"{known} It was chosen by: {chosen.origin}.",
         )
     yield from _from_table(file, profiles[name], _PROFILES, name)
@@ -270,5 +270,5 @@ def _resolve(name: str, value: object, folder: Path) -> object:
 def _unknown(file: ConfigFile, key: str, *above: str) -> ConfigError:
     what = unknown_option(key, _NAMES)
     return ConfigError(
-        f"{file.where(*above, key)}: there is no option {key!r}.", remedy=what.remedy
+        f"{file.where(*above, key)}: there is no option {brief(key)}.", remedy=what.remedy
     )

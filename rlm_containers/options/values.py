@@ -9,15 +9,16 @@ import posixpath
 import re
 import shlex
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TypeGuard
 
 from rlm_containers.errors import OptionError
 from rlm_containers.guest import wire
-from runtimes import GpuRequest, Mount
+from runtimes import GpuRequest, Mount, Placement
 from runtimes.errors import MountError
+from runtimes.text import brief, without_credentials, without_env
 
 #: The value of a limit that this library chooses.
 AUTO = "auto"
@@ -27,13 +28,16 @@ _LEAST_MEMORY = 32 * 1024**2
 _LEAST_PIDS = 16
 _LEAST_DISK = 1024**2
 
+#: As Linux has it.
+_LONGEST_PATH = 4096
+
 _SIZE = re.compile(r"([0-9]{1,18})(?:([kmgt])(i?b)?|b)", re.IGNORECASE)
 
 #: An index, a UUID of a GPU or of a part of one (``MIG-…``), or an index of a part: ``0:1``.
 _GPU = re.compile(r"[0-9A-Za-z][0-9A-Za-z:-]*")
 
 #: Paths in the container that no mount may hide or lie in.
-_RESERVED = (wire.WORKSPACE, wire.BUNDLE)
+_RESERVED = (wire.WORKSPACE,)
 
 _MOUNT_FORM = '"source:target", "source:target:rw" or a Mount'
 
@@ -77,8 +81,8 @@ def wrong_value(name: str, expected: str, value: object) -> OptionError:
         expected: what follows "must be".
         value: shown if it is short, and not if it may be secret.
     """
-    shown = repr(value)
-    if len(shown) > 80 or name == "env":
+    shown = brief(value)
+    if len(shown) > 80 or name in ("env", "run_args"):
         shown = f"a {type(value).__name__}"
     return OptionError(f"{name} must be {expected}, not {shown}.")
 
@@ -125,9 +129,94 @@ def as_tuple(value: object) -> object:
     return tuple(value)
 
 
-def as_dict(value: object) -> object:
-    """Copy a mapping, which its owner may change later."""
-    return dict(value) if isinstance(value, Mapping) else value
+class Environment(Mapping[str, str]):
+    """Environment variables whose values do not show in ``repr()``, and so in no log or traceback.
+
+    Args:
+        variables: the values by their names. They are copied.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._variables = dict(variables)
+
+    def __getitem__(self, name: str) -> str:
+        return self._variables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._variables)
+
+    def __len__(self) -> int:
+        return len(self._variables)
+
+    def __repr__(self) -> str:
+        return "{" + ", ".join(f"{name!r}: …" for name in self._variables) + "}"
+
+
+def as_environment(value: object) -> object:
+    """Copy a mapping, which its owner may change later, and hide its values from ``repr()``."""
+    return Environment(value) if isinstance(value, Mapping) else value
+
+
+def as_placement(value: object) -> object:
+    """Convert a mapping to a placement.
+
+    Raises:
+        OptionError: it has an entry that no placement has, or one of a wrong type.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    fields: dict[str, object] = {}
+    for name, part in value.items():
+        expected = _PLACEMENT.get(str(name))
+        if expected is None:
+            known = ", ".join(_PLACEMENT)
+            raise OptionError(f"placement has no {brief(name)}.", remedy=f"There are: {known}.")
+        words, accepts = expected
+        if not accepts(part):
+            raise OptionError(f"{name} in placement must be {words}, not {brief(part)}.")
+        fields[str(name)] = tuple(part) if isinstance(part, list) else part
+    return Placement(**fields)  # type: ignore[arg-type]  # they are checked
+
+
+def _is_list_of(kind: type) -> Callable[[object], bool]:
+    return lambda value: (
+        isinstance(value, (list, tuple)) and all(isinstance(part, kind) for part in value)
+    )
+
+
+_NAME = ("a name", lambda value: isinstance(value, str) and value != "")
+
+#: Maps the entries of a placement to what they must be, and to a check.
+_PLACEMENT: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "node_selector": (
+        "a mapping of strings to strings",
+        lambda value: (
+            isinstance(value, Mapping)
+            and all(isinstance(part, str) for pair in value.items() for part in pair)
+        ),
+    ),
+    "tolerations": ("a list of mappings", _is_list_of(Mapping)),
+    "runtime_class": _NAME,
+    "service_account": _NAME,
+    "pull_secrets": ("a list of names", _is_list_of(str)),
+    "priority_class": _NAME,
+    "deadline": (
+        "a number of seconds, at least 60",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 60,
+    ),
+}
+
+
+def shown_option(name: str, value: object) -> str:
+    """Return the ``repr()`` of an option's value, without what may be secret.
+
+    The values of variables are hidden, in ``env`` as in ``run_args``, and credentials in URLs.
+    """
+    if name == "env" and isinstance(value, Mapping):
+        return repr(Environment(value))
+    if name == "run_args" and isinstance(value, tuple):
+        value = tuple(without_env(value))
+    return without_credentials(repr(value))
 
 
 def path_text(value: object) -> object:
@@ -180,6 +269,18 @@ def is_texts(value: object) -> bool:
     return isinstance(value, tuple) and all(map(is_text, value))
 
 
+def is_path_or_none(value: object) -> bool:
+    """Whether it may be the path of a file, or is ``None``."""
+    return is_text_or_none(value) and (
+        value is None or (len(str(value)) <= _LONGEST_PATH and "\0" not in str(value))
+    )
+
+
+def is_path_or_lines(value: object) -> bool:
+    """Whether it may be the path of a file, is a text of several lines, or is ``None``."""
+    return is_path_or_none(value) or (is_text(value) and "\n" in str(value))
+
+
 def is_environment(value: object) -> bool:
     """Whether it maps names of variables to values that a program can be given in them."""
     return isinstance(value, Mapping) and all(
@@ -213,11 +314,21 @@ def is_disk(value: object) -> bool:
     return is_count(value, _LEAST_DISK)
 
 
+def is_workspace_size(value: object) -> bool:
+    """Whether it is enough disk space, in bytes, or ``"auto"`` or ``None``."""
+    return value == AUTO or is_disk(value)
+
+
 def is_count(value: object, least: int = 1) -> bool:
     """Whether it is a whole number, not below ``least``, or ``None``."""
     return value is None or (
         isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
     )
+
+
+def is_pool(value: object) -> bool:
+    """Whether it is a number of containers, not below 1, or ``None``."""
+    return is_count(value) and (value is None or int(str(value)) <= 1000)
 
 
 def is_seconds(value: object) -> TypeGuard[float]:
@@ -300,10 +411,10 @@ def _split(text: str) -> tuple[Path, str, bool]:
     source, _, rest = text.partition(":")
     target, colon, access = rest.partition(":")
     if not source or not target or (colon and access not in ("ro", "rw")):
-        raise OptionError(f"mounts must be {_MOUNT_FORM} each, not {text[:80]!r}.")
+        raise OptionError(f"mounts must be {_MOUNT_FORM} each, not {brief(text[:80])}.")
     if not source.startswith(("/", "./", "../", "~")) and source not in (".", ".."):
         raise OptionError(
-            f"mounts must have paths as sources, not {source[:80]!r}.",
+            f"mounts must have paths as sources, not {brief(source[:80])}.",
             remedy=f'Write "./{source[:80]}" for one in the working directory.',
         )
     try:
@@ -316,7 +427,8 @@ def _check_target(target: str) -> None:
     clean = posixpath.normpath(target)  # it leaves two leading slashes as they are
     if clean != target or not re.match("/[^/]", target) or not target.isprintable():
         raise OptionError(
-            f"mounts must have absolute targets below /, without . and .. in them, not {target!r}."
+            "mounts must have absolute targets below /, without . and .. in them, "
+            f"not {brief(target)}."
         )
     for path in _RESERVED:
         if target == path or target.startswith(path + "/") or path.startswith(target + "/"):

@@ -1,8 +1,19 @@
 """Sandboxes: one container and one live interpreter each."""
 
 from rlm_containers.sandbox.awaiting import call_in_thread, in_thread
+from rlm_containers.sandbox.files import Files
+from rlm_containers.sandbox.pool import SandboxPool
 from rlm_containers.sandbox.sandbox import Sandbox
 from rlm_containers.sandbox.tools import ToolFunction, check_names
-from rlm_containers.sandbox.variables import Context
+from rlm_containers.sandbox.values import Context
 
-__all__ = ["Context", "Sandbox", "ToolFunction", "call_in_thread", "check_names", "in_thread"]
+__all__ = [
+    "Context",
+    "Files",
+    "Sandbox",
+    "SandboxPool",
+    "ToolFunction",
+    "call_in_thread",
+    "check_names",
+    "in_thread",
+]

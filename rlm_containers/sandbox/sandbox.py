@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
-import copy
 import dataclasses
 import os
-import secrets
-import threading
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Self, Unpack, overload
+from typing import Any, NoReturn, Self, Unpack, overload
 
-from rlm_containers.errors import OptionError, SandboxClosedError, SetupCodeError
+from rlm_containers.container import ContainerPool
+from rlm_containers.errors import (
+    OptionError,
+    SandboxClosedError,
+    SandboxError,
+    SandboxStartError,
+    SetupCodeError,
+    host_errors,
+)
 from rlm_containers.interpreter import (
     CellResult,
+    Command,
+    CommandCallback,
+    CommandRequest,
+    CommandResult,
     OutputCallback,
     UnsavedVariable,
     WorkspaceFile,
+    start_thread,
 )
 from rlm_containers.lm import AsyncFunctions, CallableBackend, LMBroker, LMCallable
 from rlm_containers.options import (
@@ -28,13 +41,57 @@ from rlm_containers.options import (
     SandboxOptions,
     configured_options,
 )
-from rlm_containers.sandbox.awaiting import AwaitedCell, call_in_thread, in_thread
+from rlm_containers.sandbox.awaiting import AwaitedCall, AwaitedCell, call_in_thread, in_thread
 from rlm_containers.sandbox.files import MAX_SIZE, Files, find_artifacts
 from rlm_containers.sandbox.lifecycle import Lifecycle
 from rlm_containers.sandbox.snapshots import Snapshots
 from rlm_containers.sandbox.tools import HostTools, ToolFunction
-from rlm_containers.sandbox.variables import Context, Variables
+from rlm_containers.sandbox.transfers import copy_file, put_file
+from rlm_containers.sandbox.turn import Turn
+from rlm_containers.sandbox.values import Context
+from rlm_containers.sandbox.variables import Variables
 from rlm_containers.state import Snapshot, Workspace
+from runtimes.text import get_logger
+
+logger = get_logger("rlm_containers")
+
+#: Those that are open: what ends them holds no reference to the sandbox itself.
+_open: set[Turn] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    """At the end of this process, close what was not closed."""
+    for turn in list(_open):
+        try:
+            turn.close()
+        except Exception as error:
+            logger.warning("%s", error)
+
+
+def _collect(turn: Turn, life: Lifecycle) -> None:
+    """Close a sandbox that the garbage collector has found, which nobody has closed.
+
+    The collector runs in any thread at any moment, also in one that holds locks. So close it in
+    another thread, which is started without the locks of :mod:`threading`.
+    """
+    if turn not in _open or life.is_of_parent:
+        return
+    _thread.start_new_thread(start_thread, (_close_forgotten, "rlm-collect", turn))
+    warnings.warn(
+        f"The sandbox {life.name} was not closed. Use it in a `with` block, or call close().",
+        ResourceWarning,
+        stacklevel=2,
+    )
+
+
+def _close_forgotten(turn: Turn) -> None:
+    try:
+        turn.close()
+    except Exception as error:
+        logger.warning("%s", error)
+    finally:
+        _open.discard(turn)
 
 
 class Sandbox:
@@ -63,10 +120,10 @@ class Sandbox:
         options: see :class:`~rlm_containers.SandboxOptions`.
 
     Attributes:
-        name: the container's name.
         options: the options, those from the configuration included.
         scaffold: as it was given.
         broker: answers the cells' calls of language models.
+        files: reads and writes the files in its workspace, see :class:`Files`.
         python_version: the version of the container's Python; ``None`` before the start.
 
     Raises:
@@ -95,15 +152,19 @@ class Sandbox:
         *,
         lm: LMCallable | LMBroker | None,
         tools: Mapping[str, ToolFunction],
+        scaffold: bool = True,
+        setup_code: str | None = None,
+        pool: ContainerPool | None = None,
     ) -> Self:
-        """Make a sandbox with a scaffold without reading the configuration again.
+        """Make a sandbox without reading the configuration again.
 
         Args:
             options: as :func:`configured_options` returns them. Their setup code is not run.
-            lm, tools: as for the class.
+            lm, tools, scaffold, setup_code: as for the class.
+            pool: has the containers that it may take.
         """
         box = cls.__new__(cls)
-        box._compose(options, lm, tools, scaffold=True)
+        box._compose(options, lm, tools, scaffold, setup_code, pool)
         return box
 
     def _compose(
@@ -113,26 +174,31 @@ class Sandbox:
         tools: Mapping[str, ToolFunction],
         scaffold: bool,
         setup_code: str | None = None,
+        pool: ContainerPool | None = None,
     ) -> None:
         if lm is not None and not callable(lm) and not isinstance(lm, LMBroker):
             raise OptionError(f"lm must be callable, not {type(lm).__name__}.")
-        self.name = f"rlm-{secrets.token_hex(6)}"
         self.options = options
         self.scaffold = scaffold
         self.setup_code = setup_code
         self.python_version: str | None = None
         self._lm = lm
-        self._lock = threading.RLock()
         self._async_functions = AsyncFunctions()
         self.broker = lm if isinstance(lm, LMBroker) else self._new_broker(lm)
-        self._life = Lifecycle(self.name, options)
+        life = self._life = Lifecycle(options, pool)
+        self._turn = Turn(lambda: life.name, life.check_process, life.hang_up, life.close)
         self._variables = Variables(
-            self._life, options, tools, scaffold=scaffold, async_functions=self._async_functions
+            life, options, tools, scaffold=scaffold, async_functions=self._async_functions
         )
-        self._files = Files(self._life)
+        self.files = Files(self._life)
         self._snapshots = Snapshots(self._life, self._variables)
         #: Fills the workspace of a fork.
         self._fill: Callable[[Workspace], None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The container's name. In a pool it is known once the sandbox runs."""
+        return self._life.name
 
     def _new_broker(self, lm: LMCallable | None) -> LMBroker:
         if lm is None:
@@ -141,8 +207,23 @@ class Sandbox:
 
     def __repr__(self) -> str:
         life = self._life
-        state = "closed" if life.closed else "running" if life.is_running else "not started"
+        state = (
+            "of another process"
+            if life.is_of_parent
+            else "closed"
+            if life.closed
+            else "running"
+            if life.is_running
+            else "not started"
+        )
         return f"<Sandbox {self.name} from {self.options.image}, {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise SandboxError(
+            "A sandbox cannot be pickled, copied or sent to another process.",
+            remedy="Start one in each process. Sandbox.fork() makes a copy.",
+            container=self.name,
+        )
 
     # Start and end
 
@@ -168,26 +249,37 @@ class Sandbox:
             ContainersError: one of its subclasses, see :mod:`rlm_containers.errors`; nothing is
                 left running.
         """
-        with self._lock:
+        with self._turn.calls():
             if self._life.closed:
                 raise self._life.not_running()
             if self._life.is_running:
                 return self
-            atexit.register(self.close)
+            _open.add(self._turn)
+            weakref.finalize(self, _collect, self._turn, self._life).atexit = False
             try:
-                self._start()
-            except BaseException:
+                with host_errors(
+                    SandboxStartError, "The sandbox could not be started", container=self.name
+                ):
+                    self._start()
+            except BaseException as error:
+                if isinstance(error, SandboxError):
+                    error.name_container(self.name)
                 self.close()
                 raise
         return self
 
     def _start(self) -> None:
-        running = self._life.start(
-            self.broker, self._variables.setup, self._variables.tools.call, self._fill
-        )
-        self.python_version = running.python_version
-        self._snapshots.resume(running, self.options.session)
-        if self.setup_code and running.home.is_new:
+        with self._turn.call():
+            running = self._life.start(
+                self.broker,
+                self._variables.setup,
+                self._variables.tools.call,
+                self._fill,
+                self._turn.serving,
+            )
+            self.python_version = running.python_version
+            self._snapshots.resume(running, self.options.session)
+        if self.setup_code and running.home.state == "made":
             self.run_setup(self.setup_code)
         self._life.begin()
 
@@ -198,19 +290,22 @@ class Sandbox:
     def close(self) -> None:
         """End the container and remove what it used. May be called at any time, and again.
 
-        A cell that runs in another thread ends with :class:`SandboxLostError`.
+        A cell that runs in another thread ends with :class:`SandboxLostError`. So does one that
+        runs in this thread, where a signal handler or ``on_output`` calls this: then this returns
+        at once, and :meth:`execute` closes the sandbox before it raises that error.
 
         Raises:
             WorkspaceError: the workspace could not be removed.
         """
-        if not self._lock.acquire(blocking=False):
-            self._life.hang_up()
-            self._lock.acquire()
-        try:
-            atexit.unregister(self.close)
-            self._life.close()
-        finally:
-            self._lock.release()
+        if self._life.is_of_parent:
+            return  # it stays its parent's
+        _open.discard(self._turn)
+        self._life.refuse()
+        if self._life.is_served_here():
+            # A __del__ or a logging handler, in a thread that closing waits for.
+            start_thread(self._turn.close, "rlm-close")
+        else:
+            self._turn.close()
 
     aclose = in_thread(close)
 
@@ -237,12 +332,15 @@ class Sandbox:
         Returns:
             What the cell printed and left. An exception in the cell raises nothing here: its
             traceback is in ``stderr``. When ``cell_timeout`` ends the cell, ``status`` is
-            ``"timeout"``. When the interpreter dies, ``status`` is ``"died"``, or ``"killed"`` if
+            ``"timeout"``; when its files make the workspace larger than ``workspace_size``,
+            ``"full"``. When the interpreter dies, ``status`` is ``"died"``, or ``"killed"`` if
             the cell would not end; ``stderr`` says how, and the session goes on from its
             checkpoint.
 
         Raises:
             OptionError: ``code`` is not a string, or longer than 64 MiB.
+            SandboxBusyError: another call of the sandbox waits for this one, which was made by its
+                ``on_output``, tool or ``lm``, or by a signal handler meanwhile.
             SandboxClosedError: the sandbox is not running.
             SandboxLostError: the container is gone.
             KeyboardInterrupt: Ctrl-C in this process; it has ended the cell as :meth:`interrupt`
@@ -255,12 +353,17 @@ class Sandbox:
             content["name"] = name
         if display:
             content["display"] = True
-        with self._lock:
+        with self._turn.call():
             running = self._life.running
             self.broker.begin_cell()
             start = time.perf_counter()
             reply = running.interpreter.request("cell", on_output, **content)
             elapsed = time.perf_counter() - start
+            if running.watch is not None:
+                running.watch.end_cell(reply)
+            running.note_changes()
+            if self.options.durability == "sync":
+                running.save()
             result = reply.result(elapsed, self.broker.take_calls())
             if not reply.artifacts:
                 return result
@@ -287,7 +390,7 @@ class Sandbox:
         )
 
     def _awaited_cell(self) -> AwaitedCell:
-        return AwaitedCell(self._lock, self._async_functions, self.interrupt)
+        return AwaitedCell(self._turn, self._async_functions, self.interrupt)
 
     def interrupt(self) -> None:
         """Interrupt the cell that another thread runs, if any, as Ctrl-C would.
@@ -318,7 +421,7 @@ class Sandbox:
 
     def reset_answer(self) -> None:
         """Forget the final answer, since a new question begins."""
-        with self._lock:
+        with self._turn.call():
             self._life.running.interpreter.request("reset_answer", None)
 
     areset_answer = in_thread(reset_answer)
@@ -332,6 +435,80 @@ class Sandbox:
         with contextlib.suppress(SandboxClosedError):
             return self._life.running.interpreter.reports.route
         return None
+
+    # Commands
+
+    def command(
+        self,
+        command: str | Sequence[str | os.PathLike[str]],
+        *,
+        cwd: str | PurePosixPath | None = None,
+        env: Mapping[str, str] | None = None,
+        input: bytes | str | None = None,  # noqa: A002 - as subprocess.run() has it
+        timeout: float | None = None,
+        on_output: CommandCallback | None = None,
+    ) -> CommandResult:
+        """Run a command in the container and wait for it to end.
+
+        It has the user, the working directory and the environment of the cells, without what they
+        have changed in ``os.environ``, and a session of its own. It runs beside a cell and beside
+        other commands; at most 64 run at once, and more wait. What it has started and left runs on
+        when it ends, until the sandbox is closed.
+
+        Args:
+            command: a program and its arguments, or a string for the image's ``sh -c``.
+            cwd: the directory to start in, relative to ``/workspace``.
+            env: environment variables, besides the sandbox's own.
+            input: its standard input; a string is encoded as UTF-8. ``None`` for none.
+            timeout: seconds until it is killed with all that it has started, daemons too;
+                ``None`` for no limit.
+            on_output: called in this thread with ``"stdout"`` or ``"stderr"`` and each piece of
+                bytes, as it is written.
+
+        Returns:
+            How it ended, and what it wrote: at most ``max_output`` bytes of each stream. A program
+            that is missing or fails raises nothing here, see :class:`CommandResult`.
+
+        Raises:
+            OptionError: an argument is wrong, or the command is longer than 64 MiB.
+            SandboxBusyError: this thread is in the middle of another call of the sandbox: this one
+                was made by its ``on_output`` or by a signal handler. A tool or ``lm`` may make it.
+            SandboxClosedError: the sandbox is not running.
+            SandboxLostError: the container is gone.
+            KeyboardInterrupt: Ctrl-C in this process; it has killed the command.
+        """
+        request = CommandRequest.checked(command, cwd=cwd, env=env, input=input, timeout=timeout)
+        return self._run_command(Command(), request, on_output)
+
+    async def acommand(
+        self,
+        command: str | Sequence[str | os.PathLike[str]],
+        *,
+        cwd: str | PurePosixPath | None = None,
+        env: Mapping[str, str] | None = None,
+        input: bytes | str | None = None,  # noqa: A002 - as subprocess.run() has it
+        timeout: float | None = None,
+        on_output: CommandCallback | None = None,
+    ) -> CommandResult:
+        """As :meth:`command`. If it is cancelled, the command is killed.
+
+        ``on_output`` is called in the loop's thread.
+        """
+        request = CommandRequest.checked(command, cwd=cwd, env=env, input=input, timeout=timeout)
+        handle = Command()
+        call = AwaitedCall(handle.kill)
+        output = call.in_loop(on_output)
+        return await call.run(lambda: self._run_command(handle, request, output))
+
+    def _run_command(
+        self, command: Command, request: CommandRequest, on_output: CommandCallback | None
+    ) -> CommandResult:
+        with self._turn.beside():
+            running = self._life.running
+            try:
+                return running.commands.run(command, request, on_output)
+            finally:
+                running.note_changes()
 
     # Variables and tools
 
@@ -348,10 +525,12 @@ class Sandbox:
             ContextError: the value cannot be encoded.
             OptionError: the name is no identifier.
             WorkspaceError: there is no room for the value.
-            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+            SandboxBusyError, SandboxClosedError, SandboxLostError: as for :meth:`execute`.
         """
-        with self._lock:
+        with self._turn.call():
             self._variables.load(name, value, keep=keep)
+            if self.options.durability == "sync":
+                self._life.running.save()
 
     aload = in_thread(load)
 
@@ -361,9 +540,9 @@ class Sandbox:
         From here on they are tools with their present values, and not shown among the variables.
 
         Raises:
-            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+            SandboxBusyError, SandboxClosedError, SandboxLostError: as for :meth:`execute`.
         """
-        with self._lock:
+        with self._turn.call():
             self._variables.keep(names)
 
     akeep = in_thread(keep)
@@ -390,7 +569,7 @@ class Sandbox:
             SandboxClosedError: the sandbox was closed.
             SandboxLostError: the container is gone.
         """
-        with self._lock:
+        with self._turn.call():
             self._variables.set_tools(tools)
 
     aset_tools = in_thread(set_tools)
@@ -406,7 +585,7 @@ class Sandbox:
 
         They live on in the interpreter, and would be lost with it. Waits for the checkpoint.
         """
-        with self._lock:
+        with self._turn.call():
             return self._life.running.interpreter.unsaved()
 
     async def aunsaved(self) -> Sequence[UnsavedVariable]:
@@ -435,7 +614,7 @@ class Sandbox:
             WorkspaceError: the name cannot be used, or there is no room.
             SandboxClosedError: the sandbox is not running.
         """
-        return self._files.put(source, name)
+        return put_file(self._life, source, name)
 
     aput_file = in_thread(put_file)
 
@@ -468,7 +647,9 @@ class Sandbox:
                 large.
             SandboxClosedError: the sandbox is not running.
         """
-        return self._files.get(name, to, max_size)
+        if to is not None:
+            return copy_file(self._life, name, Path(to))
+        return self.files.read(name, max_size=max_size)
 
     aget_file = in_thread(get_file)
 
@@ -482,7 +663,8 @@ class Sandbox:
                 directories more than 100 deep.
             SandboxClosedError: the sandbox is not running.
         """
-        return self._files.list()
+        found = self.files.list(recursive=True)
+        return tuple(file for file in found if file.kind == "file")
 
     alist_files = in_thread(list_files)
 
@@ -499,22 +681,22 @@ class Sandbox:
             note: text to remember it by, of which the first 200 characters are kept.
 
         Returns:
-            The snapshot's id. Equal states have equal ids.
+            The snapshot's id, 64 characters. Equal states have equal ids.
 
         Raises:
-            SessionStateError: the state could not be saved.
+            SessionStateError: the state could not be saved, or a later version has its record.
             SessionError: there is no room for it.
             WorkspaceError: a file in the workspace cannot be read.
-            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+            SandboxBusyError, SandboxClosedError, SandboxLostError: as for :meth:`execute`.
         """
-        with self._lock:
+        with self._turn.call():
             return self._snapshots.create(note)
 
     asnapshot = in_thread(snapshot)
 
     def snapshots(self) -> list[Snapshot]:
-        """List the snapshots, the oldest first."""
-        with self._lock:
+        """List the snapshots, the oldest first. A warning names those that cannot be read."""
+        with self._turn.call():
             return self._snapshots.all()
 
     asnapshots = in_thread(snapshots)
@@ -524,22 +706,21 @@ class Sandbox:
 
         A new interpreter takes the place of the present one, which takes some hundredths of a
         second and the time to load the variables. What only the present one holds is gone:
-        connections, generators.
+        connections, generators. If the restore fails, the sandbox goes on from its state before it.
 
         Args:
-            snapshot: the id, or the beginning of it.
+            snapshot: the id, or an unambiguous beginning of at least 4 characters.
 
         Returns:
             The variables that the snapshot does not bring back.
 
         Raises:
             SnapshotNotFoundError: there is no snapshot with that id.
-            SessionStateError: the snapshot is damaged. If only the new interpreter finds that out,
-                it has no variables, but other snapshots can still be restored.
+            SessionStateError: the snapshot is damaged, or its variables cannot be read.
             SessionError: there is no room for it.
-            SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+            SandboxBusyError, SandboxClosedError, SandboxLostError: as for :meth:`execute`.
         """
-        with self._lock:
+        with self._turn.call():
             return self._snapshots.restore(snapshot)
 
     arestore = in_thread(restore)
@@ -553,7 +734,7 @@ class Sandbox:
         Raises:
             SnapshotNotFoundError: there is no snapshot with that id.
         """
-        with self._lock:
+        with self._turn.call():
             self._snapshots.remove(snapshot)
 
     aremove_snapshot = in_thread(remove_snapshot)
@@ -561,8 +742,8 @@ class Sandbox:
     def fork(self, session: str | None = None) -> Self:
         """Start a second sandbox that goes on from the same variables and files, by itself.
 
-        It has the options, tools and language model of this one. The setup code is not run again:
-        what it made is there.
+        It has the options, tools and language model of this one, and counts its calls from zero.
+        The setup code is not run again: what it made is there.
 
         Args:
             session: the name of a new session for the fork; ``None`` for one that ends with it.
@@ -574,20 +755,30 @@ class Sandbox:
             SessionError: a session of that name exists already, or there is no room.
             ContainersError: as for :meth:`start`.
         """
-        with self._lock:
+        with self._turn.call():
             workspace = self._snapshots.settled().workspace
+
+            def fill(target: Workspace) -> None:
+                with workspace.held():
+                    workspace.pull().copy_to(target)
+
             lm = self._lm
             if isinstance(lm, LMBroker):  # a broker records the calls of one sandbox
                 lm = LMBroker(lm.backend, lm.subcall, lm.max_concurrent_subcalls)
-            other = copy.copy(self)  # with what a subclass has added
+            other = type(self).__new__(type(self))
+            other.__dict__.update(self.__dict__)  # with what a subclass has added
             other._compose(
-                dataclasses.replace(self.options, session=session),
+                dataclasses.replace(
+                    self.options,
+                    session=session,
+                    pool=self.options.pool if session is None else None,
+                ),
                 lm,
                 self.tools.functions,
                 self.scaffold,
             )
             other._variables.copy_from(self._variables)
-            other._fill = workspace.copy_to
+            other._fill = fill
             return other.start()
 
     async def afork(self, session: str | None = None) -> Self:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import logging
+from collections.abc import Iterator
 
-from rlm_containers.errors import OptionError, SessionStateError
+from rlm_containers.errors import (
+    OptionError,
+    SessionError,
+    SessionStateError,
+    WorkspaceError,
+    host_errors,
+)
 from rlm_containers.guest import wire
 from rlm_containers.interpreter import UnsavedVariable
 from rlm_containers.sandbox.lifecycle import SETTLE_TIMEOUT, Lifecycle, Running
 from rlm_containers.sandbox.variables import Variables
 from rlm_containers.state import Snapshot
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 #: Variables that a warning names.
 _NAMED = 20
@@ -42,36 +50,74 @@ class Snapshots:
         if not isinstance(note, str):
             raise OptionError(f"note must be a string, not {type(note).__name__}.")
         running = self.settled()
-        return running.home.snapshots.create(running.workspace, running.home.manifest, note).id
+        with self._host_errors("The snapshot could not be taken"), running.workspace.held():
+            files = running.workspace.pull()
+            return running.home.snapshots.create(files, running.home.manifest, note).id
 
     def all(self) -> list[Snapshot]:
         """See :meth:`Sandbox.snapshots`."""
-        return self._life.running.home.snapshots.all()
+        with self._host_errors("The snapshots could not be listed"):
+            return self._life.running.home.snapshots.all()
 
     def restore(self, snapshot: str) -> tuple[UnsavedVariable, ...]:
         """See :meth:`Sandbox.restore`."""
         running = self._life.running
+        with self._host_errors("The snapshot could not be restored"), running.workspace.held():
+            return self._restore(running, snapshot)
+
+    def _restore(self, running: Running, snapshot: str) -> tuple[UnsavedVariable, ...]:
         home = running.home
         found = home.snapshots.get(snapshot)
+        running.settle()  # or the last cell's changes would be lost if the snapshot cannot be read
         # What belongs to the host, such as a compacted history, does not go back.
         kept = self._variables.host_files()
         has_state = any(entry.path in (wire.STATE, wire.PREVIOUS_STATE) for entry in found.entries)
-        with home.snapshots.staged(found, running.workspace) as staged:
-            lost = running.interpreter.restart(lambda: staged.swap(kept), restores=has_state)
-        self._variables.retain_files()
+        workspace = running.workspace
+        with home.snapshots.staged(found, workspace.pull(), durable=workspace.durable) as exchange:
+
+            def swap() -> None:
+                exchange.swap(kept)
+                workspace.push()
+
+            def go_back() -> None:
+                exchange.go_back()
+                workspace.push()
+
+            try:
+                lost = running.interpreter.restart(swap, restores=has_state)
+                if any(variable.name == "*" for variable in lost):
+                    raise SessionStateError(
+                        f"The variables of the snapshot {found.short_id} cannot be read: "
+                        f"{lost[0].reason}.",
+                        remedy="The sandbox is as it was before. Restore another snapshot.",
+                        container=self._life.name,
+                    )
+            except BaseException:
+                # No interpreter may go on with the variables of the one and the files of the other.
+                running.interpreter.restart(go_back, restores=True)
+                self.lost = tuple(running.interpreter.reports.unsaved)
+                raise
+            finally:
+                self._variables.retain_files()
+            exchange.commit()
         self.lost = tuple(lost)
-        if any(variable.name == "*" for variable in lost):
-            raise SessionStateError(
-                f"The variables of the snapshot {found.id} cannot be read: {lost[0].reason}.",
-                remedy="Restore another one.",
-                container=self._life.name,
-            )
         home.restored(found.manifest)
         return self.lost
 
     def remove(self, snapshot: str) -> None:
         """See :meth:`Sandbox.remove_snapshot`."""
-        self._life.running.home.snapshots.remove(snapshot)
+        with self._host_errors("The snapshot could not be removed"):
+            self._life.running.home.snapshots.remove(snapshot)
+
+    @contextlib.contextmanager
+    def _host_errors(self, what: str) -> Iterator[None]:
+        """Name the container in errors of the host's file system."""
+        try:
+            with host_errors(SessionError, what):
+                yield
+        except (SessionError, WorkspaceError) as error:
+            error.name_container(self._life.name)
+            raise
 
     def settled(self) -> Running:
         """Wait until the last checkpoint is on disk.
@@ -115,7 +161,7 @@ class Snapshots:
                 "that was too little, or remove the session.",
                 container=self._life.name,
             )
-        if home.is_new:
+        if home.state == "made":
             return  # nothing was there, or it is a fork, whose source still has what is missing
         python = running.python_version
         known = {variable.name for variable in before.unsaved}
@@ -127,7 +173,8 @@ class Snapshots:
             return
         # The next checkpoint overwrites what could not be restored, so keep it first.
         note = f"before Python {python}" if foreign else "before variables were dropped"
-        snapshot = home.snapshots.create(running.workspace, before, note)
+        with running.workspace.held():
+            snapshot = home.snapshots.create(running.workspace.pull(), before, note)
         reasons = []
         if foreign:
             reasons.append(f"was made with Python {before.python}, and this is {python}")

@@ -13,8 +13,9 @@ import keyword
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from rlm_containers.errors import OptionError
+from rlm_containers.errors import OptionError, message_of
 from rlm_containers.lm import AsyncFunctions
+from runtimes.text import brief
 
 #: A function of the host. It may be async.
 ToolFunction = Callable[..., Any]
@@ -54,10 +55,10 @@ def check_names(names: Iterable[object], reserved: frozenset[str] = SCAFFOLD) ->
     """
     for name in names:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-            raise OptionError(f"{name!r} cannot be the name of a tool: it is no identifier.")
+            raise OptionError(f"{brief(name)} cannot be the name of a tool: it is no identifier.")
         if name in reserved | _MODULE_NAMES:
             raise OptionError(
-                f"A tool cannot be named {name!r}: that name is reserved.",
+                f"A tool cannot be named {brief(name)}: that name is reserved.",
                 remedy=f"Reserved are: {', '.join(sorted(reserved | _MODULE_NAMES))}.",
             )
 
@@ -91,7 +92,7 @@ class HostTools:
         for name, function in functions.items():
             if not callable(function):
                 raise OptionError(
-                    f"The tool {name!r} must be callable, not {type(function).__name__}.",
+                    f"The tool {brief(name)} must be callable, not {type(function).__name__}.",
                     remedy="Data is given to cells with Sandbox.load().",
                 )
         self.functions = dict(functions)
@@ -127,33 +128,32 @@ class HostTools:
             # Also SystemExit, which would end this thread and leave the cell without an answer.
             return _error(error)
         try:
-            json.dumps(result)
-        except (TypeError, ValueError, RecursionError) as error:
-            kind = type(result).__name__
+            # Loaded again, for the methods of subclasses may not answer the same a second time.
+            return {"result": json.loads(json.dumps(result))}
+        except BaseException as error:  # a subclass may raise anything
+            kind, why = type(result).__name__, message_of(error)
             return _error(
-                TypeError(f"the result of {name}() ({kind}) cannot be sent as JSON: {error}")
+                TypeError(f"the result of {name}() ({kind}) cannot be sent as JSON: {why}")
             )
-        return {"result": result}
 
 
 def _error(error: BaseException) -> dict[str, Any]:
+    args: list[Any] | None
     try:
-        text = str(error)
-    except Exception:
-        text = "its message cannot be shown"
-    args: list[Any] | None = list(error.args)
-    try:
-        json.dumps(args)
-    except (TypeError, ValueError, RecursionError):
+        args = json.loads(json.dumps(list(error.args)))
+    except BaseException:  # args and what is in it may be the user's own
         args = None
-    return {"error": {"type": type(error).__name__, "args": args, "text": text}}
+    return {"error": {"type": type(error).__name__, "args": args, "text": message_of(error)}}
 
 
 def _signature(function: ToolFunction) -> str:
     try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-in callables have none
+        return _short(inspect.signature(function))
+    except Exception:  # some built-in callables have none, and one may be computed
         return "(...)"
+
+
+def _short(signature: inspect.Signature) -> str:
     plain = [
         parameter.replace(
             # Show only defaults that are short and cannot hold a secret.

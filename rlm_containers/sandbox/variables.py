@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from dataclasses import asdict
 
-from rlm_containers.errors import ContextError, OptionError, WorkspaceError
+from rlm_containers.errors import OptionError, WorkspaceError
 from rlm_containers.interpreter import KeptVariable, WorkerSetup
 from rlm_containers.lm import AsyncFunctions
 from rlm_containers.options import SandboxOptions
 from rlm_containers.sandbox.lifecycle import Lifecycle
 from rlm_containers.sandbox.tools import SCAFFOLD, HostTools, ToolFunction
+from rlm_containers.sandbox.values import SUFFIXES, Context, Kind, Summed, encode
+from runtimes.text import brief
 
-#: What a variable can be bound to: text, or what JSON can express.
-Context = str | dict[str, Any] | list[Any]
-
-#: Characters of a text that are encoded at once.
-_CHUNK = 4 * 1024 * 1024
+#: Characters of a variable's name, which is also that of a file.
+_LONGEST_NAME = 200
 
 
 class Variables:
@@ -56,6 +54,8 @@ class Variables:
             scaffold=bool(scaffold),
             tools=self.tools.describe(),
             outlives=options.session is not None,
+            durable=options.reaches_disk,
+            heirs=options.has_heirs,
         )
         # Maps each loaded variable to its file (None if it must stay) and its load count.
         self._loaded: dict[str, tuple[str | None, int]] = {}
@@ -63,8 +63,8 @@ class Variables:
     def load(self, name: str, value: Context, *, keep: bool) -> None:
         """See :meth:`Sandbox.load`."""
         if not _is_identifier(name):
-            raise OptionError(f"{name!r} is not the name of a variable.")
-        kind, chunks = _encode(name, value)
+            raise OptionError(f"{brief(name)} is not the name of a variable.")
+        kind, chunks = encode(name, value)
         running = self._life.running
         # Never overwrite a file that the checkpoint may refer to: the old value is needed until
         # the next checkpoint is written.
@@ -74,13 +74,19 @@ class Variables:
         while self.setup.outlives and running.workspace.has(file):
             count += 1
             file = _file_name(name, count, kind)
-        running.workspace.write(file, chunks)
+        summed = Summed(chunks)
+        try:
+            size = running.workspace.write(file, summed)
+        except WorkspaceError as error:
+            error.name_container(self._life.name)
+            raise
+        variable = KeptVariable(name, file, kind, size, summed.checksum)
         self._loaded[name] = (file, count + 1)
-        self.setup.kept = [variable for variable in self.setup.kept if variable.name != name]
+        self.setup.kept = [other for other in self.setup.kept if other.name != name]
         if keep:
-            self.setup.kept.append(KeptVariable(name, file, kind))
+            self.setup.kept.append(variable)
         reply = running.interpreter.request(
-            "load", None, name=name, file=file, kind=kind, keep=keep, superseded=superseded
+            "load", None, **asdict(variable), keep=keep, superseded=superseded
         )
         if reply.status != "ok":
             raise WorkspaceError(
@@ -129,45 +135,9 @@ class Variables:
 
 
 def _is_identifier(name: object) -> bool:
-    return isinstance(name, str) and name.isidentifier()
+    return isinstance(name, str) and len(name) <= _LONGEST_NAME and name.isidentifier()
 
 
-def _encode(name: str, value: Context) -> tuple[Literal["text", "json"], Iterable[bytes]]:
-    """Encode a value as a file that the guest reads.
-
-    Args:
-        name: the variable, to be named in errors.
-        value: text, in which lone surrogates are kept; or a dict or list. A dict's keys become
-            strings.
-
-    Returns:
-        The kind of file, and its bytes in pieces.
-
-    Raises:
-        ContextError: the value is neither text nor JSON.
-    """
-    if isinstance(value, str):
-        return "text", _encode_text(value)
-    if not isinstance(value, (dict, list)):
-        raise ContextError(
-            f"{name} must be a string, a dict or a list, not {type(value).__name__}.",
-            remedy="Convert it first, for instance with str().",
-        )
-    try:
-        return "json", (json.dumps(value).encode("ascii"),)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ContextError(
-            f"{name} cannot be expressed as JSON: {error}",
-            remedy="Only dicts, lists, strings, numbers, booleans and None can be sent.",
-        ) from error
-
-
-def _encode_text(text: str) -> Iterable[bytes]:
-    # In pieces, so that a text of hundreds of megabytes is not in memory twice.
-    for start in range(0, len(text), _CHUNK):
-        yield text[start : start + _CHUNK].encode("utf-8", "surrogatepass")
-
-
-def _file_name(variable: str, count: int, kind: str) -> str:
-    suffix = "txt" if kind == "text" else "json"
+def _file_name(variable: str, count: int, kind: Kind) -> str:
+    suffix = SUFFIXES[kind]
     return f"{variable}-{count}.{suffix}" if count else f"{variable}.{suffix}"

@@ -2,11 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from rlm_containers.state.files import OpenedFile, WorkspaceFiles
 from rlm_containers.state.home import Home, KeptHome
 from rlm_containers.state.hostfiles import (
     cache_directory,
     is_session_name,
     locked,
+    make_private,
     passing_snapshots_directory,
     replace_file,
     sessions_directory,
@@ -16,17 +18,19 @@ from rlm_containers.state.manifest import Manifest
 from rlm_containers.state.nofollow import (
     CHUNK,
     Ids,
-    copy_contents,
     create_file,
+    directory_parts,
     free_space,
     open_below,
     open_regular,
     relative_parts,
 )
 from rlm_containers.state.owner import LABEL, Owner
+from rlm_containers.state.piped import PipedMeter, PipedWorkspace
 from rlm_containers.state.sessions import SessionInfo, SessionStore
 from rlm_containers.state.snapshots import Snapshot
-from rlm_containers.state.trees import walk
+from rlm_containers.state.space import DirectoryMeter, Excess, Meter, Space
+from rlm_containers.state.trees import Node, walk
 from rlm_containers.state.workspace import Workspace, owned_workspace, owner_file, remove_tree
 
 if TYPE_CHECKING:
@@ -35,23 +39,33 @@ if TYPE_CHECKING:
 __all__ = [
     "CHUNK",
     "LABEL",
+    "DirectoryMeter",
+    "Excess",
     "Home",
     "Ids",
     "KeptHome",
     "Manifest",
+    "Meter",
+    "Node",
+    "OpenedFile",
     "Owner",
+    "PipedMeter",
+    "PipedWorkspace",
     "SessionInfo",
     "SessionStore",
     "Snapshot",
+    "Space",
     "Workspace",
+    "WorkspaceFiles",
     "cache_directory",
-    "copy_contents",
     "create_file",
+    "directory_parts",
     "export_session",
     "free_space",
     "import_session",
     "is_session_name",
     "locked",
+    "make_private",
     "open_below",
     "open_regular",
     "owned_workspace",

@@ -27,13 +27,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Self, cast
 
-from rlm_containers.errors import ArchiveError, SessionStateError
+from rlm_containers.errors import (
+    ArchiveError,
+    SessionError,
+    SessionStateError,
+    host_errors,
+    remedy_for,
+)
 from rlm_containers.interpreter import UntrustedJSON
-from rlm_containers.state.hostfiles import is_session_name, replace_file
+from rlm_containers.state.hostfiles import is_session_name, make_private, replace_file
 from rlm_containers.state.lock import SessionLock
 from rlm_containers.state.nofollow import free_space
 from rlm_containers.state.objects import ObjectStore, is_digest
-from rlm_containers.state.sessions import SessionStore, check_name, write_manifest
+from rlm_containers.state.sessions import (
+    IMPORTED,
+    SessionStore,
+    check_name,
+    write_manifest,
+)
 from rlm_containers.state.snapshot_store import SnapshotStore
 from rlm_containers.state.snapshots import Snapshot, SnapshotEntry
 from rlm_containers.state.workspace import Workspace, remove_tree
@@ -46,10 +57,12 @@ MAX_IMPORT = 64 * 1024**3
 _INDEX = "session.json"
 _OBJECTS = "objects/"
 
-#: Bytes of the description, its JSON keys and values (a dozen for each file), and its snapshots.
-_MAX_INDEX = 256 * 1024**2
-_MAX_PARTS = 8_000_000
+#: Bytes of the description, and bytes that it may take in memory once it is parsed.
+_MAX_INDEX = 64 * 1024**2
+_MAX_MEMORY = 384 * 1024**2
 _MAX_SNAPSHOTS = 1_000
+#: JSON keys and values of the description: a dozen for each file.
+_MAX_PARTS = 4_000_000
 
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -82,6 +95,7 @@ def export_session(
         ArchiveError: the file exists, or cannot be written.
         SessionNotFoundError: there is no such session.
         SessionInUseError: a sandbox has it.
+        SessionStateError: a snapshot cannot be read, or contents are damaged.
     """
     sessions = sessions or SessionStore()
     target = Path(path)
@@ -91,7 +105,7 @@ def export_session(
         store = session.snapshots
         try:
             head = portable(store.create(session.workspace, session.manifest, listed=False))
-            others = tuple(map(portable, store.all())) if snapshots else ()
+            others = tuple(map(portable, store.every())) if snapshots else ()
             archive = Archive(name=name, head=head, snapshots=others)
             write_archive(target, archive, store.objects)
         finally:
@@ -127,27 +141,26 @@ def import_session(
     sessions = sessions or SessionStore()
     if name is not None:
         check_name(name)
-    sessions.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    staging = sessions.directory / f".imported-{secrets.token_hex(6)}"
-    with contextlib.closing(SessionLock(staging, "imported", create=True)):
-        try:
-            store = SnapshotStore(staging)
-            archive = read_archive(Path(path), store.objects, max_size)
-            name = name or archive.name
-            with contextlib.closing(Workspace.open(staging / "workspace")) as workspace:
-                store.lay_out(archive.head, workspace)
-            for snapshot in archive.snapshots:
-                store.add(snapshot)
-            store.sweep()
-            write_manifest(staging, archive.head.manifest, archive.head.manifest.created)
-            with sessions.creating(name) as place:
-                for entry in os.listdir(staging):
-                    if entry not in ("lock", "workspace"):
-                        (staging / entry).rename(place / entry)
-                # Last, because the workspace makes it a session.
-                (staging / "workspace").rename(place / "workspace")
-        finally:
-            remove_tree(staging)
+    with host_errors(SessionError, f"The session in {path} could not be imported"):
+        make_private(sessions.directory)
+        staging = sessions.directory / f"{IMPORTED}{secrets.token_hex(6)}"
+        with contextlib.closing(SessionLock(staging, "imported", create=True)):
+            try:
+                store = SnapshotStore(staging)
+                archive = read_archive(Path(path), store.objects, max_size)
+                name = name or archive.name
+                with contextlib.closing(Workspace.open(staging / "workspace")) as workspace:
+                    store.lay_out(archive.head, workspace)
+                for snapshot in archive.snapshots:
+                    store.add(snapshot)
+                store.sweep()
+                write_manifest(staging, archive.head.manifest, archive.head.manifest.created)
+                with sessions.creating(name) as place:
+                    for entry in os.listdir(staging):
+                        if entry != "lock":
+                            (staging / entry).rename(place / entry)
+            finally:
+                remove_tree(staging)
     sessions.sweep()
     return name
 
@@ -191,7 +204,8 @@ class Archive:
         Raises:
             ValueError: it does not describe an archive.
         """
-        raw = UntrustedJSON(text, _MAX_PARTS).load()
+        raw = _bounded(text).load()
+        del text
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise ValueError("it is of no known format")
         name, snapshots = raw.get("name"), raw.get("snapshots")
@@ -256,7 +270,7 @@ def write_archive(path: Path, archive: Archive, objects: ObjectStore) -> None:
     except OSError as error:
         raise ArchiveError(
             f"The session could not be exported to {path}: {error.strerror}.",
-            remedy="Make room, or name a directory that is there and can be written to.",
+            remedy=remedy_for(error, "Name a directory that is there and can be written to."),
         ) from error
 
 
@@ -264,7 +278,7 @@ def _check_length(index: bytes) -> None:
     try:
         if len(index) > _MAX_INDEX:
             raise ValueError(f"its description has more than {_MAX_INDEX:,} bytes")
-        UntrustedJSON(index, _MAX_PARTS)
+        _bounded(index)
     except ValueError as error:
         raise ArchiveError(
             f"The session has too many files for one archive: {error}.",
@@ -343,15 +357,18 @@ def _read(file: BinaryIO, objects: ObjectStore, max_size: int) -> Archive:
     _exactly(file, -member[1] % _BLOCK)
     needed = archive.digests
     total = sum(needed.values())
-    objects.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    directory = os.open(objects.directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # Everything is written twice: as an object, and in the workspace.
-        limit = min(max_size, free_space(directory) // 2)
-    finally:
-        os.close(directory)
-    if total > limit:
-        raise ValueError(f"its files have {total:,} bytes, and there is room for {limit:,}")
+    # Entries may share an object, and each is a file of its own once it is laid out.
+    largest = max(snapshot.size for snapshot in (archive.head, *archive.snapshots))
+    make_private(objects.directory)
+    room = free_space(objects.directory)
+    if max(total, largest) > max_size:
+        raise ValueError(
+            f"its files have {max(total, largest):,} bytes, and {max_size:,} are allowed (max_size)"
+        )
+    # Everything is written twice: as an object, and in the workspace.
+    total += archive.head.size
+    if total > room:
+        raise ValueError(f"its files take {total:,} bytes, and the disk has room for {room:,}")
     while needed:
         member = _next_member(file)
         if member is None:
@@ -386,6 +403,18 @@ def _next_member(file: BinaryIO) -> tuple[str, int] | None:
     if member.name != _INDEX and not is_digest(member.name.removeprefix(_OBJECTS)):
         raise ValueError(f"{member.name[:80]!r} does not belong in it")
     return member.name, member.size
+
+
+def _bounded(text: bytes) -> UntrustedJSON:
+    """Check a description before it is parsed.
+
+    Raises:
+        ValueError: it would take too much memory.
+    """
+    found = UntrustedJSON(text, _MAX_PARTS)
+    if found.size > _MAX_MEMORY:
+        raise ValueError(f"its description would take {found.size:,} bytes of memory")
+    return found
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:

@@ -6,7 +6,6 @@ container nothing else tells what is in that file.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -15,15 +14,13 @@ from typing import Any, Self, TypeGuard
 
 from rlm_containers.interpreter import UnsavedVariable
 from rlm_containers.state.hostfiles import replace_file
+from rlm_containers.state.sealed import read_sealed, seal
 
 FORMAT = 1
 
 #: Variables of a report that are kept, and characters of a name, a type, a reason and the like.
 _MAX_COUNT = 10_000
 _MAX_TEXT = 300
-
-#: Bytes of a file that are read.
-_MAX_SIZE = 64 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -138,22 +135,24 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            ValueError: it is missing or damaged.
+            FileNotFoundError: there is none.
+            ValueError: it is damaged.
+            UnreadableFileError: it cannot be read, or a later version has written it.
         """
-        try:
-            with path.open("rb") as file:
-                return cls.from_json(json.loads(file.read(_MAX_SIZE)))
-        except (OSError, RecursionError) as error:
-            raise ValueError(str(error)) from error
+        return cls.from_json(read_sealed(path))
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, durable: bool = False) -> None:
         """Write it to a file.
+
+        Args:
+            path: the file to make or replace.
+            durable: whether it must survive a power failure once this returns.
 
         Raises:
             OSError: it cannot be written.
         """
-        with replace_file(path) as file:
-            file.write(json.dumps(self.to_json(), indent=1).encode())
+        with replace_file(path, durable=durable) as file:
+            file.write(seal(self.to_json()))
 
 
 def now() -> str:

@@ -13,10 +13,11 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from rlm_containers.errors import WorkspaceError
 from rlm_containers.guest import wire
+from runtimes.text import brief
 
 #: The user id and group id that a file belongs to.
 Ids = tuple[int, int]
@@ -28,6 +29,9 @@ CHUNK = 1 << 20
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _MOUNT_POINT = PurePosixPath(wire.WORKSPACE).parts
+
+#: The longest path that Linux takes.
+_MAX_PATH = 4096
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -55,12 +59,49 @@ def relative_parts(name: object) -> tuple[str, ...]:
     parts = PurePosixPath(text).parts
     if parts[:2] == _MOUNT_POINT:
         parts = parts[2:]
-    if not parts or parts[0] == "/" or ".." in parts or "\0" in text or text.endswith("/"):
+    if (
+        not parts
+        or parts[0] == "/"
+        or ".." in parts
+        or "\0" in text
+        or text.endswith("/")
+        or len(text) > _MAX_PATH
+    ):
         raise WorkspaceError(
-            f"{text[:200]!r} is not the name of a file in the workspace.",
-            remedy="Give a path relative to the workspace, such as 'data/table.csv'.",
+            f"{brief(text)} is not the name of a file in the workspace.",
+            remedy="Give a path below /workspace, or relative to it, such as 'data/table.csv', "
+            "without '..'. Only commands and cells reach the container's other directories.",
         )
     return parts
+
+
+def directory_parts(name: object) -> tuple[str, ...]:
+    """Split the name of a directory in the workspace as :func:`relative_parts` does.
+
+    Returns:
+        Its components; none for the workspace itself, which is ``"."`` or ``/workspace``.
+    """
+    text = str(name) if isinstance(name, PurePosixPath) else name
+    if isinstance(text, str) and PurePosixPath(text).parts in ((), _MOUNT_POINT):
+        return ()
+    return relative_parts(text.rstrip("/") if isinstance(text, str) else text)
+
+
+@contextlib.contextmanager
+def opened_directory(path: Path) -> Iterator[int]:
+    """Open a directory for the length of the ``with`` block. The last component is not followed.
+
+    Yields:
+        A descriptor.
+
+    Raises:
+        OSError: it is missing, no directory, or a link.
+    """
+    descriptor = os.open(path, DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -119,11 +160,18 @@ def open_regular(directory: int, name: str) -> int:
 def _check_regular(found: os.stat_result, name: str) -> None:
     if not stat.S_ISREG(found.st_mode):
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
-        raise WorkspaceError(f"{name!r} in the workspace is {kind} and not a file.")
+        number = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+        raise WorkspaceError(f"{name!r} in the workspace is {kind} and not a file.", errno=number)
 
 
 def create_file(
-    directory: int, name: str, chunks: Iterable[bytes], ids: Ids, mode: int = 0o600
+    directory: int,
+    name: str,
+    chunks: Iterable[bytes],
+    ids: Ids,
+    mode: int = 0o600,
+    *,
+    durable: bool = False,
 ) -> int:
     """Make or replace a file as a whole, by writing it under a random name and renaming it.
 
@@ -132,7 +180,8 @@ def create_file(
         name: its name, without any directory.
         chunks: its contents.
         ids: its owner.
-        mode: its permissions.
+        mode: the permissions of a new file. One that is replaced keeps its own.
+        durable: whether it must survive a power failure once this returns.
 
     Returns:
         The number of bytes written.
@@ -144,17 +193,35 @@ def create_file(
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     size = 0
     try:
+        before = _regular_mode(directory, name)
         descriptor = os.open(temporary, flags, mode, dir_fd=directory)
         with os.fdopen(descriptor, "wb") as file:
+            if before is not None:
+                # What the host writes, the cells can read, whatever they had locked before.
+                os.fchmod(descriptor, before | stat.S_IRUSR)
             give_to(ids, descriptor)
             for chunk in chunks:
                 size += file.write(chunk)
+            if durable:
+                file.flush()
+                os.fsync(descriptor)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        if durable:
+            os.fsync(directory)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=directory)
         raise
     return size
+
+
+def _regular_mode(directory: int, name: str) -> int | None:
+    """Return the permissions of a regular file; ``None`` if there is no such file."""
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError:
+        return None
+    return stat.S_IMODE(found.st_mode) & 0o777 if stat.S_ISREG(found.st_mode) else None
 
 
 def give_to(ids: Ids, file: int | str, directory: int | None = None) -> None:
@@ -207,7 +274,7 @@ def copy_contents(source: int, target: int, size: int) -> int:
 _CANNOT_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 
 
-def free_space(descriptor: int) -> int:
-    """Return how many bytes can still be written to the file system of an open file."""
-    found = os.fstatvfs(descriptor)
+def free_space(file: int | Path) -> int:
+    """Return how many bytes can still be written to the file system of a file."""
+    found = os.statvfs(file)
     return found.f_bavail * found.f_frsize

@@ -17,9 +17,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from rlm_containers.errors import SandboxError
+
 #: The label with the owner's process id, on everything that this project makes on an engine. The
 #: names of the other labels begin in the same way.
 LABEL = "io.github.rlm-containers.owner"
+
+#: What says that this system has no such file, and not that it cannot be read now.
+_ABSENT = (FileNotFoundError, NotADirectoryError, PermissionError)
 
 _PREFIX = LABEL.rpartition(".")[0]
 
@@ -44,9 +49,20 @@ class Owner:
 
     @classmethod
     def current(cls, session: str = "") -> Self:
-        """Return this process as an owner."""
+        """Return this process as an owner.
+
+        Raises:
+            SandboxError: it cannot be found out. Others would take this process for a dead one.
+        """
         pid = os.getpid()
-        return cls(pid=pid, started=_started(pid), boot=_boot(), host=_host(), session=session)
+        try:
+            return cls(pid=pid, started=_started(pid), boot=_boot(), host=_host(), session=session)
+        except OSError as error:
+            raise SandboxError(
+                f"This process cannot be told from others, since {error.filename} cannot be read: "
+                f"{error.strerror}.",
+                remedy="If too many files are open, raise the limit (ulimit -n).",
+            ) from error
 
     @classmethod
     def from_labels(cls, labels: Mapping[str, str]) -> Self | None:
@@ -80,13 +96,23 @@ class Owner:
         """Return a JSON object as text, with more entries in it."""
         return json.dumps({**asdict(self), **more})
 
+    def is_mine(self) -> bool:
+        """Tell whether it is a process of this user on this machine."""
+        try:
+            return self.host == _host()
+        except OSError:
+            return False
+
     def is_gone(self) -> bool:
         """Tell whether the process has certainly ended."""
-        if self.host != _host():
-            return False  # it may run where this process cannot see it
-        if self.boot != _boot():
-            return True
-        started = _started(self.pid)
+        try:
+            if self.host != _host():
+                return False  # it may run where this process cannot see it
+            if self.boot != _boot():
+                return True
+            started = _started(self.pid)
+        except OSError:  # not "there is no such process"
+            return False
         if started or self.started:
             return started != self.started
         return not _exists(self.pid)
@@ -101,10 +127,14 @@ def _unprefixed(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 def _started(pid: int) -> str:
-    """Return when a process was started, see proc_pid_stat(5); empty if it cannot be read."""
+    """Return when a process was started, see proc_pid_stat(5); empty if there is none.
+
+    Raises:
+        OSError: it cannot be read, for example because too many files are open.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
     # Field 22. Skip to behind the second, "(name)", whose name may contain spaces and brackets.
     return stat.rpartition(")")[2].split()[22 - 3]
@@ -124,7 +154,7 @@ def _exists(pid: int) -> bool:
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except _ABSENT:
         return ""
 
 
@@ -135,10 +165,10 @@ def _host() -> str:
         try:
             machine += Path(path).read_text().strip()
             break
-        except OSError:
+        except _ABSENT:
             pass
     try:
         visible = os.readlink("/proc/self/ns/pid")
-    except OSError:
+    except _ABSENT:
         visible = ""
     return hashlib.sha256(f"{machine}\0{visible}\0{os.getuid()}".encode()).hexdigest()[:16]

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from rlm_containers.errors import OptionError, SessionError, SessionNotFoundError, WorkspaceError
+from rlm_containers.errors import (
+    ContainersError,
+    OptionError,
+    SessionError,
+    SessionNotFoundError,
+    SessionStateError,
+    WorkspaceError,
+    host_errors,
+)
 from rlm_containers.guest import wire
-from rlm_containers.state.hostfiles import is_session_name, sessions_directory
+from rlm_containers.state.hostfiles import (
+    is_session_name,
+    listed,
+    remove_unfinished,
+    sessions_directory,
+)
+from rlm_containers.state.lock import FILE as LOCK
 from rlm_containers.state.lock import SessionLock, owner_of
 from rlm_containers.state.manifest import Manifest, now
-from rlm_containers.state.nofollow import DIRECTORY
+from rlm_containers.state.nofollow import opened_directory
+from rlm_containers.state.record import check_workspace, make_anew, read_state, write_state
 from rlm_containers.state.snapshot_store import SnapshotStore
 from rlm_containers.state.snapshots import Snapshot
 from rlm_containers.state.trees import walk
 from rlm_containers.state.workspace import Workspace, remove_tree
 
 _MANIFEST = "manifest.json"
+
+#: How the names of directories begin that are no sessions any more, or not yet.
+_REMOVED = ".removed-"
+IMPORTED = ".imported-"
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +56,10 @@ class SessionInfo:
         is_current: whether the manifest describes the present state. If its process was killed, it
             may describe one some cells earlier.
         pid: the process that has it: 0 if it is unknown which, ``None`` if none has.
-        size: bytes of the files in its workspace.
+        size: bytes of the files in its workspace; ``None`` if that is not known.
         snapshots: the number of its snapshots.
         snapshots_size: bytes that the snapshots take.
+        problem: what of it cannot be read, and why; empty if all can.
     """
 
     name: str
@@ -44,9 +67,10 @@ class SessionInfo:
     manifest: Manifest | None
     is_current: bool
     pid: int | None
-    size: int
+    size: int | None
     snapshots: int
     snapshots_size: int
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -65,10 +89,14 @@ class LockedSession:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest; an empty one if it is lost."""
+        """The manifest; an empty one if it is lost.
+
+        Raises:
+            SessionStateError: it cannot be read, or a later version has written it.
+        """
         try:
             return Manifest.read(self.path / _MANIFEST)
-        except ValueError:
+        except (FileNotFoundError, ValueError):
             return Manifest.new()
 
 
@@ -87,38 +115,55 @@ class SessionStore:
 
     def names(self) -> list[str]:
         """Return the names of all sessions, sorted."""
+        with host_errors(SessionError, f"The sessions in {self.directory} cannot be listed"):
+            return [
+                name for name in listed(self.directory) if is_session_name(name) and self._has(name)
+            ]
+
+    def _has(self, name: str) -> bool:
+        """Tell whether a session is there. One that cannot be read is."""
         try:
-            entries = sorted(os.scandir(self.directory), key=lambda entry: entry.name)
-        except FileNotFoundError:
-            return []
-        return [
-            entry.name
-            for entry in entries
-            if is_session_name(entry.name) and (self.directory / entry.name / "workspace").is_dir()
-        ]
+            return read_state(self.directory / name) == "ready"
+        except NotADirectoryError:
+            return False
+        except (OSError, SessionStateError):
+            return True
 
     def inspect(self, name: str) -> SessionInfo:
         """Return what is known of a session, which may be in use.
 
         Raises:
             SessionNotFoundError: there is none of that name.
-            WorkspaceError: its workspace cannot be read.
         """
         path = self._path(name)
-        manifest = None
-        with contextlib.suppress(ValueError):
-            manifest = Manifest.read(path / _MANIFEST)
-        size, state = _measure(path / "workspace")
+        problems: list[str] = []
+
+        def read(look: Callable[[], _T], otherwise: _U) -> _T | _U:
+            try:
+                return look()
+            except (FileNotFoundError, ValueError):
+                return otherwise
+            except OSError as error:
+                problems.append(f"{error.filename or path}: {error.strerror}")
+            except ContainersError as error:
+                problems.append(error.what)
+            return otherwise
+
+        read(lambda: check_workspace(path, name), None)
+        manifest = read(lambda: Manifest.read(path / _MANIFEST), None)
+        measured = read(lambda: _measure(path / "workspace"), None)
+        size, state = measured if measured is not None else (None, None)
         snapshots = SnapshotStore(path)
         return SessionInfo(
             name=name,
             path=path,
             manifest=manifest,
             is_current=manifest is not None and manifest.state == state,
-            pid=owner_of(path),
+            pid=read(lambda: owner_of(path), 0),
             size=size,
-            snapshots=snapshots.count,
-            snapshots_size=snapshots.size,
+            snapshots=read(lambda: snapshots.count, 0),
+            snapshots_size=read(lambda: snapshots.size, 0),
+            problem=" ".join(problems),
         )
 
     def remove(self, name: str) -> None:
@@ -129,15 +174,16 @@ class SessionStore:
             SessionInUseError: a sandbox has it.
             SessionError, WorkspaceError: something of it could not be removed.
         """
-        with self.locked(name) as session:
+        path = self._path(name)
+        # Nothing in it has to be readable.
+        with contextlib.closing(SessionLock(path, name)):
             # Rename it first, so that half a session never has its name.
-            doomed = self.directory / f".removed-{secrets.token_hex(6)}"
             try:
-                session.path.rename(doomed)
+                doomed = path.rename(self._doomed())
             except OSError as error:
                 raise SessionError(
                     f"The session {name!r} could not be removed: {error}.",
-                    remedy=f"Remove {session.path} by hand.",
+                    remedy=f"Remove {path} by hand.",
                 ) from error
             remove_tree(doomed)
         self.sweep()
@@ -150,7 +196,8 @@ class SessionStore:
         Raises:
             SessionNotFoundError: there is none of that name.
         """
-        return SnapshotStore(self._path(name)).all()
+        with self._host_errors(name):
+            return SnapshotStore(self._path(name)).all()
 
     def snapshot(self, name: str, note: str = "") -> Snapshot:
         """Take a snapshot of a session that no sandbox has; see :meth:`Sandbox.snapshot`."""
@@ -159,16 +206,20 @@ class SessionStore:
 
     def restore(self, name: str, snapshot: str) -> None:
         """Reset a session that no sandbox has to a snapshot; see :meth:`Sandbox.restore`."""
-        with self.locked(name) as session:
+        with self.locked(name, whole=False) as session:
             found = session.snapshots.get(snapshot)
-            with session.snapshots.staged(found, session.workspace) as staged:
-                staged.swap()
-            write_manifest(session.path, found.manifest, session.manifest.created)
+            created = session.manifest.created
+            staged = session.snapshots.staged(found, session.workspace, durable=True)
+            with staged as exchange:
+                exchange.swap()
+                exchange.commit()
+            write_manifest(session.path, found.manifest, created)
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
         """Remove a snapshot; see :meth:`Sandbox.remove_snapshot`."""
-        with self.locked(name) as session:
-            session.snapshots.remove(snapshot)
+        path = self._path(name)
+        with contextlib.closing(SessionLock(path, name)):
+            SnapshotStore(path).remove(snapshot)
 
     def fork(self, name: str, new: str, snapshot: str | None = None) -> None:
         """Make a new session from one that no sandbox has, or from a snapshot of it.
@@ -198,7 +249,7 @@ class SessionStore:
     def _path(self, name: str) -> Path:
         check_name(name)
         path = self.directory / name
-        if not (path / "workspace").is_dir():
+        if not self._has(name):
             names = ", ".join(self.names()[:20])
             raise SessionNotFoundError(
                 f"There is no session {name!r}.",
@@ -207,55 +258,84 @@ class SessionStore:
         return path
 
     @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[LockedSession]:
-        """Lock a session. A restore of it that was interrupted is completed first.
+    def locked(self, name: str, *, whole: bool = True) -> Iterator[LockedSession]:
+        """Lock a session. A restore of it that was interrupted is undone first.
+
+        Args:
+            name: the session.
+            whole: whether it must have a workspace. If not, an empty one is made.
 
         Raises:
             SessionNotFoundError: there is none of that name.
             SessionInUseError: a sandbox has it.
+            SessionStateError: its workspace is missing.
         """
         path = self._path(name)
-        with (
-            contextlib.closing(SessionLock(path, name)),
-            contextlib.closing(Workspace.open(path / "workspace")) as workspace,
-        ):
-            snapshots = SnapshotStore(path)
-            snapshots.finish(workspace)
-            yield LockedSession(path, workspace, snapshots)
+        with self._host_errors(name), contextlib.closing(SessionLock(path, name)):
+            remove_unfinished(path)
+            if whole:
+                check_workspace(path, name)
+            with contextlib.closing(Workspace.open(path / "workspace")) as workspace:
+                snapshots = SnapshotStore(path)
+                snapshots.go_back(workspace)
+                yield LockedSession(path, workspace, snapshots)
 
     @contextlib.contextmanager
     def creating(self, name: str) -> Iterator[Path]:
         """Make the directory of a new session, and remove it if the ``with`` block fails.
 
-        It becomes a session once there is a ``workspace`` in it.
+        It becomes a session when the block has ended.
 
         Raises:
-            SessionError: there is a session of that name.
+            SessionError: there is a session of that name, or it cannot be made.
         """
         check_name(name)
         path = self.directory / name
-        with contextlib.closing(SessionLock(path, name, create=True)):
-            if (path / "workspace").exists():
+        with self._host_errors(name), contextlib.closing(SessionLock(path, name, create=True)):
+            if self._has(name):
                 raise SessionError(
                     f"There is a session {name!r} already.",
                     remedy="Choose another name, or remove it.",
                 )
             try:
-                for entry in path.iterdir():  # left by a process that died here
-                    if entry.is_dir():
-                        remove_tree(entry)
+                make_anew(path)
                 yield path
+                write_state(path, "ready")
             except BaseException:
                 remove_tree(path)
                 raise
 
+    def _host_errors(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return host_errors(SessionError, f"The session {name!r} in {self.directory} cannot be used")
+
     def sweep(self) -> None:
-        """Remove what processes have left that died while they removed or imported a session."""
-        for pattern in (".removed-*", ".imported-*"):
-            for path in self.directory.glob(pattern):
-                if owner_of(path) is None:
-                    with contextlib.suppress(WorkspaceError):
-                        remove_tree(path)
+        """Remove what processes have left that died while they made or removed a session."""
+        try:
+            names = listed(self.directory)
+        except OSError:
+            return  # the next process tries again
+        for name in names:
+            path = self.directory / name
+            with contextlib.suppress(OSError, ContainersError):
+                if self._is_left(path) and owner_of(path) is None:
+                    with contextlib.closing(SessionLock(path, name)):
+                        # Nobody else can have it now. Look again at what it is.
+                        if self._is_left(path):
+                            path = path.rename(self._doomed())
+                            remove_tree(path)
+
+    def _is_left(self, path: Path) -> bool:
+        """Tell whether a directory is of a session that is being made or removed."""
+        if path.name.startswith((_REMOVED, IMPORTED)):
+            return True
+        if not is_session_name(path.name):
+            return False
+        state = read_state(path)
+        return state == "made" or (state is None and set(listed(path)) <= {LOCK})
+
+    def _doomed(self) -> Path:
+        """Return a new name for what is about to be removed."""
+        return self.directory / f"{_REMOVED}{secrets.token_hex(6)}"
 
 
 def check_name(name: str) -> None:
@@ -273,7 +353,13 @@ def check_name(name: str) -> None:
 
 def write_manifest(path: Path, manifest: Manifest, created: str) -> None:
     """Write the manifest of a session whose state has just been put there."""
-    replace(manifest, created=created, used=now()).write(path / _MANIFEST)
+    target = path / _MANIFEST
+    try:
+        replace(manifest, created=created, used=now()).write(target, durable=True)
+    except OSError as error:
+        raise SessionError(
+            f"{target} could not be written: {error.strerror}.", remedy="Make room on the disk."
+        ) from error
 
 
 def _measure(workspace: Path) -> tuple[int, tuple[int, int]]:
@@ -283,17 +369,10 @@ def _measure(workspace: Path) -> tuple[int, tuple[int, int]]:
         The bytes of all files, and the length and modification time of the state file.
     """
     size, state = 0, (0, 0)
-    try:
-        top = os.open(workspace, DIRECTORY)
-    except OSError as error:
-        raise WorkspaceError(
-            f"The workspace {workspace} cannot be opened: {error.strerror}."
-        ) from error
-    try:
+    opening = host_errors(WorkspaceError, f"The workspace {workspace} cannot be opened")
+    with opening, opened_directory(workspace) as top:
         for node, _ in walk(top):
             size += node.size if node.kind == "file" else 0
             if node.path == wire.STATE:
                 state = (node.size, node.modified)
-    finally:
-        os.close(top)
     return size, state

@@ -1,44 +1,59 @@
-"""The snapshots of one session: take, list, remove, restore."""
+"""The snapshots of one session: take, list, remove, lay out."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from rlm_containers.errors import SessionError, SessionStateError, SnapshotNotFoundError
-from rlm_containers.state.hostfiles import replace_file
+from rlm_containers.errors import (
+    SessionError,
+    SessionStateError,
+    SnapshotNotFoundError,
+    remedy_for,
+)
+from rlm_containers.state.exchange import Exchange
+from rlm_containers.state.hostfiles import flush_directory, listed, make_private, replace_file
 from rlm_containers.state.manifest import Manifest
 from rlm_containers.state.objects import ObjectStore
-from rlm_containers.state.snapshots import ID_LENGTH, Snapshot, SnapshotEntry
-from rlm_containers.state.trees import Node, TreeWriter, opened, swap, walk
-from rlm_containers.state.workspace import Workspace, remove_tree
+from rlm_containers.state.sealed import DamagedFileError, UnreadableFileError, read_sealed, seal
+from rlm_containers.state.snapshots import SHORT_LENGTH, Snapshot, SnapshotEntry
+from rlm_containers.state.trees import Node, TreeWriter, opened, walk
+from rlm_containers.state.workspace import Workspace
+from runtimes.text import get_logger
 
-_ID = re.compile(rf"[0-9a-f]{{4,{ID_LENGTH}}}")
+logger = get_logger("rlm_containers")
+
+_ID = re.compile(r"[0-9a-f]{4,64}")
+
+#: Characters of an id, and of those that earlier versions gave a record as its name.
+_LENGTH = 64
+_EARLIER_LENGTH = 16
 
 
 class SnapshotStore:
     """The snapshots of one session. Only one process may use it at a time.
 
+    A record that cannot be read is an error, and is left as it is: what it needs is unknown, so
+    nothing is swept while there is one.
+
     Args:
         directory: where they are, on the file system of the workspace. It is made when the first
-            snapshot is taken.
+            snapshot is taken. It is named as the session or the sandbox.
+        durable: whether snapshots must survive a power failure.
 
     Attributes:
         objects: the contents of their files.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, durable: bool = True) -> None:
         self.directory = directory
-        self.objects = ObjectStore(directory / "objects")
+        self.objects = ObjectStore(directory / "objects", durable=durable)
+        self._durable = durable
         self._records = directory / "snapshots"
-        self._staging = directory / "staging"
-        self._intent = directory / "restoring"
 
     def create(
         self, workspace: Workspace, manifest: Manifest, note: str = "", *, listed: bool = True
@@ -54,6 +69,7 @@ class SnapshotStore:
         Raises:
             WorkspaceError: something in the workspace cannot be read.
             SessionError: the disk is full, or the like.
+            SessionStateError: this state has a record already, which cannot be read.
         """
         entries: list[SnapshotEntry] = []
         skipped: list[str] = []
@@ -70,7 +86,7 @@ class SnapshotStore:
         except OSError as error:
             raise SessionError(
                 f"The snapshot could not be written to {self.directory}: {error.strerror}.",
-                remedy="Make room on the disk; Sandbox.remove_snapshot() removes old ones.",
+                remedy=remedy_for(error) + " Sandbox.remove_snapshot() removes old snapshots.",
             ) from error
         return snapshot
 
@@ -94,20 +110,57 @@ class SnapshotStore:
         )
 
     def add(self, snapshot: Snapshot) -> None:
-        """List a snapshot whose objects are stored. One that is listed already stays as it is."""
-        path = self._records / f"{snapshot.id}.json"
-        if not path.exists():
-            self._records.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with replace_file(path, durable=True) as file:
-                file.write(json.dumps(snapshot.to_json()).encode())
+        """List a snapshot whose objects are stored.
+
+        One that is listed already stays as it is. A damaged record of it is written again.
+
+        Raises:
+            OSError: it cannot be written.
+            SessionStateError: it has a record already, which cannot be read.
+        """
+        self.objects.flush()
+        damaged = []
+        for path in self._matching(snapshot.id):
+            try:
+                self._read(path)
+            except UnreadableFileError:
+                raise
+            except SessionStateError as error:
+                logger.warning("%s It is written again, without its old note.", error.what)
+                damaged.append(path)
+            else:
+                return
+        make_private(self._records)
+        record = self._records / f"{snapshot.id}.json"
+        with replace_file(record, durable=self._durable) as file:
+            file.write(seal(snapshot.to_json()))
+        if self._durable:
+            flush_directory(self.directory)
+        for path in damaged:
+            if path != record:
+                path.unlink()
 
     def all(self) -> list[Snapshot]:
-        """Return all snapshots, the oldest first. Damaged ones are left out."""
+        """Return the snapshots, the oldest first. A warning names each that cannot be read.
+
+        Raises:
+            SessionStateError: their directory cannot be read.
+        """
         found = []
-        for path in self._records.glob("*.json"):
-            with contextlib.suppress(SessionStateError):
+        for path in self._paths():
+            try:
                 found.append(self._read(path))
+            except SessionError as error:
+                logger.warning("%s", error)
         return sorted(found, key=lambda snapshot: snapshot.created)
+
+    def every(self) -> list[Snapshot]:
+        """Return all snapshots, the oldest first.
+
+        Raises:
+            SessionStateError: one cannot be read.
+        """
+        return sorted(map(self._read, self._paths()), key=lambda snapshot: snapshot.created)
 
     def get(self, snapshot: str) -> Snapshot:
         """Return a snapshot.
@@ -117,46 +170,100 @@ class SnapshotStore:
 
         Raises:
             SnapshotNotFoundError: there is none, or more than one.
-            SessionStateError: it is damaged.
+            SessionStateError: it is damaged or cannot be read.
         """
-        return self._read(self._find(snapshot))
+        found = self._read(self._find(snapshot))
+        if not found.id.startswith(snapshot):
+            raise SnapshotNotFoundError(f"There is no snapshot {snapshot!r}.")
+        return found
 
     def remove(self, snapshot: str) -> None:
-        """Remove a snapshot, and the contents that no other needs.
+        """Remove a snapshot, readable or not, and the contents that no other needs.
 
         Raises:
             SnapshotNotFoundError: there is none of that id.
+            SessionError: it cannot be removed.
         """
-        self._find(snapshot).unlink()
+        path = self._find(snapshot)
+        try:
+            path.unlink()
+            if self._durable:
+                flush_directory(path.parent)
+        except OSError as error:
+            raise SessionError(
+                f"The snapshot in {path} could not be removed: {error.strerror}.",
+                remedy="Remove it by hand.",
+            ) from error
         self.sweep()
 
     def sweep(self) -> None:
-        """Remove contents that no snapshot needs."""
-        self.objects.sweep({digest for other in self.all() for digest in other.digests})
+        """Remove contents that no snapshot needs. Remove none if a snapshot cannot be read.
+
+        Raises:
+            SessionError: something cannot be removed.
+        """
+        try:
+            self.objects.sweep({digest for other in self.every() for digest in other.digests})
+        except SessionStateError as error:
+            logger.warning(
+                "the contents of files in %s are all kept, since it is not known which are "
+                "needed: %s",
+                self.objects.directory,
+                error,
+            )
+        except OSError as error:
+            raise SessionError(
+                f"{self.objects.directory} could not be swept: {error.strerror}.",
+                remedy="Make it writable.",
+            ) from error
 
     @property
     def count(self) -> int:
-        """The number of snapshots."""
-        return len(list(self._records.glob("*.json")))
+        """The number of snapshots, readable or not."""
+        return len(self._paths())
 
     @property
     def size(self) -> int:
-        """Bytes of their contents on the disk."""
-        return sum(
-            Path(folder, name).stat().st_size
-            for folder, _, names in os.walk(self.objects.directory)
-            for name in names
-        )
+        """Bytes of their contents on the disk.
+
+        Raises:
+            SessionStateError: a directory cannot be read.
+        """
+        try:
+            return self.objects.size
+        except OSError as error:
+            raise UnreadableFileError(
+                f"{self.objects.directory} cannot be read: {error.strerror}"
+            ) from error
 
     # Restoring
 
-    def lay_out(self, snapshot: Snapshot, workspace: Workspace) -> None:
+    def lay_out(self, snapshot: Snapshot, workspace: Workspace, *, durable: bool = False) -> None:
         """Write the files of a snapshot into an empty workspace.
 
+        Args:
+            snapshot: the snapshot. The contents of its files are compared with their digests.
+            workspace: the workspace.
+            durable: whether the files must survive a power failure.
+
         Raises:
-            SessionStateError: an object is missing or damaged.
+            SessionStateError: the contents of a file are missing, damaged or cannot be read.
             SessionError: the disk is full, or the like.
         """
+
+        def fill(descriptor: int, entry: SnapshotEntry) -> None:
+            try:
+                self.objects.fill(descriptor, entry.digest, entry.size)
+            except SessionStateError as error:
+                raise SessionStateError(
+                    f"The snapshot {snapshot.short_id} of {self.directory.name!r} is without the "
+                    f"contents of {entry.path!r}: {error.what}",
+                    remedy="Nothing has been changed. Restore another snapshot. If a file of "
+                    "these contents is in the workspace, a new snapshot repairs this one.",
+                ) from error
+            if durable:
+                os.fsync(descriptor)
+
         try:
             with (
                 workspace.directory() as top,
@@ -168,61 +275,78 @@ class SnapshotStore:
                     elif entry.kind == "symlink":
                         writer.symlink(entry.path, entry.target)
                     else:
-                        fill = partial(self.objects.fill, digest=entry.digest, size=entry.size)
-                        writer.file(entry.path, entry.mode, entry.modified, fill)
+                        writer.file(
+                            entry.path, entry.mode, entry.modified, partial(fill, entry=entry)
+                        )
         except OSError as error:
             raise SessionError(
-                f"The files of the snapshot {snapshot.id} could not be written: {error.strerror}.",
-                remedy="Make room on the disk. Nothing has been changed.",
+                f"The files of the snapshot {snapshot.short_id} of {self.directory.name!r} could "
+                f"not be written: {error.strerror}.",
+                remedy=f"{remedy_for(error)} Nothing has been changed.",
             ) from error
 
     @contextlib.contextmanager
-    def staged(self, snapshot: Snapshot, workspace: Workspace) -> Iterator[Staged]:
-        """Write the files of a snapshot beside a workspace, ready to be swapped into it.
+    def staged(
+        self, snapshot: Snapshot, workspace: Workspace, *, durable: bool = False
+    ) -> Iterator[Exchange]:
+        """Write the files of a snapshot beside a workspace, ready to be exchanged for it.
+
+        What has been exchanged and not committed goes back at the end of the ``with`` block.
 
         Raises:
             As :meth:`lay_out`.
         """
-        remove_tree(self._staging)
-        self._staging.mkdir(mode=0o700, parents=True)
+        exchange = self._exchange(workspace)
+        exchange.go_back()
         try:
-            with (
-                contextlib.closing(Workspace.open(self._staging / "new", workspace.ids)) as new,
-                contextlib.closing(Workspace.open(self._staging / "old", workspace.ids)) as old,
-            ):
-                self.lay_out(snapshot, new)
-                yield Staged(self, snapshot, workspace, new, old)
+            with contextlib.closing(exchange.prepare(durable=durable)) as new:
+                self.lay_out(snapshot, new, durable=durable)
+            yield exchange
         finally:
-            remove_tree(self._staging)
+            exchange.go_back()
 
-    def finish(self, workspace: Workspace) -> Snapshot | None:
-        """Complete a restore that was interrupted by the end of its process.
+    def go_back(self, workspace: Workspace) -> bool:
+        """Undo a restore that was interrupted by the end of its process.
 
         Returns:
-            The snapshot that is restored now; ``None`` if no restore was interrupted.
-        """
-        try:
-            snapshot = self.get(self._intent.read_text("ascii", "replace"))
-        except (FileNotFoundError, SessionError):
-            return None
-        with self.staged(snapshot, workspace) as staged:
-            staged.swap()
-        return snapshot
+            Whether there was one.
 
-    @contextlib.contextmanager
-    def restoring(self, snapshot: Snapshot) -> Iterator[None]:
-        """Note that a snapshot is being restored, until the ``with`` block has succeeded."""
-        with replace_file(self._intent, durable=True) as file:
-            file.write(snapshot.id.encode())
-        yield
-        self._intent.unlink(missing_ok=True)
+        Raises:
+            SessionStateError: something could not be moved back.
+        """
+        return self._exchange(workspace).go_back()
+
+    def _exchange(self, workspace: Workspace) -> Exchange:
+        return Exchange(self.directory / "staging", workspace)
+
+    # Records
+
+    def _paths(self) -> list[Path]:
+        """Return the files of all records."""
+        try:
+            names = listed(self._records)
+        except OSError as error:
+            raise UnreadableFileError(
+                f"{self._records} cannot be read: {error.strerror}"
+            ) from error
+        return [self._records / name for name in names if re.fullmatch(r"[^.].*\.json", name)]
+
+    def _matching(self, snapshot: str) -> list[Path]:
+        """Return the records that an id or its beginning may mean: several, if it is too short."""
+        paths = self._paths()
+        return [path for path in paths if path.stem == snapshot] or [
+            path
+            for path in paths
+            if path.stem.startswith(snapshot)
+            or (len(path.stem) == _EARLIER_LENGTH and snapshot.startswith(path.stem))
+        ]
 
     def _find(self, snapshot: str) -> Path:
         if _ID.fullmatch(str(snapshot)) is None:
             raise SnapshotNotFoundError(f"{str(snapshot)[:80]!r} is not the id of a snapshot.")
-        paths = list(self._records.glob(f"{snapshot}*.json"))
+        paths = self._matching(snapshot)
         if len(paths) != 1:
-            there = ", ".join(sorted(path.stem for path in self._records.glob("*.json"))[:20])
+            there = ", ".join(path.stem[:SHORT_LENGTH] for path in self._paths()[:20])
             raise SnapshotNotFoundError(
                 f"There is {'more than one' if paths else 'no'} snapshot {snapshot!r}.",
                 remedy=f"There are: {there}." if there else "None has been taken.",
@@ -231,45 +355,20 @@ class SnapshotStore:
 
     def _read(self, path: Path) -> Snapshot:
         try:
-            snapshot = Snapshot.from_json(json.loads(path.read_bytes()))
-        except (OSError, ValueError, RecursionError) as error:
-            raise SessionStateError(f"The snapshot in {path} cannot be read: {error}.") from error
-        if snapshot.id != path.stem:
-            raise SessionStateError(f"The snapshot in {path} is not what it was.")
-        return snapshot
-
-
-@dataclass(frozen=True)
-class Staged:
-    """A snapshot whose files are ready to be swapped into a workspace."""
-
-    store: SnapshotStore
-    snapshot: Snapshot
-    workspace: Workspace
-    _new: Workspace
-    _old: Workspace
-
-    def swap(self, keep: Collection[str] = ()) -> None:
-        """Swap the contents of the workspace for the snapshot's.
-
-        If this process dies meanwhile, :meth:`SnapshotStore.finish` completes it.
-
-        Args:
-            keep: names at the top of the workspace that stay as they are.
-
-        Raises:
-            SessionError: something could not be moved.
-        """
-        try:
-            with (
-                self.store.restoring(self.snapshot),
-                self.workspace.directory() as top,
-                self._new.directory() as new,
-                self._old.directory() as old,
+            snapshot = Snapshot.from_json(read_sealed(path))
+            if len(path.stem) not in (_LENGTH, _EARLIER_LENGTH) or not snapshot.id.startswith(
+                path.stem
             ):
-                swap(top, new, old, keep)
-        except OSError as error:
-            raise SessionError(
-                f"The snapshot {self.snapshot.id} could not be restored: {error}.",
-                remedy="Restore it once more.",
+                raise DamagedFileError(f"{path} has not the name that its contents have")
+        except FileNotFoundError:
+            raise SnapshotNotFoundError(
+                f"The snapshot {path.stem} has just been removed."
+            ) from None
+        except ValueError as error:
+            short = path.stem[:SHORT_LENGTH]
+            raise SessionStateError(
+                f"The snapshot {short} of {self.directory.name!r} cannot be used: {error}.",
+                remedy=f"Restore another one, or remove it: Sandbox.remove_snapshot({short!r}), "
+                f"or `rlm-containers sessions remove {self.directory.name} --snapshot {short}`.",
             ) from error
+        return snapshot

@@ -17,8 +17,8 @@ from rlm_containers.state.trees import MAX_DEPTH, MAX_NODES
 
 FORMAT = 1
 
-#: Characters of a snapshot's id, which is the beginning of a SHA-256.
-ID_LENGTH = 16
+#: Characters of the beginning of an id that is shown to people.
+SHORT_LENGTH = 12
 
 #: Characters of a note, and of a symbolic link's target.
 _MAX_NOTE = 200
@@ -53,7 +53,7 @@ class Snapshot:
     """The state of a session at one moment.
 
     Attributes:
-        id: computed from the entries, so that the same state has the same id.
+        id: the SHA-256 of the entries in hexadecimal, so that the same state has the same id.
         created: when it was taken: ISO 8601, in UTC.
         note: a note by its user.
         manifest: what was known of the state.
@@ -85,6 +85,11 @@ class Snapshot:
             entries=tuple(entries),
             skipped=tuple(skipped),
         )
+
+    @property
+    def short_id(self) -> str:
+        """The beginning of the id, for people. It works as an id unless two begin like this."""
+        return self.id[:SHORT_LENGTH]
 
     @property
     def size(self) -> int:
@@ -145,7 +150,7 @@ def _id(entries: Collection[SnapshotEntry]) -> str:
         [entry.path, entry.kind, entry.mode, entry.size, entry.digest, entry.target]
         for entry in entries
     ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:ID_LENGTH]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _entry(row: object) -> SnapshotEntry:

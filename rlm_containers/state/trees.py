@@ -1,4 +1,4 @@
-"""Whole directory trees that cells write to, which nobody trusts: walk, copy, swap.
+"""Whole directory trees that cells write to, which nobody trusts: walk, copy, move.
 
 As in :mod:`rlm_containers.state.nofollow`, everything is relative to descriptors and no link is
 followed.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -30,8 +30,23 @@ MAX_DEPTH = 100
 #: Files, directories and links in a workspace.
 MAX_NODES = 200_000
 
+#: Characters of all their paths, and of the targets of links. Who lists them holds that in memory.
+MAX_NAMES = 64 * 1024**2
+
 #: The latest modification time that is kept. Cells can set any, but not every file system holds it.
 _LATEST = 1 << 61
+
+
+Kind = Literal["file", "directory", "symlink", "other"]
+
+
+def kind_of(mode: int) -> Kind:
+    """Return what a file is, by its ``st_mode``."""
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "symlink" if stat.S_ISLNK(mode) else "other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +64,7 @@ class Node:
     """
 
     path: str
-    kind: Literal["file", "directory", "symlink", "other"]
+    kind: Kind
     mode: int
     size: int
     holes: int
@@ -62,11 +77,42 @@ class Node:
         return self.path.rpartition("/")[2]
 
 
-def walk(top: int) -> Iterator[tuple[Node, int]]:
+class TreeBounds:
+    """Bounds how many nodes a walk may find, and how much memory their names may take."""
+
+    def __init__(self) -> None:
+        self._nodes = self._names = 0
+
+    def add(self, *names: str) -> None:
+        """Count a node.
+
+        Args:
+            names: its path, and the target of a link.
+
+        Raises:
+            WorkspaceError: there are too many, or their names are too long together.
+        """
+        self._nodes += 1
+        self._names += sum(map(len, names))
+        if self._nodes > MAX_NODES:
+            raise WorkspaceError(
+                f"There are more than {MAX_NODES:,} files in the workspace.",
+                remedy="Pack them into archives, or remove what is not needed.",
+            )
+        if self._names > MAX_NAMES:
+            raise WorkspaceError(
+                f"The paths of the files in the workspace have more than {MAX_NAMES:,} characters "
+                "together.",
+                remedy="Give the directories shorter names, or remove what is not needed.",
+            )
+
+
+def walk(top: int, *, deep: bool = True) -> Iterator[tuple[Node, int]]:
     """Walk a tree in alphabetical order, each directory before its contents.
 
     Args:
         top: a descriptor of the top directory, which is not part of the walk.
+        deep: whether to go into the directories in it.
 
     Yields:
         A node and a descriptor of its directory. The descriptor is open until the next step.
@@ -74,7 +120,7 @@ def walk(top: int) -> Iterator[tuple[Node, int]]:
     Raises:
         WorkspaceError: a directory cannot be read, or there are too many nodes or levels.
     """
-    count = 0
+    bounds = TreeBounds()
     stack: list[tuple[int, str, list[str]]] = []
     try:
         stack.append(_listed(top, ".", ""))
@@ -88,15 +134,10 @@ def walk(top: int) -> Iterator[tuple[Node, int]]:
                 found = os.stat(name, dir_fd=directory, follow_symlinks=False)
             except FileNotFoundError:  # a cell has removed it meanwhile
                 continue
-            count += 1
-            if count > MAX_NODES:
-                raise WorkspaceError(
-                    f"There are more than {MAX_NODES:,} files in the workspace.",
-                    remedy="Pack them into archives, or remove what is not needed.",
-                )
-            node = _node(prefix + name, found)
+            node = node_of(prefix + name, found)
+            bounds.add(node.path)
             yield node, directory
-            if node.kind == "directory":
+            if deep and node.kind == "directory":
                 if len(stack) >= MAX_DEPTH:
                     raise WorkspaceError(
                         f"The directories in the workspace are more than {MAX_DEPTH} deep, at "
@@ -125,29 +166,30 @@ def _listed(directory: int, name: str, prefix: str) -> tuple[int, str, list[str]
         raise _unreadable(prefix.rstrip("/"), error) from error
 
 
-def _node(path: str, found: os.stat_result) -> Node:
+def node_of(path: str, found: os.stat_result) -> Node:
+    """Return the node of a path, by what ``os.stat()`` says of it."""
     mode = found.st_mode
     return Node(
         path=path,
-        kind="file"
-        if stat.S_ISREG(mode)
-        else "directory"
-        if stat.S_ISDIR(mode)
-        else "symlink"
-        if stat.S_ISLNK(mode)
-        else "other",
+        kind=kind_of(mode),
         mode=stat.S_IMODE(mode) & 0o777,
         size=found.st_size,
         holes=max(0, found.st_size - found.st_blocks * 512) if stat.S_ISREG(mode) else 0,
-        modified=min(max(0, found.st_mtime_ns), _LATEST),
+        modified=kept_time(found.st_mtime_ns),
         ids=(found.st_uid, found.st_gid),
     )
+
+
+def kept_time(modified: int) -> int:
+    """Return the modification time to keep, by the one that a cell has set, in nanoseconds."""
+    return min(max(0, modified), _LATEST)
 
 
 def _unreadable(path: str, error: OSError) -> WorkspaceError:
     return WorkspaceError(
         f"{path!r} in the workspace cannot be read: {error.strerror}.",
         remedy="If a cell has locked it, os.chmod() in a cell can unlock it.",
+        errno=error.errno,
     )
 
 
@@ -290,25 +332,17 @@ def give_tree_to(top: int, ids: Ids) -> None:
     os.chown(top, *ids)
 
 
-def swap(directory: int, new: int, old: int, keep: Collection[str]) -> None:
-    """Move the contents of a directory away, and new contents into their place.
-
-    All three directories must be on one file system: each name at the top is renamed, so that
-    nothing is copied.
+def move(name: str, source: int, target: int) -> None:
+    """Move a file or a directory from one directory to another on the same file system.
 
     Args:
-        directory: a descriptor of the directory.
-        new: one of the directory with the new contents.
-        old: one of the directory that receives the old contents.
-        keep: names at the top that stay as they are.
+        name: its name in both.
+        source: a descriptor of the one directory.
+        target: a descriptor of the other.
+
+    Raises:
+        OSError: it cannot be moved.
     """
-    for source, target in ((directory, old), (new, directory)):
-        for name in os.listdir(source):
-            if name not in keep:
-                _move(name, source, target)
-
-
-def _move(name: str, source: int, target: int) -> None:
     try:
         os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
     except PermissionError:

@@ -1,20 +1,30 @@
-"""The form of ``state.dill``, version 2, and the pair of files that a session is saved in.
+"""The form of ``state.dill``, version 4, and the pair of files that a session is saved in.
 
 A state file consists of:
 
-* the records, one pickle for each variable, see :mod:`rlm_guest.state.checkpoint`;
+* the prelude, the records, one pickle for each variable, and the sources of cells, see
+  :mod:`rlm_guest.state.records`;
+* what cells have set beside their variables, see :mod:`rlm_guest.settings`;
 * the index: a pickle of a string of JSON, which is an object with
 
   * ``python``: the version of the interpreter, three numbers;
   * ``records``: for each record the name, its offset, the type, the number of objects in the
     pickler's memo before it, and the CRC-32 of the file up to its end;
+  * ``sources``: the offset of the sources;
+  * ``settings``: offset and length of the settings, or nothing;
+  * ``objects``: the number of objects in the memo at the end;
   * ``unsaved``: name, type and reason of each variable that could not be saved;
   * ``files``: the names of the workspace's files that the records refer to;
   * ``superseded``: the names of loaded files to remove once no state file refers to them;
+  * ``chunks``: offset, size and file of each chunk, see :mod:`rlm_guest.state.chunks`. The bytes in
+    chunks are not in this file, but all offsets and checksums above count them;
 
 * 32 bytes: the offset of the index (8 bytes, big-endian), the length of everything before these
   32 bytes (8), its CRC-32 (4), the CRC-32 of the index alone (4), ``RLMSTAT``, and the version as
   one digit.
+
+Version 3 has no chunks. Version 2 has no prelude and no sources either, see
+:mod:`rlm_guest.state.earlier`.
 """
 
 from __future__ import annotations
@@ -23,56 +33,55 @@ import io
 import json
 import os
 import pickle
-import stat
 import sys
 import zlib
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 from .. import wire
+from .chunks import Chunk, NewFile, StateFileError
+from .disk import flush_path, open_regular
 
-FORMAT = 2
+FORMAT = 4
+#: The formats that can be read.
+READABLE = (2, 3, FORMAT)
 _MAGIC = b"RLMSTAT"
 _TRAILER = 32
 
-#: The most bytes of a new file that are kept in memory.
-_SPOOL_SIZE = 1024 * 1024
 
+def write_index(sink: Sink, file: NewFile, **index: Any) -> dict[str, Any]:
+    """Write what follows the records: the index, as described above, and the last 32 bytes.
 
-class StateFileError(Exception):
-    """The file is not a state file, or is not whole."""
-
-
-def write_index(sink: Sink, **index: Any) -> None:
-    """Write what follows the records: the index, as described above, and the last 32 bytes."""
-    offset = sink.length
+    Returns:
+        The index.
+    """
+    offset = file.own_length
     index["python"] = list(sys.version_info[:3])
+    index["chunks"] = file.chunks
     # JSON inside a pickle, so that a reader needs no more than pickle's reader of strings.
     raw = pickle.dumps(json.dumps(index))
     sink.write(raw)
-    trailer = offset.to_bytes(8, "big") + sink.length.to_bytes(8, "big")
-    trailer += sink.checksum.to_bytes(4, "big") + zlib.crc32(raw).to_bytes(4, "big")
+    trailer = offset.to_bytes(8, "big") + file.own_length.to_bytes(8, "big")
+    trailer += file.own_checksum.to_bytes(4, "big") + zlib.crc32(raw).to_bytes(4, "big")
     sink.write(trailer + _MAGIC + b"%d" % FORMAT)
+    return index
 
 
-def open_regular(path: str) -> io.BufferedReader:
-    """Open a file for reading. Do not wait for a writer if a cell has put a FIFO there.
-
-    Raises:
-        OSError: it cannot be opened, or is not a regular file.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("{} is not a regular file".format(os.path.basename(path)))
-    return os.fdopen(descriptor, "rb")
+def needed_files(index: dict[str, Any]) -> frozenset[str]:
+    """Return the files of the workspace that a state file refers to, by its index."""
+    return frozenset(index["files"]).union(chunk.file for chunk in index["chunks"])
 
 
 def read_index(file: io.BufferedReader, *, whole: bool = True) -> dict[str, Any]:
-    """Check a state file and return its index.
+    """Check a state file and return its index. Its chunks are checked when they are read.
 
     Args:
         file: the file.
         whole: check the whole file, not only the index.
+
+    Returns:
+        The index, with ``chunks`` as a list of :class:`Chunk`, and the version of the file under
+        ``format``.
 
     Raises:
         StateFileError: a part is missing or damaged.
@@ -85,7 +94,7 @@ def read_index(file: io.BufferedReader, *, whole: bool = True) -> dict[str, Any]
     if trailer[24:31] != _MAGIC:
         raise StateFileError("its end is missing")
     version = trailer[31:].decode("ascii", "replace")
-    if version != str(FORMAT):
+    if version not in map(str, READABLE):
         raise StateFileError("it has format {}, and this is for format {}".format(version, FORMAT))
     offset = int.from_bytes(trailer[:8], "big")
     length = int.from_bytes(trailer[8:16], "big")
@@ -97,7 +106,10 @@ def read_index(file: io.BufferedReader, *, whole: bool = True) -> dict[str, Any]
         raise StateFileError("its index is damaged")
     file.seek(offset)
     index: dict[str, Any] = json.loads(pickle.load(file))
-    return index
+    if (version == "2") == ("objects" in index):
+        raise StateFileError("its version is damaged")
+    chunks = [Chunk(*chunk) for chunk in index.get("chunks", ())]
+    return {**index, "chunks": chunks, "format": int(version)}
 
 
 def _checksum(file: io.BufferedReader, start: int, end: int) -> int:
@@ -112,93 +124,45 @@ def _checksum(file: io.BufferedReader, start: int, end: int) -> int:
     return checksum
 
 
-class SpoolFile:
-    """A new file that stays in memory until it is large or is known to be needed.
-
-    Most checkpoints are small, and many turn out to be the same as the last: they cost no system
-    call.
-
-    Args:
-        path: its temporary name on the disk.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.file: io.BytesIO | io.BufferedRandom = io.BytesIO()
-
-    def __enter__(self) -> SpoolFile:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if not isinstance(self.file, io.BytesIO):
-            self.file.close()
-            try:
-                os.unlink(self.path)
-            except OSError:
-                pass
-
-    def write(self, data: bytes) -> None:
-        if isinstance(self.file, io.BytesIO) and self.file.tell() > _SPOOL_SIZE:
-            self._move_to_disk()
-        self.file.write(data)
-
-    def truncate(self, length: int) -> None:
-        """Remove everything after the first ``length`` bytes."""
-        self.file.seek(length)
-        self.file.truncate()
-
-    def finish(self) -> None:
-        """Write everything to the disk, under the temporary name."""
-        self._move_to_disk()
-        self.file.close()
-
-    def rename(self, path: str) -> None:
-        """Give the finished file its final name. Replace the file that has that name."""
-        os.replace(self.path, path)
-        self.file = io.BytesIO()
-
-    def _move_to_disk(self) -> None:
-        if isinstance(self.file, io.BytesIO):
-            contents = self.file.getvalue()
-            self.file = _create(self.path)
-            self.file.write(contents)
-
-
-def _create(path: str) -> io.BufferedRandom:
-    """Create a file. Never write to what an earlier worker or a cell left under that name."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except FileExistsError:
-        os.unlink(path)
-        descriptor = os.open(path, flags, 0o666)
-    return os.fdopen(descriptor, "w+b")
-
-
 class Sink:
     """What the pickler writes to. Counts and checksums the bytes, and can undo writes.
+
+    Args:
+        file: where the bytes go; ``None`` if only their length and checksum are wanted.
+        on_write: called after each write.
 
     Attributes:
         length: bytes written.
         checksum: their CRC-32.
+        longest: bytes of the longest write since somebody has set this to 0.
         failed: whether a write has failed.
+        aside: collects what is written meanwhile and does not belong to the file.
     """
 
-    def __init__(self, file: SpoolFile) -> None:
+    def __init__(self, file: NewFile | None, on_write: Callable[[], None] = lambda: None) -> None:
         self.file = file
+        self._on_write = on_write
         self.length = 0
         self.checksum = 0
+        self.longest = 0
         self.failed = False
+        self.aside: list[bytes] | None = None
 
     def write(self, data: bytes) -> int:
+        size = memoryview(data).nbytes
+        if self.aside is not None:
+            self.aside.append(bytes(data))
+            return size
         try:
-            self.file.write(data)
+            if self.file is not None:
+                self.file.write(data)
         except OSError:
             self.failed = True
             raise
-        size = memoryview(data).nbytes
         self.length += size
         self.checksum = zlib.crc32(data, self.checksum)
+        self.longest = max(self.longest, size)
+        self._on_write()
         return size
 
     def mark(self) -> tuple[int, int]:
@@ -208,7 +172,8 @@ class Sink:
     def rewind(self, mark: tuple[int, int]) -> None:
         """Undo what was written after that position."""
         self.length, self.checksum = mark
-        self.file.truncate(self.length)
+        if self.file is not None:
+            self.file.truncate(self.length)
 
 
 class Source:
@@ -241,13 +206,16 @@ class StatePair:
 
     Args:
         directory: where the two are, or will be.
+        durable: whether a new file must survive a power failure once :meth:`commit` returns.
 
     Attributes:
         path: the last one.
         previous: the one before it.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, durable: bool = False) -> None:
+        self._directory = directory
+        self._durable = durable
         self.path = os.path.join(directory, wire.STATE)
         self.previous = os.path.join(directory, wire.PREVIOUS_STATE)
         # The files of the workspace that each of the two refers to.
@@ -265,7 +233,22 @@ class StatePair:
         """Return whether the last file is still the one that was written or read here."""
         return self._stamp is not None and self._stamp == _stamp(self.path)
 
-    def commit(self, file: SpoolFile, needed: frozenset[str]) -> None:
+    @property
+    def inode(self) -> int:
+        """The number of the last file's inode; 0 if it is not known."""
+        return self._stamp[0] if self._stamp is not None else 0
+
+    def export(self) -> tuple[Any, ...]:
+        """Return what :meth:`adopt` takes, in plain values."""
+        return self._needed_by_last, self._needed_by_previous, self._stamp
+
+    def adopt(self, news: tuple[Any, ...]) -> None:
+        """Take over what another process knows that has written to the same directory."""
+        self._needed_by_last, self._needed_by_previous, self._stamp = news
+
+    def commit(
+        self, file: NewFile, needed: frozenset[str], replacing: Callable[[int], None]
+    ) -> None:
         """Make a new file the last one, and the last one the previous one.
 
         If somebody else has changed the last one, discard it and keep the previous one.
@@ -273,16 +256,20 @@ class StatePair:
         Args:
             file: the new file.
             needed: the files of the workspace that it refers to.
+            replacing: called with the number of its inode, before it becomes the last file.
 
         Raises:
             OSError: it could not be written. The last file stays.
         """
-        file.finish()
+        inode = file.finish(durable=self._durable)
         if self.is_untouched() and self._keep_last():
             self._needed_by_previous = self._needed_by_last
-        file.rename(self.path)
+        replacing(inode)
+        os.replace(file.path, self.path)
         self._needed_by_last = needed
         self._stamp = _stamp(self.path)
+        if self._durable:
+            flush_path(self._directory)
 
     def _keep_last(self) -> bool:
         """Make the last file the previous one too. Return whether that worked; it need not."""
@@ -317,16 +304,28 @@ class StatePair:
             index: the index of that file.
             from_previous: whether it is the previous one.
         """
+        needed = needed_files(index)
+        if self._durable:
+            self._flush(needed, from_previous=from_previous)
         if from_previous:
-            self._needed_by_previous = frozenset(index["files"])
+            self._needed_by_previous = needed
             return
-        self._needed_by_last = frozenset(index["files"])
+        self._needed_by_last = needed
         self._stamp = _stamp(self.path)
         try:
             with open_regular(self.previous) as file:
-                self._needed_by_previous = frozenset(read_index(file, whole=False)["files"])
+                self._needed_by_previous = needed_files(read_index(file, whole=False))
         except Exception:  # missing or damaged, so it needs no files
             self._needed_by_previous = frozenset()
+
+    def _flush(self, files: Iterable[str], *, from_previous: bool) -> None:
+        """Write what an earlier worker has left to the disk: it need not have done so."""
+        paths = [os.path.join(self._directory, file) for file in files]
+        for path in (self.previous if from_previous else self.path, *paths, self._directory):
+            try:
+                flush_path(path)
+            except OSError:  # a file that is missing is reported as a lost variable
+                pass
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:

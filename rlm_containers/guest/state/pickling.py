@@ -1,113 +1,162 @@
-"""Variables to bytes and back: dill's pickler, for many records in one file."""
+"""Variables to bytes and back: the pickler and the unpickler in C, for many records in one file.
+
+What pickle itself can save does not reach Python code, or only to be asked for its type. The rest
+is in :mod:`rlm_guest.state.reductions`.
+
+The pickler's memo has all objects that were saved, by id. So whatever is to be saved by reference
+is put into the memo first: a *prelude* loads it, and the records get it from the memo.
+"""
 
 from __future__ import annotations
 
-import importlib
+import contextlib
+import functools
+import gc
 import io
 import json
 import pickle
 import sys
 import types
-import typing
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import dill
-
-from ..classes import reduce_class, reduce_type_variable
+from . import arrays
 from .files import Sink, Source
+from .reductions import Reductions
 from .values import Reference
 
-_TYPE_VARIABLES = tuple(
-    getattr(typing, name)
-    for name in ("TypeVar", "ParamSpec", "TypeVarTuple", "NewType")
-    if isinstance(getattr(typing, name, None), type)
-)
+PROTOCOL = 5
 
 
-class _Dispatch(type(dill.Pickler.dispatch)):  # type: ignore[misc]
-    """How to save a type: this module's way, else dill's. dill adds types at any time."""
-
-    def __missing__(self, key: type) -> Any:
-        return dill.Pickler.dispatch[key]
-
-
-class StatePickler(dill.Pickler):  # type: ignore[misc]
-    """dill's pickler, for many records in one file.
+class StatePickler(pickle.Pickler):
+    """Writes one pickle after the other, which share their objects.
 
     Args:
         sink: where the bytes go.
-        refer: returns the reference to save in place of a value, or ``None`` to save the value.
+
+    Attributes:
+        count: the number of objects in the memo.
+        reductions: how objects are saved, and whether one was saved in a way that may not load.
     """
 
-    dispatch = _Dispatch()
-
-    def __init__(self, sink: Sink, refer: Callable[[Any], Reference | None]) -> None:
-        super().__init__(sink, protocol=4, byref=False, recurse=False)
-        self._refer = refer
-
-    def persistent_id(self, obj: Any) -> str | None:
-        reference = self._refer(obj)
-        # As one string. The parts of a tuple would be shared with other records, which would be
-        # lost together with the first of them.
-        return None if reference is None else json.dumps(reference)
-
-    def put(self, idx: int) -> bytes:
-        # Protocol 4 numbers the objects in the memo by counting them. A record that fails to load
-        # would shift all numbers after it, so write each number.
-        return pickle.LONG_BINPUT + idx.to_bytes(4, "little")
-
-    def forget(self, memo_size: int) -> None:
-        """Forget the objects of a record that failed: all but the first ``memo_size``."""
-        while len(self.memo) > memo_size:
-            self.memo.popitem()
-        self._postproc.clear()
-
-    def save_mapping(self, obj: dict[Any, Any]) -> None:
-        """Save a dict by value, or by name if it is a module's namespace, as functions have it.
-
-        dill compares dicts with ``==``, which runs the ``__eq__`` of the cells' values.
-        """
-        name = obj.get("__name__")
-        if type(name) is str and obj is getattr(sys.modules.get(name), "__dict__", None):
-            self.write(pickle.GLOBAL + name.encode() + b"\n__dict__\n")
-        else:
-            pickle._Pickler.save_dict(self, obj)  # type: ignore[attr-defined]
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(sink, PROTOCOL)
+        self._sink = sink
+        self.count = 0
+        self.reductions = Reductions()
+        self._handlers = self.reductions.handlers
+        self._find_handler = self.reductions.find
 
     def reducer_override(self, obj: Any) -> Any:
-        """Say how to save an object. pickle asks this first."""
-        reduction = None
-        if isinstance(obj, type):
-            reduction = reduce_class(obj)
-        elif type(obj) in _TYPE_VARIABLES:
-            reduction = reduce_type_variable(obj)
-        return NotImplemented if reduction is None else reduction
+        """Say how to save an object. pickle asks this of everything but plain data."""
+        kind = type(obj)
+        try:
+            handler = self._handlers[kind]
+        except KeyError:
+            handler = self._find_handler(kind)
+        return NotImplemented if handler is None else handler(obj)
 
-    def save_file(self, obj: Any) -> None:
-        """Refuse to save a file. dill would open it again when it restores it, and so empty it."""
-        raise pickle.PicklingError("an open file cannot be saved")
+    def write_prelude(self, references: Iterable[tuple[Any, Reference]]) -> None:
+        """Save objects by reference: each object, and the reference to it."""
+        targets, stands = [], []
+        for target, reference in references:
+            targets.append(target)
+            stands.append(_Stand(reference))
+        self._write(tuple(stands))
+        memo = self.memo.copy()
+        for target, stand in zip(targets, stands):  # noqa: B905 - not in 3.9
+            number, _ = memo.pop(id(stand))
+            memo[id(target)] = (number, target)
+        self.memo = memo
 
-    def save_module(self, obj: types.ModuleType) -> None:
-        """Save a module by name. dill would save the contents of a module that a cell wrote."""
-        if sys.modules.get(obj.__name__) is obj:
-            self.save_reduce(importlib.import_module, (obj.__name__,), obj=obj)
-        else:
-            dill.Pickler.dispatch[types.ModuleType](self, obj)
+    def write_record(self, name: str, value: Any) -> None:
+        """Save a variable. If that fails, the memo is as it was before."""
+        try:
+            self._write((name, value))
+        except BaseException:
+            memo = self.memo.copy()
+            if len(memo) != self.count:
+                kept = {key: entry for key, entry in memo.items() if entry[0] < self.count}
+                self.memo = kept
+            raise
 
-    dispatch[dict] = save_mapping
-    dispatch[types.ModuleType] = save_module
-    for _kind in (
-        io.TextIOWrapper,
-        io.BufferedReader,
-        io.BufferedWriter,
-        io.BufferedRandom,
-        io.FileIO,
-    ):
-        dispatch[_kind] = save_file
+    def _write(self, record: tuple[Any, ...]) -> None:
+        self.dump(record)
+        # The numbers of objects in the memo are not in the pickle: they are counted. A tuple gets
+        # its number after its elements. So save it once more, which writes only the last number.
+        self._sink.aside = []
+        try:
+            self.dump(record)
+            raw = b"".join(self._sink.aside)
+        finally:
+            self._sink.aside = None
+        self.count = _number(raw) + 1
+
+    def objects(self) -> list[Any]:
+        """Return the objects in the memo by their numbers. Some numbers have none."""
+        objects: list[Any] = [None] * self.count
+        for number, obj in self.memo.copy().values():
+            objects[number] = obj
+        return objects
 
 
-class StateUnpickler(dill.Unpickler):  # type: ignore[misc]
-    """dill's unpickler.
+def _number(raw: bytes) -> int:
+    """Return the number in a pickle that gets one object from the memo."""
+    opcode, argument = raw[2:3], raw[3:]
+    if opcode == pickle.FRAME:
+        opcode, argument = raw[11:12], raw[12:]
+    if opcode == pickle.BINGET:
+        return argument[0]
+    assert opcode == pickle.LONG_BINGET, raw
+    return int.from_bytes(argument[:4], "little")
+
+
+class _Stand:
+    """Stands in the prelude for an object that is saved by reference."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+
+    def __reduce__(self) -> Any:
+        return fetch, (json.dumps(self.reference),)
+
+
+def fetch(reference: str) -> Any:
+    """Return what a reference stands for. Named by the pickles; each unpickler has its own."""
+    raise pickle.UnpicklingError("no reference can be loaded here")
+
+
+class Missing:
+    """Stands for an object that could not be loaded. Whoever uses it fails, or is lost by name.
+
+    Args:
+        reason: why it could not be loaded.
+    """
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def _fail(self, *_: object) -> Any:
+        raise pickle.UnpicklingError(self.reason)
+
+    __hash__ = __eq__ = __iter__ = __len__ = __bool__ = __getattr__ = __str__ = __repr__ = _fail
+
+
+def foreign_code(version: str) -> pickle.UnpicklingError:
+    """Return the error for code of another version of Python.
+
+    Its byte code would be accepted, and means something else in this version.
+    """
+    return pickle.UnpicklingError(
+        "its code is Python {}'s, and this is {}.{}.{}".format(version, *sys.version_info[:3])
+    )
+
+
+class StateUnpickler(pickle.Unpickler):
+    """Reads one pickle after the other.
 
     Args:
         source: where the bytes come from.
@@ -118,60 +167,116 @@ class StateUnpickler(dill.Unpickler):  # type: ignore[misc]
     def __init__(
         self, source: Source, fetch: Callable[[Reference], Any], foreign: str | None = None
     ) -> None:
-        # Without ignore, dill guesses the class of an instance from its name in __main__.
-        super().__init__(source, ignore=True)
+        super().__init__(source)
         self._source = source
         self._fetch = fetch
         self._foreign = foreign
-        self._kept: dict[int, Any] = {}
+        self._given: Mapping[int, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle names."""
-        if self._foreign and name == "_create_code" and module.startswith("dill"):
-            # dill would accept the byte code, which means something else in this version.
-            raise pickle.UnpicklingError(
-                "its code is Python {}'s, and this is {}.{}.{}".format(
-                    self._foreign, *sys.version_info[:3]
-                )
-            )
-        return super().find_class(module, name)
+        if self._foreign and name in ("make_code", "_create_code"):
+            raise foreign_code(self._foreign)
+        if name == "fetch" and module == __name__:
+            # Not a method: the memo gets it, and some Pythons would never collect that cycle.
+            return functools.partial(_fetched, self._fetch)
+        found = super().find_class(module, name)
+        is_array = name == "_frombuffer" and module.startswith("numpy.")
+        return arrays.own_array(found) if is_array else found
 
     def persistent_load(self, pid: Any) -> Any:
-        return self._kept[pid] if isinstance(pid, int) else self._fetch(_tuple(json.loads(pid)))
+        return self._given[pid]
 
-    def after_failure(self, memo_size: int) -> StateUnpickler:
-        """Return a new unpickler, for the records after one that failed.
+    def put(self, numbers: range, objects: Mapping[int, Any], other: Any = None) -> None:
+        """Put objects into the memo.
 
-        Objects that the failed record left half built must not turn up in other records. So keep
-        only the objects from before it, and those of its own that cannot be half built.
-
-        A dict that is assigned to the memo of C's unpickler is lost. So let the new one read a
-        pickle that refers to each object to keep and puts it into the memo under its number.
+        A dict that is assigned to the memo of C's unpickler is lost. So read a pickle that refers
+        to each object by its number and puts it into the memo.
 
         Args:
-            memo_size: the number of objects in the memo before the failed record.
+            numbers: the numbers in the memo to fill.
+            objects: the objects for some of these numbers.
+            other: what the other numbers get.
         """
-        successor = StateUnpickler(self._source, self._fetch, self._foreign)
-        memo = self.memo.copy()
-        successor._kept = {n: obj for n, obj in memo.items() if n < memo_size or _is_whole(obj)}
-        program = io.BytesIO()
-        program.write(pickle.PROTO + b"\x04")
-        for number in successor._kept:
+        program = bytearray(pickle.PROTO + b"\x05")
+        program += pickle.BININT + b"\xff\xff\xff\xff" + pickle.BINPERSID  # other, as number -1
+        program += _puts(numbers) + pickle.POP
+        for number in objects:
             raw = number.to_bytes(4, "little")
-            program.write(pickle.BININT + raw + pickle.BINPERSID)
-            program.write(pickle.LONG_BINPUT + raw + pickle.POP)
-        program.write(pickle.NONE + pickle.STOP)
-        program.seek(0)
-        file, self._source.file = self._source.file, program
+            program += pickle.BININT + raw + pickle.BINPERSID + pickle.LONG_BINPUT + raw
+            program += pickle.POP
+        program += pickle.NONE + pickle.STOP
+        file, self._source.file = self._source.file, io.BytesIO(program)
+        self._given = {**objects, -1: other}
         try:
-            successor.load()
+            self.load()
         finally:
             self._source.file = file
-            successor._kept = {}
-        return successor
+            self._given = {}
 
 
-def _is_whole(obj: Any) -> bool:
+def _fetched(fetch: Callable[[Reference], Any], raw: str) -> Any:
+    try:
+        return fetch(as_tuple(json.loads(raw)))
+    except (OSError, ValueError) as error:
+        return Missing("{}: {}".format(type(error).__name__, error))
+
+
+class _AnythingType(type):
+    """Makes :class:`Anything` do whatever a pickle wants of an object."""
+
+    def __call__(cls, *arguments: object, **keywords: object) -> Any:
+        return cls
+
+    def __setitem__(cls, key: object, value: object) -> None:
+        pass
+
+    def _take(cls, *arguments: object) -> None:
+        pass
+
+    __setstate__ = append = extend = add = update = _take
+
+
+class Anything(metaclass=_AnythingType):
+    """Stands for each class and object that a skimmed pickle makes."""
+
+    def __new__(cls, *arguments: object, **keywords: object) -> Any:
+        return cls
+
+
+class Skimmer(StateUnpickler):
+    """Reads only the plain data in a pickle. Runs none of its code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return Anything
+
+
+def _puts(numbers: range) -> bytearray:
+    """Return the part of a pickle that puts one object into the memo under many numbers."""
+    raw = array("I", numbers)
+    if sys.byteorder == "big":
+        raw.byteswap()
+    arguments = raw.tobytes()
+    program = bytearray(5 * len(numbers))
+    program[0::5] = pickle.LONG_BINPUT * len(numbers)
+    for place in range(4):
+        program[place + 1 :: 5] = arguments[place::4]
+    return program
+
+
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Collect no garbage: that would look at all new objects again and again, and find none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def is_whole(obj: Any) -> bool:
     """Return whether an object cannot be half built: a plain value, or something imported."""
     if isinstance(obj, (type, types.FunctionType)):
         return obj.__module__ != "__main__"
@@ -181,5 +286,6 @@ def _is_whole(obj: Any) -> bool:
 _PLAIN = (str, bytes, int, float, complex, bool, types.ModuleType, types.BuiltinFunctionType)
 
 
-def _tuple(reference: list[Any]) -> Reference:
+def as_tuple(reference: list[Any]) -> Reference:
+    """Return a reference from JSON as it was before."""
     return tuple(tuple(part) if isinstance(part, list) else part for part in reference)

@@ -1,0 +1,290 @@
+"""Saves the variables beside the worker, in a forked child that has them as they were.
+
+After an answer the worker forks an *heir*, and goes on at once. The heir holds the variables. After
+a while without another, it forks a *writer*, which writes the checkpoint and reports to the worker
+through shared memory. If the writer dies of a variable, the heir forks another, which leaves that
+out. An heir survives the worker's death: what it holds is saved. :mod:`rlm_guest.heir` is its side.
+
+It is no child of the worker's, so that ``os.wait()`` in a cell does not return it: the worker's
+child forks it and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from _signal import SIGKILL  # type: ignore[import-not-found]
+from _thread import _count as count_threads
+from collections.abc import Callable, Iterable
+
+from . import lm
+from .heir import Heir, Owner, Reports, descriptors, forked
+from .memoryuse import MemoryUse
+from .succession import (
+    CURRENT,
+    ENDED,
+    HEIR,
+    HELD,
+    NOW,
+    READY,
+    SINCE,
+    WRITING,
+    exists,
+    hurry,
+    is_pending,
+    signal_group,
+)
+
+#: Seconds that a fork takes, and seconds for each MiB of memory, until that was measured.
+_FORK_BASE = 0.0005
+_FORK_PER_MIB = 0.00002
+#: Seconds that the worker may take longer if it saves by itself: in all that is less work.
+_PREFERENCE = 0.002
+#: Seconds that are not worth a journal.
+_CHEAP = 0.001
+#: What part of a writer's time the worker may need: all of the writer's memory is new to it.
+_OF_WRITER = 0.25
+#: Seconds that it takes to save what a MiB of new memory holds, and the MiB that a cell may take
+#: without leaving anything.
+_SAVE_PER_MIB = 0.002
+_TRANSIENT = 4
+
+#: Libraries that have threads, and that a forked child can use only while it does nothing else.
+_OPENBLAS = b"openblas"
+_UNSAFE = (
+    b"gomp", b"iomp", b"libomp", b"torch", b"arrow", b"polars", b"libtbb", b"mkl", b"tensorflow",
+    b"grpc", b"jaxlib", b"onnx", b"libcuda", b"opencv", b"duckdb",
+)  # fmt: skip
+
+_sleep = time.sleep
+_MIB = 1024 * 1024
+
+
+class Heirs:
+    """The heirs of a worker.
+
+    Args:
+        progress: the numbers that are shared with the supervisor.
+        owner: the worker.
+        descriptors: those that belong to this package, and not to cells.
+    """
+
+    def __init__(self, progress: memoryview, owner: Owner, descriptors: Iterable[int]) -> None:
+        self._progress = progress
+        self._owner = owner
+        self._supervisor = os.getppid()
+        self._own = frozenset(descriptors)
+        self._reports = Reports(progress)
+        self._settled = progress[HELD]  # the last request that there is nothing to do for
+        self._children: list[int] = []
+        self._memory = MemoryUse()
+        self._cost = 0.0  # seconds of the last checkpoint
+        self._saved_at = self._memory.resident()  # bytes in use at the last checkpoint
+        self._fork_seconds = (0.0, 0)  # of the last fork, and the bytes in use then
+        self._safe_threads = 1  # the number of threads that is known to be safe
+
+    # In the worker
+
+    @property
+    def held(self) -> int:
+        """The last request whose variables an heir holds, or has held."""
+        return int(self._progress[HELD])
+
+    def is_pending(self) -> bool:
+        """Return whether the newest heir has something left to write."""
+        return is_pending(self._progress)
+
+    def is_writing(self) -> bool:
+        """Return whether a checkpoint is being written."""
+        group = self._progress[WRITING]
+        return group != 0 and exists(group)
+
+    def is_better(self, unwritten: int, *, wanted: bool) -> bool:
+        """Return whether to fork now costs the worker less than to save.
+
+        Args:
+            unwritten: the length of the long strings that are to be written.
+            wanted: whether an heir is better in any case.
+        """
+        resident = self._memory.resident()
+        grown = (resident - self._saved_at) / _MIB - _TRANSIENT
+        saving = self._cost + max(0.0, grown, unwritten / _MIB) * _SAVE_PER_MIB
+        seconds, size = self._fork_seconds
+        per_mib = seconds / max(size / _MIB, 25) if size else _FORK_PER_MIB
+        is_cheap = saving <= _FORK_BASE + per_mib * resident / _MIB + _PREFERENCE
+        # While a writer is at work, to save would mean to wait for it.
+        if is_cheap and not wanted and not self.is_writing():
+            return False
+        self._cost = max(self._cost, saving)
+        return self._is_alone() and self._memory.has_room(resident)
+
+    def is_orphaned(self) -> bool:
+        """Return whether the newest heir is gone without a report."""
+        return bool(self._progress[HELD] > self._settled)
+
+    def note_attempt(self, place: int) -> None:
+        """Note in the writer which variable is being saved, by its place; 0 for none."""
+        self._progress[CURRENT] = place
+
+    def is_cheap(self) -> bool:
+        """Return whether to save takes so little that there is nothing to be gained."""
+        return self._cost < _CHEAP
+
+    def note_saved(self, seconds: float, *, by_writer: bool = False) -> None:
+        """Note how long a checkpoint took, here or in a writer."""
+        self._cost = seconds * _OF_WRITER if by_writer else seconds
+        self._saved_at = self._memory.resident()
+
+    def fork(self, number: int, *, able: bool, written: bool = False) -> bool:
+        """Fork an heir that holds the variables as of a request. Return whether that worked.
+
+        Args:
+            number: the request.
+            able: whether the heir may go on in the worker's place, for all that the worker knows.
+            written: whether there is a checkpoint already.
+
+        Raises:
+            TakenOver: this is the heir, and the worker now.
+        """
+        progress = self._progress
+        self.reap()
+        before = progress[HEIR]
+        if not self.is_pending():
+            progress[SINCE] = _milliseconds()
+        progress[NOW] = 0
+        is_anything_open = self._is_anything_open()
+        heir = Heir(
+            number,
+            progress,
+            self._reports,
+            self._owner,
+            own=self._own,
+            supervisor=self._supervisor,
+            able=able and not is_anything_open and not _has_children(),
+            written=written,
+            restore_random=_random_state(),
+        )
+        started = time.perf_counter()
+        try:
+            child = forked()
+        except OSError:
+            return False
+        if child == 0:
+            heir.run()
+        try:
+            os.setpgid(child, child)
+        except OSError:
+            pass  # it has done so itself
+        progress[HELD] = number
+        if written:
+            progress[ENDED] = child
+            self._settled = number
+        progress[HEIR] = child
+        self._children.append(child)
+        self._fork_seconds = time.perf_counter() - started, self._memory.resident()
+        self._saved_at = self._fork_seconds[1]
+        if before and before != progress[WRITING]:
+            signal_group(before, SIGKILL)
+        if is_anything_open:
+            # What a cell closes now must be closed, and not be open in another process.
+            self.reap()
+            while progress[READY] != child and exists(child):
+                _sleep(0.0002)
+        return True
+
+    def reap(self, *, wait: bool = True) -> None:
+        """Collect the children that have forked heirs, so that no cell sees them."""
+        for child in list(self._children):
+            try:
+                if os.waitpid(child, 0 if wait else os.WNOHANG)[0] == 0:
+                    continue
+            except ChildProcessError:
+                pass  # the cells ignore SIGCHLD
+            self._children.remove(child)
+
+    def look(self) -> bool:
+        """Adopt a report if there is a new one. Return whether there is more to come."""
+        self.reap(wait=False)
+        pending = self.is_pending()  # first: the report comes before the end
+        self._adopt_last()
+        return bool(self._children) or pending
+
+    def hurry(self) -> None:
+        """Have the newest heir write at once."""
+        hurry(self._progress)
+
+    def discard(self) -> None:
+        """End the newest heir, unless it writes. Wait for the one that does."""
+        progress = self._progress
+        newest = progress[HEIR]
+        if newest and newest != progress[WRITING]:
+            progress[HEIR] = 0  # from now on it does not begin to write
+            if newest != progress[WRITING]:
+                signal_group(newest, SIGKILL)
+        while self.is_writing():
+            _sleep(0.001)
+        self._adopt_last()
+        self._settled = progress[HELD]
+
+    def _adopt_last(self) -> None:
+        """Adopt the last report."""
+        found = self._reports.read()
+        if found is not None:
+            self._settled = max(self._settled, found[0])
+            self._owner.adopt(*found)
+
+    def _is_alone(self) -> bool:
+        """Return whether no other thread can hold a lock that a forked child would wait for."""
+        if count_threads():
+            return False
+        try:
+            threads = os.stat("/proc/self/task").st_nlink - 2
+            if threads > self._safe_threads:
+                with open("/proc/self/maps", "rb") as file:
+                    maps = file.read().lower()
+                if _OPENBLAS not in maps or any(name in maps for name in _UNSAFE):
+                    return False
+                self._safe_threads = threads
+        except OSError:
+            return False
+        return True
+
+    def _is_anything_open(self) -> bool:
+        """Return whether cells have anything open."""
+        return bool(descriptors() - self._own - lm.descriptors())
+
+    def may_be_able(self) -> bool:
+        """Return whether an heir may go on in the worker's place, for all that is open."""
+        self.reap()
+        return not self._is_anything_open() and not _has_children()
+
+    def begin_again(self) -> None:
+        """Begin as the heirs of a process that was one itself."""
+        self._supervisor = os.getppid()
+        self._children.clear()
+        self._settled = self._progress[HELD]
+
+
+def _has_children() -> bool:
+    """Return whether this process has children, which a forked child of it would not have."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _milliseconds() -> int:
+    return int(time.monotonic() * 1000)
+
+
+def _random_state() -> Callable[[], None] | None:
+    """Return what sets the state of ``random`` again, which reseeds itself in a forked child."""
+    random = sys.modules.get("random")
+    try:
+        state = random.getstate()  # type: ignore[union-attr]
+        setstate = random.setstate  # type: ignore[union-attr]
+    except Exception:  # it is not loaded, or a cell has replaced it
+        return None
+    return lambda: setstate(state)

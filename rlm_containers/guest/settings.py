@@ -1,0 +1,323 @@
+"""What cells set beside their variables: search path, working directory, environment, and such.
+
+It is saved with the variables and set again before they are restored. What cannot be set again is
+named like a variable that cannot be saved.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from _signal import SIG_DFL, SIG_IGN, getsignal  # type: ignore[import-not-found]
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from .shortforms import error_text
+
+#: What a name of a setting has in place of a type.
+KIND = "setting"
+
+_UNSAVED = "it cannot be set again after a death of the interpreter"
+
+
+class Settings:
+    """The settings of this process.
+
+    Args:
+        path: returns the search path of the cells.
+        recursion_limit: returns the recursion limit of the cells.
+
+    What was set when this object was made is none of the cells' settings.
+    """
+
+    def __init__(self, path: Callable[[], list[str]], recursion_limit: Callable[[], int]) -> None:
+        self._path = path
+        self._recursion_limit = recursion_limit
+        self._first = self._read()
+        self._first_handlers = _signal_handlers()
+
+    def save(self) -> tuple[bytes, list[list[str]]]:
+        """Return the settings that cells have changed, and ``unsaved`` for those left out."""
+        found = self._read()
+        names = [
+            "signal handler {}".format(number)
+            for number, handler in _signal_handlers().items()
+            if handler != self._first_handlers.get(number)
+        ]
+        hooks = {"sys.excepthook": sys.excepthook, "sys.displayhook": sys.displayhook}
+        usual = (sys.__excepthook__, sys.__displayhook__)
+        names += [name for name, hook in hooks.items() if hook not in usual]
+        filters = found["warnings"]
+        found["warnings"] = [entry for entry in filters if entry[2].__module__ != "__main__"]
+        if len(found["warnings"]) < len(filters):
+            names.append("warnings filter for a class of a cell")
+        names += map("logging handler {}".format, found["logging"].pop("others", ()))
+        unsaved = [[name, KIND, _UNSAVED] for name in names]
+        first = self._first
+        changed = {name: value for name, value in found.items() if value != first.get(name)}
+        if "path" in changed:
+            changed["path"] = (changed["path"], first["path"])
+        if "environ" in changed:
+            # Only what differs: what the host has given may be secret.
+            now, before = changed["environ"], first["environ"]
+            names = [name for name in {**before, **now} if now.get(name) != before.get(name)]
+            changed["environ"] = {name: now.get(name) for name in names}
+        return pickle.dumps(changed, 4), unsaved
+
+    def restore(self, raw: bytes, *, early: bool) -> list[list[str]]:
+        """Set what an earlier interpreter has saved. Return ``lost`` for what fails.
+
+        Args:
+            raw: the settings.
+            early: whether to set what variables may need to be restored, or the rest, which the
+                import of a module may set otherwise.
+        """
+        lost = []
+        for name, value in pickle.loads(raw).items():
+            if (name in _EARLY) != early:
+                continue
+            try:
+                _RESTORERS[name](value)
+            except Exception as error:
+                lost.append([_NAMES.get(name, name), KIND, error_text(error)])
+        return lost
+
+    def has_handlers(self) -> bool:
+        """Return whether cells have set signal handlers, whose code may run at any time."""
+        return _signal_handlers() != self._first_handlers
+
+    def _read(self) -> dict[str, Any]:
+        import warnings
+
+        found: dict[str, Any] = {
+            "path": self._path(),
+            "recursion limit": self._recursion_limit(),
+            "warnings": list(warnings.filters),
+            "logging": _read_logging(),
+        }
+        for name, read in _READERS.items():
+            try:
+                value = read()
+            except Exception:  # a cell may have replaced anything
+                continue
+            if value is not None:
+                found[name] = value
+        return found
+
+
+def _signal_handlers() -> dict[int, Any]:
+    """Return the handlers in Python, by signal; but SIGINT's, which is ours between cells."""
+    found = {number: getsignal(number) for number in range(1, 32) if number != 2}
+    return {n: h for n, h in found.items() if h is not None and h not in (SIG_DFL, SIG_IGN)}
+
+
+def _loaded(name: str) -> Any:
+    """Return a module of the standard library if it is loaded, and not another of its name."""
+    module = sys.modules.get(name)
+    file = getattr(module, "__file__", None) or ""
+    return module if file.startswith(_LIBRARY) else None
+
+
+def _load(name: str) -> Any:
+    """Import a module of the standard library, also where another one comes before it."""
+    if name not in sys.modules:
+        sys.path.insert(0, _LIBRARY)
+        try:
+            import_module(name)
+        finally:
+            sys.path.remove(_LIBRARY)
+    return sys.modules[name]
+
+
+_LIBRARY = os.path.dirname(os.__file__)
+
+
+def _read_random() -> Any:
+    random = _loaded("random")
+    return random and random.getstate()
+
+
+def _read_numpy() -> Any:
+    if "numpy.random" not in sys.modules:
+        return None
+    name, key, *rest = sys.modules["numpy.random"].get_state()
+    return (name, key.tobytes(), *rest)
+
+
+def _read_decimal() -> Any:
+    decimal = _loaded("decimal")
+    if decimal is None or repr(decimal.getcontext()) == repr(decimal.DefaultContext):
+        return None
+    return decimal.getcontext()
+
+
+def _read_locale() -> Any:
+    from _locale import LC_ALL, setlocale
+
+    return setlocale(LC_ALL)
+
+
+def _read_environment() -> Any:
+    # In bytes, as it is: to decode all of it would take as long as the rest of the settings.
+    return dict(os.environ._data)  # type: ignore[attr-defined]
+
+
+_READERS: dict[str, Callable[[], Any]] = {
+    "environ": _read_environment,
+    "directory": os.getcwd,
+    "random": _read_random,
+    "numpy": _read_numpy,
+    "decimal": _read_decimal,
+    "locale": _read_locale,
+}
+
+_EARLY = ("path", "directory", "environ")
+
+#: What a setting is called if it cannot be set again.
+_NAMES = {
+    "directory": "os.getcwd()",
+    "path": "sys.path",
+    "environ": "os.environ",
+    "warnings": "warnings.filters",
+    "random": "random.getstate()",
+    "numpy": "numpy.random.get_state()",
+    "decimal": "decimal.getcontext()",
+}
+
+
+def _restore_path(value: tuple[list[str], list[str]]) -> None:
+    changed, first = value
+    # In another image the rest of the path is another.
+    added = [entry for entry in changed if entry not in first]
+    known = [entry in first for entry in changed]
+    front = known.index(True) if True in known else len(changed)
+    before = [entry for entry in changed[:front] if entry in added]
+    after = [entry for entry in added if entry not in before]
+    removed = [entry for entry in first if entry not in changed]
+    rest = [entry for entry in sys.path if entry not in removed and entry not in added]
+    sys.path[:] = [*before, *rest, *after]
+
+
+def _restore_environ(changed: dict[bytes, bytes | None]) -> None:
+    for name, value in changed.items():
+        if value is None:
+            os.environb.pop(name, None)
+        else:
+            os.environb[name] = value
+    if b"TZ" in changed:
+        import time
+
+        time.tzset()
+
+
+def _restore_warnings(filters: list[Any]) -> None:
+    import warnings
+
+    warnings.filters[:] = filters  # type: ignore[index]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def _restore_random(state: Any) -> None:
+    _load("random").setstate(state)
+
+
+def _restore_numpy(state: Any) -> None:
+    name, key, *rest = state
+    array = import_module("numpy").frombuffer(key, "uint32")
+    import_module("numpy.random").set_state((name, array, *rest))
+
+
+def _restore_decimal(context: Any) -> None:
+    _load("decimal").setcontext(context)
+
+
+def _restore_locale(value: str) -> None:
+    from _locale import LC_ALL, setlocale
+
+    setlocale(LC_ALL, value)
+
+
+def _read_logging() -> dict[str, Any]:
+    """Return the loggers that differ from what ``logging`` makes, by name; "" is the root."""
+    logging = _loaded("logging")
+    if logging is None:
+        return {}
+    found: dict[str, Any] = {}
+    others = []
+    loggers = {"": logging.root, **logging.root.manager.loggerDict}
+    for name, logger in loggers.items():
+        if not isinstance(logger, logging.Logger):
+            continue
+        handlers = []
+        for handler in logger.handlers:
+            saved = _reduce_handler(logging, handler)
+            if saved is not None:
+                handlers.append(saved)
+            elif type(handler) not in (logging.NullHandler, logging._StderrHandler):
+                # Those two are libraries' own, which set them when they are imported.
+                others.append(type(handler).__name__)
+        level = logging.WARNING if name == "" else logging.NOTSET
+        if handlers or (logger.level, logger.propagate, logger.disabled) != (level, True, False):
+            found[name] = (logger.level, logger.propagate, logger.disabled, handlers)
+    if others:
+        found["others"] = others
+    if logging.root.manager.disable:
+        found["disable"] = logging.root.manager.disable
+    return found
+
+
+def _reduce_handler(logging: Any, handler: Any) -> Any:
+    if handler.filters or (handler.formatter and type(handler.formatter) is not logging.Formatter):
+        return None
+    form = None
+    if handler.formatter is not None:
+        style = type(handler.formatter._style)
+        key = next(key for key, (known, _) in logging._STYLES.items() if known is style)
+        form = (handler.formatter._fmt, handler.formatter.datefmt, key)
+    if type(handler) is logging.FileHandler:
+        return ("file", handler.baseFilename, handler.encoding, handler.level, form)
+    if type(handler) is logging.StreamHandler:
+        stream = _STREAMS.get(getattr(handler.stream, "name", ""))
+        if stream is not None:
+            return (stream, None, None, handler.level, form)
+    return None
+
+
+#: By the name of the stream, which is its descriptor.
+_STREAMS: dict[Any, str] = {1: "stdout", 2: "stderr"}
+
+
+def _restore_logging(state: dict[str, Any]) -> None:
+    logging = _load("logging")
+    logging.disable(state.pop("disable", 0))
+    for name, (level, propagate, disabled, handlers) in state.items():
+        logger = logging.getLogger(name or None)
+        logger.setLevel(level)
+        logger.propagate, logger.disabled = propagate, disabled
+        if logger.handlers:
+            continue  # a module that variables needed has set them
+        for kind, filename, encoding, handler_level, form in handlers:
+            if kind == "file":
+                handler = logging.FileHandler(filename, "a", encoding)
+            else:
+                handler = logging.StreamHandler(getattr(sys, kind))
+            handler.setLevel(handler_level)
+            if form is not None:
+                handler.setFormatter(logging.Formatter(*form))
+            logger.addHandler(handler)
+
+
+_RESTORERS: dict[str, Callable[[Any], None]] = {
+    "path": _restore_path,
+    "directory": os.chdir,
+    "environ": _restore_environ,
+    "recursion limit": sys.setrecursionlimit,
+    "warnings": _restore_warnings,
+    "random": _restore_random,
+    "numpy": _restore_numpy,
+    "decimal": _restore_decimal,
+    "locale": _restore_locale,
+    "logging": _restore_logging,
+}

@@ -1,0 +1,415 @@
+"""How to save what pickle alone cannot: what cells define, and a few types of the library.
+
+A reduction is what ``__reduce__`` may return, see
+https://docs.python.org/3/library/pickle.html#object.__reduce__. An object is made empty, is known
+to the pickler from then on, and is filled in a second step (the ``state_setter``). So functions and
+classes may refer to themselves.
+
+For types that only dill can save, dill's functions make the reduction.
+"""
+
+from __future__ import annotations
+
+import _collections_abc
+import enum
+import functools
+import io
+import marshal
+import pickle
+import re
+import sys
+import threading
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from . import arrays, classes, constructors, exceptions
+from .modules import Modules
+
+Handler = Callable[[Any], Any]
+
+#: Packages whose objects can be loaded if they can be saved. Exceptions are not trusted.
+_TRUSTED = frozenset(
+    (
+        "_thread",
+        "array",
+        "builtins",
+        "collections",
+        "datetime",
+        "decimal",
+        "fractions",
+        "functools",
+        "numpy",
+        "operator",
+        "pandas",
+        "pathlib",
+        "random",
+        "re",
+        "threading",
+        "types",
+        "typing",
+        "uuid",
+        "zoneinfo",
+    )
+)
+
+#: Methods of a class that run when an object of it is loaded, or change what is loaded.
+_HOOKS = frozenset(
+    (
+        "__getattr__",
+        "__getattribute__",
+        "__getnewargs__",
+        "__getnewargs_ex__",
+        "__getstate__",
+        "__hash__",
+        "__new__",
+        "__reduce__",
+        "__reduce_ex__",
+        "__setattr__",
+        "__setstate__",
+    )
+)
+
+#: Types that only dill can save.
+_DILLS = frozenset(
+    (
+        "CallableProxyType",
+        "Context",
+        "ProxyType",
+        "PyCapsule",
+        "ReferenceType",
+        "abstractclassmethod",
+        "abstractproperty",
+        "abstractstaticmethod",
+        "dict_items",
+        "dict_keys",
+        "dict_values",
+        "odict_items",
+        "odict_keys",
+        "odict_values",
+        "super",
+        "weakcallableproxy",
+        "weakproxy",
+        "weakref",
+    )
+)
+
+_TYPE_VARIABLES = tuple(
+    getattr(typing, name)
+    for name in ("TypeVar", "ParamSpec", "TypeVarTuple", "NewType", "TypeAliasType")
+    if isinstance(getattr(typing, name, None), type)
+)
+
+# Running no code of a metaclass:
+_get_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
+_get_mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
+_get_dict: Callable[[type], Any] = type.__dict__["__dict__"].__get__
+
+
+class Reductions:
+    """Finds the reductions of one pickler.
+
+    Attributes:
+        handlers: by type, the function that returns an object's reduction or ``NotImplemented``;
+            ``None`` for a type that pickle saves by itself.
+        doubtful: set when an object is saved that may not load again.
+        filenames: the files that code and tracebacks are from.
+    """
+
+    def __init__(self) -> None:
+        self._modules = Modules()
+        self.handlers: dict[type, Handler | None] = {
+            **_HANDLERS,
+            types.CodeType: self._reduce_code,
+            types.FunctionType: self._reduce_function,
+            types.ModuleType: self._modules.reduce,
+            types.TracebackType: self._reduce_traceback,
+            _CACHE: self._reduce_cache,
+        }
+        self.doubtful = False
+        self.filenames: set[str] = set()
+
+    def find(self, kind: type) -> Handler | None:
+        """Find the handler of a type, and remember it."""
+        handler = self._choose(kind)
+        if not (issubclass(kind, type) or _is_certain(kind)):
+            handler = self._doubting(handler)
+        self.handlers[kind] = handler
+        return handler
+
+    def _choose(self, kind: type) -> Handler | None:
+        if issubclass(kind, type):
+            return self._reduce_class
+        if issubclass(kind, enum.Enum) and not self._is_named(kind):
+            return classes.reduce_member
+        if any(
+            base.__name__ == "ndarray" and _get_module(base) == "numpy" for base in _get_mro(kind)
+        ):
+            is_subclass = _get_module(kind) != "numpy" or kind.__name__ != "ndarray"
+            return arrays.reduce_subclass if is_subclass else arrays.reduce_array
+        if issubclass(kind, BaseException):
+            return exceptions.reduce_exception
+        name = kind.__name__
+        if name in _DILLS and _get_module(kind) != "__main__":
+            return _by_dill(kind)
+        if _get_module(kind) == "dataclasses" and name.startswith("_"):
+            return _reduce_sentinel
+        if "dill" in sys.modules:  # a cell may have told dill how to save its own types
+            return _by_dill(kind, of_cells=True)
+        return None
+
+    def _doubting(self, handler: Handler | None) -> Handler:
+        def doubt(obj: Any) -> Any:
+            self.doubtful = True
+            return NotImplemented if handler is None else handler(obj)
+
+        return doubt
+
+    def _reduce_class(self, cls: type) -> Any:
+        if self._is_named(cls):
+            return NotImplemented
+        if _get_module(cls) == "builtins":
+            place = _UNNAMED_TYPES.get(cls)
+            return NotImplemented if place is None else (constructors.named, place)
+        if not cls.__flags__ & _HEAP_TYPE:
+            return NotImplemented
+        self.doubtful = self.doubtful or not classes.is_certain(cls)
+        return classes.reduce_class(cls)
+
+    def _reduce_function(self, function: types.FunctionType) -> Any:
+        if self._is_named(function):
+            return NotImplemented
+        attributes = ((name, getattr(function, name, None)) for name in _FUNCTION_ATTRIBUTES)
+        state = {name: value for name, value in attributes if value}
+        namespace = self._modules.namespace(function.__globals__)
+        arguments = (function.__code__, namespace, function.__name__, function.__closure__)
+        return constructors.make_function, arguments, state, None, None, constructors.fill_function
+
+    def _reduce_cache(self, cache: Any) -> Any:
+        if self._is_named(cache):
+            return NotImplemented
+        parameters = cache.cache_parameters()
+        state = {name: value for name, value in vars(cache).items() if name != "cache_parameters"}
+        arguments = (cache.__wrapped__, parameters["maxsize"], parameters["typed"])
+        return constructors.make_cache, arguments, state
+
+    def _is_named(self, obj: Any) -> bool:
+        """Return whether an object can be found by its name in a module that can be imported."""
+        module = obj.__module__
+        if module == "__main__" or not self._modules.can_import(module):
+            return False
+        found: Any = sys.modules[module]
+        try:
+            for part in obj.__qualname__.split("."):
+                found = getattr(found, part)
+        except AttributeError:
+            return False
+        return found is obj
+
+    def _reduce_code(self, code: types.CodeType) -> Any:
+        self.filenames.add(code.co_filename)
+        try:
+            # Version 2: what later ones write depends on reference counts.
+            return constructors.make_code, (marshal.dumps(code, 2),)
+        except ValueError:  # with constants that no compiler makes
+            return _reduce_by_dill(types.CodeType, code)
+
+    def _reduce_traceback(self, trace: types.TracebackType) -> Any:
+        self.filenames.update(exceptions.filenames(trace))
+        return exceptions.reduce_traceback(trace)
+
+
+def _is_certain(kind: type) -> bool:
+    """Return whether each object of a type can be loaded if it can be saved."""
+    mro = _get_mro(kind)
+    module = _get_module(kind)
+    if type(module) is str and module.partition(".")[0] in _TRUSTED:
+        return BaseException not in mro
+    for base in mro[:-1]:
+        attributes = _get_dict(base)
+        for hook in _HOOKS & attributes.keys():
+            if hook != "__hash__" or attributes[hook] is not None:
+                return False
+        if _get_module(base) == "builtins":
+            return False
+    return True
+
+
+# Functions, and what they consist of
+
+
+_FUNCTION_ATTRIBUTES = (
+    "__qualname__",
+    "__module__",
+    "__doc__",
+    "__defaults__",
+    "__kwdefaults__",
+    "__annotations__",
+    "__type_params__",
+    "__dict__",
+)
+
+
+def _reduce_cell(cell: types.CellType) -> Any:
+    try:
+        contents = (cell.cell_contents,)
+    except ValueError:  # it is empty
+        return constructors.make_cell, ()
+    return constructors.make_cell, (), contents, None, None, constructors.fill_cell
+
+
+def _reduce_method(method: types.MethodType) -> Any:
+    return types.MethodType, (method.__func__, method.__self__)
+
+
+def _reduce_property(prop: property) -> Any:
+    return property, (prop.fget, prop.fset, prop.fdel, prop.__doc__)
+
+
+def _reduce_wrapped(method: Any) -> Any:
+    return type(method), (method.__func__,)
+
+
+# The library
+
+
+def _reduce_proxy(proxy: types.MappingProxyType[Any, Any]) -> Any:
+    return constructors.make_proxy, (dict(proxy),)
+
+
+def _reduce_lock(lock: Any) -> Any:
+    return constructors.make_lock, (lock.locked(),)
+
+
+def _reduce_reentrant_lock(lock: Any) -> Any:
+    # The threads that may hold it are gone when it is loaded, all but this one.
+    found = _RLOCK_STATE.search(repr(lock))
+    owner, count = map(int, found.groups()) if found else (0, 0)
+    return constructors.make_reentrant_lock, (count if owner == threading.get_ident() else 0,)
+
+
+_RLOCK_STATE = re.compile(r"owner=(\d+) count=(\d+)")
+
+
+def _reduce_sentinel(value: Any) -> Any:
+    """Save a private object of ``dataclasses``, such as ``MISSING``, by its name."""
+    module = sys.modules["dataclasses"]
+    for name, found in vars(module).items():
+        if found is value:
+            return constructors.named, ("dataclasses", name)
+    return NotImplemented
+
+
+def _refuse_file(file: Any) -> Any:
+    """Do not save a file. dill would open it again when it loads it, and so empty it."""
+    raise pickle.PicklingError("an open file cannot be saved")
+
+
+def _reduce_type_variable(variable: Any) -> Any:
+    return classes.reduce_type_variable(variable) or NotImplemented
+
+
+_HANDLERS: dict[type, Handler | None] = {
+    types.CellType: _reduce_cell,
+    types.MethodType: _reduce_method,
+    types.MappingProxyType: _reduce_proxy,
+    property: _reduce_property,
+    classmethod: _reduce_wrapped,
+    staticmethod: _reduce_wrapped,
+    type(threading.Lock()): _reduce_lock,
+    type(threading.RLock()): _reduce_reentrant_lock,
+    **dict.fromkeys(_TYPE_VARIABLES, _reduce_type_variable),
+    **dict.fromkeys(
+        (
+            io.TextIOWrapper,
+            io.BufferedReader,
+            io.BufferedWriter,
+            io.BufferedRandom,
+            io.FileIO,
+        ),
+        _refuse_file,
+    ),
+}
+
+_CACHE: type = type(functools.lru_cache(print))
+
+#: In the flags of a type: it was made by a class statement, or like one. ``Py_TPFLAGS_HEAPTYPE``.
+_HEAP_TYPE = 1 << 9
+
+#: Types that say they are in ``builtins`` and are not.
+_UNNAMED_TYPES: dict[type, tuple[str, str]] = {
+    value: (module.__name__, name)
+    for module in (_collections_abc, types)
+    for name, value in vars(module).items()
+    if isinstance(value, type) and value.__module__ == "builtins"
+}
+
+
+# dill
+
+
+class _CaughtPickler:
+    """Takes the place of dill's pickler, and catches the one reduction that is made there."""
+
+    is_dill = True
+    _byref = _recurse = _session = _strictio = False
+    _fmode = 0
+    _main = None
+
+    def __init__(self) -> None:
+        self._postproc: dict[int, Any] = {}
+        self.reduction: tuple[Any, ...] | None = None
+
+    def save_reduce(
+        self,
+        func: Any,
+        args: Any,
+        state: Any = None,
+        listitems: Any = None,
+        dictitems: Any = None,
+        state_setter: Any = None,
+        *,
+        obj: Any = None,
+    ) -> None:
+        self.reduction = (func, args, state, listitems, dictitems, state_setter)
+
+    def write(self, data: bytes) -> None:
+        if data[:1] != pickle.GLOBAL or data.count(b"\n") != 2:
+            raise AttributeError("write")
+        self.reduction = (constructors.named, tuple(data[1:-1].decode().split("\n")))
+
+
+def _reduce_by_dill(kind: type, obj: Any) -> Any:
+    handler = _by_dill(kind)
+    return NotImplemented if handler is None else handler(obj)
+
+
+def _by_dill(kind: type, *, of_cells: bool = False) -> Handler | None:
+    """Return a handler that saves a type as dill does, if dill knows it.
+
+    Args:
+        kind: the type.
+        of_cells: only if a cell has told dill how.
+    """
+    import dill  # late: most sessions do not need it
+
+    save = dill.Pickler.dispatch.get(kind)
+    module = getattr(save, "__module__", "")
+    if save is None or module == "pickle" or (of_cells and module.startswith("dill")):
+        return None
+
+    def reduce(obj: Any) -> Any:
+        pickler = _CaughtPickler()
+        try:
+            save(pickler, obj)
+        except AttributeError:  # it does more than one reduction
+            return NotImplemented
+        reduction = pickler.reduction
+        if reduction is None:
+            return NotImplemented
+        while len(reduction) > 2 and reduction[-1] is None:
+            reduction = reduction[:-1]
+        return reduction
+
+    return reduce
