@@ -1,1 +1,1 @@
-"""Adapters to other libraries. Each needs an extra: ``rlm-containers[rlms]``, ``[dspy]``."""
+"""Adapters to other libraries. Each needs an extra, such as ``rlm-containers[rlms]``."""

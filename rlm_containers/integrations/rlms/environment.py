@@ -5,15 +5,18 @@ Written against rlms 0.1.3.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import rlm.core.rlm
 import rlm.environments
+from rlm.core.lm_handler import LMHandler
 from rlm.core.types import ModelUsageSummary, REPLResult, RLMChatCompletion, UsageSummary
 from rlm.environments.base_env import NonIsolatedEnv, validate_custom_tools
 
 from rlm_containers.interpreter import CellResult, LMCall
+from rlm_containers.lm import note_handler
 from rlm_containers.repl import ContainerREPL
 from rlm_containers.sandbox import Sandbox
 
@@ -102,3 +105,19 @@ def register() -> None:
     # rlms has no registry. Its RLM class finds the function in its own module, which imported it.
     for module in (rlm.environments, rlm.core.rlm):
         vars(module)["get_environment"] = get_environment
+
+
+def _note_handlers() -> None:
+    """Note each LM Handler that starts from now on, so that it is called without its socket."""
+    original = LMHandler.start
+
+    @functools.wraps(original)
+    def start(self: LMHandler) -> tuple[str, int]:
+        address = original(self)
+        note_handler(self, address)
+        return address
+
+    LMHandler.start = start  # type: ignore[method-assign]
+
+
+_note_handlers()

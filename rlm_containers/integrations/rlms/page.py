@@ -47,7 +47,7 @@ def write_report(trajectory: Trajectory, path: Path) -> None:
         OSError: it cannot be written.
     """
     page = render_report(trajectory).encode("utf-8", "replace")
-    with replace_file(path) as file:
+    with replace_file(path, mode=0o666) as file:  # the user has chosen it
         file.write(page)
 
 

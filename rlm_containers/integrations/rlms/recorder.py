@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,8 +19,9 @@ from rlm_containers.integrations.rlms.trajectory import (
     TrajectoryCell,
     Turn,
 )
+from runtimes.text import get_logger
 
-logger = logging.getLogger("rlm_containers")
+logger = get_logger("rlm_containers")
 
 #: The most bytes of a figure that is kept for the report.
 _LARGEST_FIGURE = 10 * 1024**2

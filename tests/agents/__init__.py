@@ -1,0 +1,1 @@
+"""This project with agent frameworks, each in its newest version, on docker and podman."""
