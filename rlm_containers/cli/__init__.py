@@ -8,6 +8,10 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line with this process's arguments, and end the process."""
+    from rlm_containers.cli.streams import open_missing_streams, reporting_stream_errors
+
+    open_missing_streams()
     from rlm_containers.cli.program import program
 
-    program(prog_name="rlm-containers")
+    with reporting_stream_errors():
+        program(prog_name="rlm-containers")

@@ -209,10 +209,13 @@ class _Progress:
                 writer.write("".join(f">>> {line}\n" for line in cell.code.splitlines()))
                 for text in (cell.stdout, cell.stderr):
                     writer.write(text if not text or text.endswith("\n") else f"{text}\n")
+                    writer.reset()
 
 
 def _print_answer(answer: str) -> None:
-    OutputWriter(sys.stdout).write(answer if answer.endswith("\n") else f"{answer}\n")
+    writer = OutputWriter(sys.stdout)
+    writer.write(answer if answer.endswith("\n") else f"{answer}\n")
+    writer.reset()
 
 
 def _summary(trajectory: Trajectory) -> str:

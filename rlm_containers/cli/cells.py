@@ -21,10 +21,10 @@ from rlm_containers.cli.terminal import (
     show_error,
 )
 from rlm_containers.errors import ContainersError, format_size
+from runtimes.text import clean
 
 if TYPE_CHECKING:
     from rlm_containers import CellResult, Sandbox, SandboxOptions
-    from rlm_containers.interpreter import OutputCallback
     from rlm_containers.sandbox import Context
 
 context_option = click.option(
@@ -59,7 +59,7 @@ def start_sandbox(options: Mapping[str, Any], context: Context | None) -> Sandbo
     """
     from rlm_containers import Sandbox
 
-    box = Sandbox(**options)
+    box = Sandbox(**{**options, "pool": None})  # no other is started after it
     prepare_image(box.options)
     with activity("starting a container"):
         box.start()
@@ -152,6 +152,11 @@ class CellPrinter:
     def __call__(self, stream: str, text: str) -> None:
         self._writers[stream].write(text)
 
+    def reset(self) -> None:
+        """End the colours that the cell has left set. Call it however the cell has ended."""
+        for writer in self._writers.values():
+            writer.reset()
+
     def finish(self, result: CellResult) -> None:
         """Print the notices about a cell that has ended, on lines of their own."""
         if not result.notices:
@@ -160,7 +165,7 @@ class CellPrinter:
             if writer.in_line:
                 writer.write("\n")
         for notice in result.notices:
-            say(notice)
+            say(clean(notice, lines=True))
 
     def end_line(self) -> None:
         """Start a new line if the cell has not ended its last one."""
@@ -168,13 +173,13 @@ class CellPrinter:
             self._writers["stdout"].write("\n")
 
 
-def run_cell(box: Sandbox, code: str, on_output: OutputCallback | None, **more: Any) -> CellResult:
+def run_cell(box: Sandbox, code: str, printer: CellPrinter | None, **more: Any) -> CellResult:
     """Run a cell. Ctrl-C interrupts it; the third Ctrl-C gives up the sandbox.
 
     Args:
         box: the sandbox.
         code: Python source.
-        on_output: as for :meth:`Sandbox.execute`, but called in another thread.
+        printer: prints the output, in another thread; ``None`` prints nothing.
         more: further arguments of :meth:`Sandbox.execute`.
 
     Raises:
@@ -186,7 +191,7 @@ def run_cell(box: Sandbox, code: str, on_output: OutputCallback | None, **more: 
 
     def run() -> None:
         try:
-            results.append(box.execute(code, on_output=on_output, **more))
+            results.append(box.execute(code, on_output=printer, **more))
         except BaseException as error:
             results.append(error)
         finally:
@@ -196,17 +201,21 @@ def run_cell(box: Sandbox, code: str, on_output: OutputCallback | None, **more: 
     # prints about its interrupt would be lost.
     threading.Thread(target=run, name="rlm-cell", daemon=True).start()
     presses = 0
-    while not over.is_set():
-        try:
-            over.wait()  # before 3.13 an interrupted Thread.join() forgets the thread
-        except KeyboardInterrupt:
-            presses += 1
-            if presses > 2:
-                box.close()
-                raise
-            if presses == 2:
-                say("The cell has been interrupted. Press Ctrl-C again to give up the sandbox.")
-            box.interrupt()
+    try:
+        while not over.is_set():
+            try:
+                over.wait()  # before 3.13 an interrupted Thread.join() forgets the thread
+            except KeyboardInterrupt:
+                presses += 1
+                if presses > 2:
+                    box.close()
+                    raise
+                if presses == 2:
+                    say("The cell has been interrupted. Press Ctrl-C again to give up the sandbox.")
+                box.interrupt()
+    finally:
+        if printer is not None:
+            printer.reset()
     result = results[0]
     if isinstance(result, BaseException):
         raise result

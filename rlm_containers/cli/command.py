@@ -94,6 +94,10 @@ def _show_log(ctx: click.Context, option: click.Parameter, verbosity: int) -> No
     ctx.call_on_close(show_log(verbosity))
 
 
+#: Maps the short names of commands in docker and podman to ours.
+_ALIASES = {"ls": "list", "rm": "remove"}
+
+
 class Group(click.Group):
     """A group of commands whose help has examples.
 
@@ -110,6 +114,10 @@ class Group(click.Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _write_examples(formatter, self.examples)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a command by its name, or by the short one that users of docker type."""
+        return super().get_command(ctx, _ALIASES.get(cmd_name, cmd_name))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlm_containers.cli.command import Command, ExitCode, json_option, print_json
-from rlm_containers.cli.terminal import activity, console, harmless
+from rlm_containers.cli.terminal import activity, console
+from runtimes.text import clean
 
 if TYPE_CHECKING:
     from rlm_containers.doctor import Check, Diagnosis
@@ -95,7 +96,7 @@ def _print_heading(where: str) -> None:
 
 def _print_check(check: Check) -> None:
     """Print one line for the finding, and one below it for the remedy."""
-    detail, remedy = harmless(check.detail), harmless(check.remedy)
+    detail, remedy = clean(check.detail), clean(check.remedy)
     if not console().is_terminal or console().encoding != "utf-8":
         sys.stdout.write(f"  {_PLAIN_MARKS[check.status]:8} {check.name:10} {detail}\n")
         if remedy:

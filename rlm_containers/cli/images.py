@@ -15,9 +15,10 @@ from rlm_containers.cli.command import (
     runtimes_option,
 )
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
-from rlm_containers.cli.terminal import activity, engine_progress, harmless, print_table, say
+from rlm_containers.cli.terminal import activity, engine_progress, print_table, say
 from rlm_containers.cli.units import AGE, SIZE, ago
 from rlm_containers.errors import format_size
+from runtimes.text import clean
 
 # The options of a sandbox that determine its image.
 _OF_IMAGES = (
@@ -128,7 +129,7 @@ def import_command(file: Path, runtime: str | None) -> None:
     with activity(f"importing {file.name}"):
         records = ImageCache().import_archive(get_runtime(runtime), file)
     for name in dict.fromkeys(tag for record in records for tag in record.tags or (record.id,)):
-        click.echo(harmless(name))
+        click.echo(clean(name))
 
 
 @command.command(

@@ -16,6 +16,7 @@ COMMANDS = (
     "ask",
     "doctor",
     "ps",
+    "exec",
     "prune",
     "images",
     "sessions",
@@ -33,6 +34,7 @@ class Program(Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = "ps" if cmd_name == "ls" else cmd_name
         if cmd_name not in COMMANDS:
             return None
         if cmd_name == "completion":

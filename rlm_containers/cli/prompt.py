@@ -24,6 +24,7 @@ from pygments.lexers.python import PythonLexer
 
 from rlm_containers import ContainersError, Sandbox
 from rlm_containers.cli.terminal import say
+from rlm_containers.state import make_private
 
 _COMMANDS = (":help", ":load", ":quit", ":unsaved", ":vars")
 
@@ -156,7 +157,7 @@ def _history() -> FileHistory | None:
     """Return the history of earlier sessions, a file that only this user can read."""
     path = platformdirs.user_state_path("rlm-containers") / "history"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(path.parent)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600))
     except OSError as error:
         say(f"There will be no history: {path} cannot be written ({error.strerror}).")

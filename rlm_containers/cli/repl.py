@@ -20,8 +20,9 @@ from rlm_containers.cli.cells import (
 )
 from rlm_containers.cli.command import Command
 from rlm_containers.cli.sandbox_options import given_options, sandbox_options
-from rlm_containers.cli.terminal import activity, harmless, print_table, say, show_error
+from rlm_containers.cli.terminal import activity, print_table, say, show_error
 from rlm_containers.errors import ContainersError
+from runtimes.text import clean
 
 if TYPE_CHECKING:
     from rlm_containers import Sandbox
@@ -49,7 +50,7 @@ them, Tab completes variables and their attributes. Ctrl-C interrupts a cell, Ct
 )
 @context_option
 @figures_option
-@sandbox_options()
+@sandbox_options(without=("pool",))
 @click.pass_context
 def command(ctx: click.Context, contexts: tuple[Path, ...], figures: Path | None) -> None:
     """Open an interactive Python prompt in a sandbox.
@@ -119,4 +120,4 @@ def _run_command(box: Sandbox, prompt: Prompt, word: str, rest: str) -> None:
         except click.BadParameter as error:
             say(error.message)
     else:
-        say(f"There is no {harmless(word)} of that form. :help lists the commands.")
+        say(f"There is no {clean(word)} of that form. :help lists the commands.")

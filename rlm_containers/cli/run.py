@@ -39,7 +39,7 @@ from rlm_containers.cli.sandbox_options import given_options, sandbox_options
 @context_option
 @figures_option
 @json_option
-@sandbox_options()
+@sandbox_options(without=("pool",))
 @click.argument("arguments", metavar="[FILE | -] [ARGUMENT]...", nargs=-1)
 @click.pass_context
 def command(

@@ -30,15 +30,19 @@ class SandboxOption(click.Option):
     sandbox_option = True
 
 
-def sandbox_options(only: Collection[str] = ()) -> Callable[[AnyCommand], AnyCommand]:
+def sandbox_options(
+    only: Collection[str] = (), *, without: Collection[str] = ()
+) -> Callable[[AnyCommand], AnyCommand]:
     """Return a decorator that adds the options of a sandbox to a command.
 
     Args:
         only: the names of the options to add; empty for all.
+        without: the names of options that the command has no use for.
     """
 
     def decorate(command: AnyCommand) -> AnyCommand:
-        for name in reversed([n for n in _hints() if not only or n in only]):
+        wanted = [name for name in only or _hints() if name not in without]
+        for name in reversed([name for name in _hints() if name in wanted]):
             command = click.option(*_spelling(name), **_attributes(name), cls=SandboxOption)(
                 command
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from datetime import datetime
 from pathlib import Path
@@ -12,10 +13,10 @@ import click
 from rlm_containers.cli.command import Group, json_option, print_json
 from rlm_containers.cli.terminal import activity, print_table, say
 from rlm_containers.cli.units import SIZE, ago
-from rlm_containers.errors import format_size
+from rlm_containers.errors import ContainersError, SessionNotFoundError, format_size
 
 if TYPE_CHECKING:
-    from rlm_containers.state import Manifest, SessionInfo
+    from rlm_containers.state import Manifest, SessionInfo, SessionStore
 
 
 def _complete(ctx: click.Context, argument: click.Parameter, incomplete: str) -> list[str]:
@@ -51,7 +52,13 @@ def list_command(as_json: bool) -> None:
     from rlm_containers.state import SessionStore
 
     store = SessionStore()
-    found = [store.inspect(name) for name in store.names()]
+    found = []
+    for name in store.names():
+        with contextlib.suppress(SessionNotFoundError):  # it was removed meanwhile
+            found.append(store.inspect(name))
+    for info in found:
+        if info.problem:
+            say(f"{info.name}: {info.problem}", "red")
     if as_json:
         print_json([_describe(info) for info in found])
         return
@@ -62,7 +69,7 @@ def list_command(as_json: bool) -> None:
                 info.name,
                 _ago(info.manifest.used) if info.manifest else "?",
                 len(info.manifest.variables) if info.manifest else "?",
-                format_size(info.size),
+                "?" if info.size is None else format_size(info.size),
                 info.snapshots,
                 info.manifest.python if info.manifest else "?",
                 "free" if info.pid is None else f"in use by {info.pid or 'a process'}",
@@ -91,7 +98,7 @@ def show_command(name: str, as_json: bool) -> None:
     manifest = info.manifest
     facts: list[tuple[str, object]] = [
         ("directory", info.path),
-        ("size", format_size(info.size)),
+        ("size", "?" if info.size is None else format_size(info.size)),
         ("snapshots", f"{info.snapshots}, {format_size(info.snapshots_size)}"),
     ]
     if manifest is not None:
@@ -114,20 +121,44 @@ def show_command(name: str, as_json: bool) -> None:
         )
 
 
-@command.command("remove", examples=(("Two at once", "sessions remove work other"),))
+@command.command(
+    "remove",
+    examples=(
+        ("Two at once", "sessions remove work other"),
+        ("Only one snapshot", "sessions remove work --snapshot 3f2a9c"),
+    ),
+)
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=_complete)
+@click.option("--snapshot", metavar="ID", help="Remove only this snapshot of the session.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-def remove_command(names: tuple[str, ...], yes: bool) -> None:
-    """Remove sessions and their snapshots."""
+def remove_command(names: tuple[str, ...], snapshot: str | None, yes: bool) -> None:
+    """Remove sessions and their snapshots, also those that are damaged."""
     from rlm_containers.state import SessionStore
 
     store = SessionStore()
-    sizes = {name: store.inspect(name).size for name in names}
+    if snapshot is not None and len(names) != 1:
+        raise click.UsageError("--snapshot needs exactly one session.")
+    what = {name: _with_size(store, name) for name in names}
+    if snapshot is not None:
+        what = {name: f"the snapshot {snapshot} of {name}" for name in names}
     if not yes:
-        listed = ", ".join(f"{name} ({format_size(size)})" for name, size in sizes.items())
-        click.confirm(f"Remove {listed} for good?", abort=True, err=True)
-    for name in sizes:
-        store.remove(name)
+        click.confirm(f"Remove {', '.join(what.values())} for good?", abort=True, err=True)
+    for name in what:
+        if snapshot is not None:
+            store.remove_snapshot(name, snapshot)
+        else:
+            store.remove(name)
+
+
+def _with_size(store: SessionStore, name: str) -> str:
+    """Return a session's name with its size, if that can be found out."""
+    try:
+        size = store.inspect(name).size
+        return name if size is None else f"{name} ({format_size(size)})"
+    except SessionNotFoundError:
+        raise
+    except ContainersError:
+        return name
 
 
 @command.command("snapshots", examples=(("All of one session", "sessions snapshots work"),))
@@ -146,7 +177,7 @@ def snapshots_command(name: str, as_json: bool) -> None:
     print_table(
         ("id", "made", "variables", "size", "note"),
         [
-            (s.id, _ago(s.created), len(s.manifest.variables), format_size(s.size), s.note)
+            (s.short_id, _ago(s.created), len(s.manifest.variables), format_size(s.size), s.note)
             for s in found
         ],
     )
@@ -230,6 +261,7 @@ def _describe(info: SessionInfo) -> dict[str, Any]:
         "name": info.name,
         "path": str(info.path),
         "size": info.size,
+        "problem": info.problem,
         "in_use": info.pid is not None,
         "pid": info.pid or None,
         "is_current": info.is_current,

@@ -15,16 +15,29 @@ from functools import cache
 from typing import TYPE_CHECKING, TextIO
 
 from rlm_containers.errors import ContainersError
+from runtimes.text import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
 # A cell's escape sequences could change the title, write to the clipboard, or hide what was printed
-# before. Allowed are those that set colours, and clear the rest of a line for progress bars.
-_ALLOWED = r"\x1b\[[0-9;:]*[mK]"
-_CONTROL = re.compile(rf"({_ALLOWED})|[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,32})?\Z")
+# before. Allowed are those that set colours, and clear the rest of a line for progress bars. A cell
+# may go back to the start of a line, but not by single characters. Characters that nobody sees, or
+# that change the direction of text, are removed, except for the joiners of scripts and emoji.
+_CONTROL = re.compile(
+    r"(\x1b\[[0-9;:]{0,64}m)|(\x1b\[[012]?K)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e"
+    r"\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+_UNFINISHED = re.compile(r"\x1b(\[[0-9;:]{0,64})?\Z")
+_RESET = "\x1b[0m"
+
+# How many numbers follow the kind of a colour: an index, or red, green and blue.
+_COLOUR_NUMBERS = {"5": 1, "2": 3}
+_CONCEAL = "8"
+
+#: Characters of a cell of a table.
+_CELL_LIMIT = 1000
 
 _LOGGERS = ("rlm_containers", "runtimes")
 
@@ -40,6 +53,7 @@ class OutputWriter:
         self._stream = stream
         self._filters = stream.isatty()
         self._held = ""
+        self._coloured = False
         #: Whether the last line has no end yet.
         self.in_line = False
 
@@ -49,28 +63,49 @@ class OutputWriter:
             text = self._held + text
             unfinished = _UNFINISHED.search(text)
             self._held = unfinished.group() if unfinished else ""
-            text = _CONTROL.sub(r"\1", text[: len(text) - len(self._held)])
+            text = _CONTROL.sub(self._allowed, text[: len(text) - len(self._held)])
         if text:
             self.in_line = not text.endswith("\n")
-            try:
-                self._stream.write(text)
-            except UnicodeEncodeError:  # the terminal's or locale's encoding lacks a character
-                encoding = self._stream.encoding
-                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self._stream.flush()
+            self._put(text)
+
+    def reset(self) -> None:
+        """Forget an unfinished escape sequence, and end the colours that are still set."""
+        self._held = ""
+        if self._coloured:
+            self._coloured = False
+            self._put(_RESET)
+
+    def _put(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:  # the terminal's or locale's encoding lacks a character
+            encoding = self._stream.encoding
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        self._stream.flush()
+
+    def _allowed(self, found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[2] or ""
+        shown = _without_conceal(found[1][2:-1].split(";"))
+        if shown:
+            self._coloured = shown[-1].strip("0") != ""
+        return f"\x1b[{';'.join(shown)}m" if shown else ""
 
 
-def harmless(text: object, limit: int = 1000) -> str:
-    """Return text from a container as one printable line, for messages and tables.
-
-    Args:
-        text: anything; its ``str()`` is used.
-        limit: the most characters that are returned.
-    """
-    return "".join(
-        char if char.isprintable() else " " if char in "\t\n\r" else "\N{REPLACEMENT CHARACTER}"
-        for char in str(text)[:limit]
-    )
+def _without_conceal(codes: list[str]) -> list[str]:
+    """Return the numbers of a sequence that sets colours, without that for invisible text."""
+    shown = []
+    while codes:
+        code = codes.pop(0)
+        number = code.partition(":")[0].lstrip("0")
+        if number in ("38", "48", "58") and ":" not in code:
+            count = _COLOUR_NUMBERS.get(codes[0].lstrip("0"), 0) if codes else 0
+            if count:  # else terminals differ in what they make of it
+                shown += [code, *codes[: count + 1]]
+                del codes[: count + 1]
+        elif number != _CONCEAL:
+            shown.append(code)
+    return shown
 
 
 @cache
@@ -84,7 +119,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table: fitted to a terminal, or else in full, with columns of spaces."""
-    cells = [[harmless(cell) for cell in row] for row in rows]
+    cells = [[clean(cell, _CELL_LIMIT) for cell in row] for row in rows]
     if console().is_terminal:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
@@ -129,7 +164,7 @@ def _labelled(label: str, style: str, text: str) -> None:
 
 def _lines(text: str) -> str:
     """Return text of several lines, each of which is printable."""
-    return "\n".join(harmless(line, 4000) for line in text.split("\n"))
+    return "\n".join(map(clean, text.split("\n")))
 
 
 class _PrintingHandler(logging.Handler):
@@ -149,7 +184,7 @@ class _StatusHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from rich.text import Text
 
-        self._status.update(Text(f"{harmless(record.getMessage(), 200)} …"))
+        self._status.update(Text(f"{clean(record.getMessage(), 200)} …"))
 
 
 def show_log(verbosity: int) -> Callable[[], None]:
@@ -199,7 +234,7 @@ def activity(text: str) -> Iterator[Callable[[str], None]]:
         for name in _LOGGERS:
             logging.getLogger(name).addHandler(handler)
         try:
-            yield lambda text: status.update(Text(f"{harmless(text, 200)} …"))
+            yield lambda text: status.update(Text(f"{clean(text, 200)} …"))
         finally:
             for name in _LOGGERS:
                 logging.getLogger(name).removeHandler(handler)
@@ -277,7 +312,7 @@ def engine_progress(what: str) -> Iterator[Callable[[str], None]]:
 
         def show(line: str) -> None:
             steps.read(line)
-            text = escape(harmless(line.strip(), width))
+            text = escape(clean(line.strip(), width))
             progress.update(task, completed=steps.done, total=steps.total or None, line=text)
 
         yield show
