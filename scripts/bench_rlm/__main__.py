@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,8 @@ from rlm.core.lm_handler import LMHandler
 import rlm_containers
 from bench_rlm.cases import measure_cells, measure_contexts, measure_lives
 from bench_rlm.extras import measure_extras
-from bench_rlm.report import Report, document
+from bench_rlm.pools import measure_pools
+from bench_rlm.report import Report, Row, document
 from bench_rlm.sides import (
     BATCH,
     NO_SHIM,
@@ -35,6 +36,7 @@ from bench_rlm.sides import (
     ours,
     route,
 )
+from bench_rlm.states import measure_states
 from rlm_containers.errors import ContainersError
 
 
@@ -121,6 +123,16 @@ def tidy(engine: Engine) -> Iterator[Path]:
             signal.signal(number, handler)
 
 
+_PARTS: dict[str, Callable[[Bench], list[Row]]] = {
+    "lives": measure_lives,
+    "cells": measure_cells,
+    "contexts": measure_contexts,
+    "states": measure_states,
+    "extras": measure_extras,
+    "pools": measure_pools,
+}
+
+
 def main() -> int:
     """Run the benchmark; return 0 if everything was measured, whatever the figures are."""
     options = _options()
@@ -144,8 +156,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runtime", action="append", required=True)
     parser.add_argument("--image", required=True, help="has dill and requests")
     parser.add_argument("--plain-image", help="has neither")
+    parser.add_argument("--frame-image", help="has pandas")
     parser.add_argument("--runs", type=int, default=10, help="samples (default: 10)")
     parser.add_argument("--quick", action="store_true", help="2 samples, contexts of 10 MB")
+    parser.add_argument(
+        "--only", action="append", choices=_PARTS, help="measure this part; repeatable"
+    )
     parser.add_argument("--markdown", type=Path, help="write the result to this file, too")
     parser.add_argument("--as-called", type=shlex.split, default=sys.argv[1:])
     options = parser.parse_args()
@@ -165,15 +181,19 @@ def _measure(name: str, options: argparse.Namespace) -> Report:
             engine=engine,
             image=options.image,
             plain_image=options.plain_image,
+            frame_image=options.frame_image,
             handler=handler.address,
             runs=2 if options.quick else options.runs,
             megabytes=10 if options.quick else 100,
+            many=20 if options.quick else 200,
         )
         known = facts(engine, options.image, shim)
         with ours(engine, handler.address).live(options.image) as live:
             known["our `llm_query`"] = f"route: {route(live)}"
-        rows = measure_lives(bench) + measure_cells(bench)
-        rows += measure_contexts(bench) + measure_extras(bench)
+        rows: list[Row] = []
+        for part, measure in _PARTS.items():
+            if not options.only or part in options.only:
+                rows += measure(bench)
         bench.note("")
     report = Report(name, known, rows)
     print(report.text(), flush=True)

@@ -100,6 +100,7 @@ def _without_packages(bench: Bench, bare: Series) -> list[Row]:
 
 
 ONE_CELL = "x = {n}"
+KILL = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 ONE_QUERY = "answer = llm_query('ping {n}')\nassert answer == 're: ping {n}', answer"
 _HUNDRED = (
     "answers = [llm_query(f'ping {n} {i}') for i in range(100)]\n"
@@ -119,7 +120,7 @@ def measure_cells(bench: Bench) -> list[Row]:
         for what, code, calls, part in (
             ("`x = 1`", ONE_CELL, 0, 200),
             ("one `llm_query`", ONE_QUERY, 1, 40),
-            ("100 × `llm_query` in one cell", _HUNDRED, 100, None),
+            ("100 × `llm_query` in one cell", _HUNDRED, 100, 15),
             ("`llm_query_batched` of 16", _BATCH, 16, None),
         ):
             theirs, ours = Series(), Series()
@@ -193,11 +194,11 @@ def measure_contexts(bench: Bench) -> list[Row]:
     """A string and a list of dicts as context, and a list of dicts that a cell has made."""
     size = bench.megabytes * 1_000_000
     text = _text(size)
-    rows = _as_context(bench, f"{bench.megabytes} MB str", text)
+    rows = _as_context(bench, f"{bench.megabytes} MB str", text, 40)
     del text
     code, records = _records(size // _SMALLER)
     what = f"{size // _SMALLER / 1e6:g} MB (as JSON) list of dicts"
-    rows += _as_context(bench, what, records)
+    rows += _as_context(bench, what, records, 15)
     del records
     theirs, ours = _measure(bench, f"{what} of a cell's", lambda live: live.run(code))
     rows.append(Row(f"make a {what} in a cell", theirs.fill, ours.fill))
@@ -205,13 +206,13 @@ def measure_contexts(bench: Bench) -> list[Row]:
     return rows
 
 
-def _as_context(bench: Bench, what: str, context: Any) -> list[Row]:
+def _as_context(bench: Bench, what: str, context: Any, part: int) -> list[Row]:
     def fill(live: Live) -> None:
         live.environment.add_context(context)
 
     theirs, ours = _measure(bench, f"context: {what}", fill)
     rows = [
-        Row(f"load {what}", theirs.fill, ours.fill, Target.part(10, theirs.fill)),
+        Row(f"load {what}", theirs.fill, ours.fill, Target.part(part, theirs.fill)),
         Row(f"`x = 1` beside {what}", theirs.cell, ours.cell, Target.part(200, theirs.cell)),
     ]
     if theirs.peak.samples:

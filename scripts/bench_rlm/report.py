@@ -91,7 +91,8 @@ _NOTES = """\
   `add_context`, `cleanup`. Every result is checked: no error, and as many model calls as were
   made.
 - `llm_query` goes to rlms's real LM Handler, whose client answers at once. So only the way there
-  and back is measured. On both sides it leads over HTTP through a proxy.
+  and back is measured. On both sides it leads over HTTP through a proxy; rlms asks its handler over
+  a socket, and our side calls it in the same process.
 - `x = 1` assigns another number each time, and every query has another prompt and answer.
   Otherwise our side would be faster, because it does not save a state twice (see the row "nothing
   to save").
@@ -103,6 +104,14 @@ _NOTES = """\
   and writes everything that a session has at each cell. The lists of dicts are smaller than the
   string, because rlms pickles them anew at each cell, in Python, several times. Our side does so
   only with what cells have made; a context that no cell has changed stays in its own file.
+- The memory of an idle sandbox is the proportional set size (PSS) of all processes in its container
+  and of the engine's client and shim for it, after one query, while five are there.
+- A container that waits is taken from a full pool of two, 0.2 s after it was filled, and its
+  sandbox has a model. The children of a batch are environments as rlms makes them, each with a
+  context and one cell, without the RLM around. They find as many containers as `pool` says; the
+  others are started meanwhile.
+- States that cells have made are measured on our side only, as the time of one cell until it is
+  saved. A "C pickle" is one `pickle.Pickler.dump` in the same container, written to nowhere.
 - Host memory is the largest growth of the resident memory of the process that drives both sides.
 - Start is the time until the constructor returns and a cell can be sent. At that time the
   container of our side still imports what saving needs, and a first cell that comes at once waits

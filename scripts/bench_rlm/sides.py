@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -20,6 +20,7 @@ from rlm.core.types import ModelUsageSummary, UsageSummary
 from rlm.environments.docker_repl import DockerREPL
 
 from bench_rlm.series import seconds_of
+from rlm_containers import Sandbox
 from rlm_containers.integrations.rlms import ContainerEnvironment
 from rlm_containers.state import LABEL
 from runtimes import Runtime, get_runtime
@@ -119,6 +120,19 @@ class Engine:
         label = f"--filter=label={LABEL}={os.getpid()}"
         return len(self.call("ps", "--all", "--quiet", label).stdout.split())
 
+    def memory_of(self, name: str) -> float:
+        """The bytes of a container's processes and of those that the engine has for it (PSS)."""
+        init, identity = self.ask("inspect", "--format", "{{.State.Pid}} {{.Id}}", name).split()
+        processes = dict(_processes())
+        found = {
+            pid
+            for pid, (_, command) in processes.items()
+            if pid == int(init) or name in command or identity in command
+        } - {os.getpid()}
+        while below := {pid for pid, (parent, _) in processes.items() if parent in found} - found:
+            found |= below
+        return sum(map(_proportional_size, found))
+
     def _containers(self) -> list[dict[str, Any]]:
         ids = self.call("ps", "--all", "--quiet", "--no-trunc").stdout.split()
         containers = []
@@ -128,6 +142,24 @@ class Engine:
             if done.returncode == 0:
                 containers += json.loads(done.stdout)
         return containers
+
+
+def _processes() -> Iterator[tuple[int, tuple[int, str]]]:
+    """Yield each process with its parent and its command line."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                yield int(entry.name), (int(parent), (entry / "cmdline").read_text())
+
+
+def _proportional_size(pid: int) -> int:
+    """The bytes of a process's memory, of shared pages its part. See proc(5), smaps."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 #: The number of our short cells that are timed together.
@@ -243,9 +275,14 @@ def ours(
     return Contender(make, finish, BATCH)
 
 
+def sandbox_of(live: Live) -> Sandbox:
+    """The sandbox of our side."""
+    return cast(ContainerEnvironment, live.environment).sandbox
+
+
 def route(live: Live) -> str | None:
     """How ``llm_query`` reaches the host on our side."""
-    return cast(ContainerEnvironment, live.environment).sandbox.lm_route
+    return sandbox_of(live).lm_route
 
 
 class InstantClient(BaseLM):
@@ -335,17 +372,21 @@ class Bench:
         engine: the engine.
         image: an image with dill and requests.
         plain_image: the same without them, if there is one.
+        frame_image: one with pandas, if there is one.
         handler: the address of rlms's LM Handler.
         runs: samples of each row; fewer where one takes very long.
         megabytes: the size of the contexts, in characters or bytes of JSON.
+        many: sandboxes that are there at once.
     """
 
     engine: Engine
     image: str
     plain_image: str | None
+    frame_image: str | None
     handler: Address
     runs: int
     megabytes: int
+    many: int
 
     @property
     def few(self) -> int:

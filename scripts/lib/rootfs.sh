@@ -94,7 +94,7 @@ copy_busybox() {
     if have busybox; then
         install -m 0755 "$(type -P busybox)" "$root/usr/bin/busybox"
         copy_libraries "$root" "$root/usr/bin/busybox"
-    elif have apt-get && know_busybox && (cd "$work" && apt-get download -qq busybox-static >&2); then
+    elif have apt-get && know_busybox && (cd "$work" && apt_download busybox-static); then
         # Fetching and unpacking a package needs no root; installing it would.
         dpkg-deb -x "$work"/busybox-static_*.deb "$work/busybox"
         install -m 0755 "$(find "$work/busybox" -path '*bin/busybox')" "$root/usr/bin/busybox"

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import resource
+import signal
 import statistics
 import sys
 import tempfile
@@ -20,9 +21,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rlm_containers import ContainersError, Sandbox
-from rlm_containers.errors import SandboxLostError
+from rlm_containers.errors import SandboxClosedError, SandboxLostError
 from rlm_containers.state import LABEL, workspaces_directory
-from soak_rlm.cells import BEGIN, FAULTS, LOOK, PASSING, WORK, Kind, Model
+from soak_rlm.cells import BEGIN, FAULTS, LOOK, PASSING, TO_CLOSE, WORK, Kind, Model
+from soak_rlm.pool import Handovers
 from tests.support import Engine, processes
 
 
@@ -137,12 +139,16 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=5000)
     parser.add_argument("--at-once", type=int, default=8)
     parser.add_argument("--faults", type=float, default=0.2, help="the share of cells that break")
+    parser.add_argument(
+        "--hand-overs", type=int, default=0, help="sandboxes of a pool, in place of all others"
+    )
     parser.add_argument("--seed", type=int, default=None, help="to repeat a run")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.randrange(2**32)
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="rlm-soak-") as directory:
         os.environ["XDG_CACHE_HOME"] = directory
+        signal.signal(signal.SIGUSR1, TO_CLOSE.handle)
         soak = Soak(options, seed)
         sys.exit(soak.run())
 
@@ -172,8 +178,20 @@ class Soak:
             threads = self.options.at_once + threading.active_count()
             list(pool.map(self.first, range(self.options.at_once)))
             self.await_threads(threads)
+            if self.options.hand_overs:
+                # Likewise, a pool has been there before.
+                Handovers(argparse.Namespace(**vars(self.options) | {"hand_overs": 20}), 0).run(
+                    pool
+                )
+                self.await_threads(threads)
             before = Usage()
-            list(pool.map(self.live, range(self.options.sandboxes), self.shares))
+            if self.options.hand_overs:
+                handovers = Handovers(self.options, self.seed)
+                handovers.run(pool)
+                self.figures.failures += handovers.failures
+                print(handovers.report(), flush=True)
+            else:
+                list(pool.map(self.live, range(self.options.sandboxes), self.shares))
             left = self.left()
             self.await_threads(threads)
             after = Usage()
@@ -241,7 +259,7 @@ class Soak:
         damaged = False
         try:
             result = kind.run(box, model, chance, self.engine)
-        except SandboxLostError as error:
+        except (SandboxLostError, SandboxClosedError) as error:
             if not kind.ends or box.name not in str(error):
                 raise
             self.note(kind.name, "lost", start)

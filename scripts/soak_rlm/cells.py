@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import random
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from rlm_containers import CellResult, Sandbox
+from rlm_containers.errors import SandboxForkedError
 from tests.support import Engine
 
 
@@ -25,6 +28,7 @@ class Model:
     def __init__(self) -> None:
         self.values: dict[str, Any] = {
             "n": 0, "items": 0, "alias": True, "long": 0, "last": None, "context": 0,
+            "large": 0, "mark": None,
         }  # fmt: skip
         self.before = dict(self.values)
 
@@ -49,12 +53,13 @@ import json
 print(json.dumps({
     "n": n, "items": len(items), "alias": items is alias, "long": len(long),
     "last": items[-1] if items else None, "context": len(globals().get("context", "")),
+    "large": len(large), "mark": large[-1][0] if large else None,
 }))
 """
 
 #: The first cells. There are two, so that the previous checkpoint is complete as well.
 BEGIN = (
-    "n = 0\nitems = []\nalias = items\nlong = ''\ndef step(by): return n + by",
+    "n = 0\nitems = []\nalias = items\nlong = ''\nlarge = []\ndef step(by): return n + by",
     "ready = True",
 )
 
@@ -98,10 +103,37 @@ def _long(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> 
     return result
 
 
+def _large(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    """Make or drop a state that heirs save."""
+    size = chance.choice((0, 50_000, 200_000))
+    result = box.execute(f"large = [[n] for n in range({size})]")
+    if result.status == "ok":
+        model.becomes(large=size, mark=size - 1 if size else None)
+    return result
+
+
+def _mark(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult | None:
+    """Change a large state a few times without a pause, with trivial cells in between."""
+    if not model.values["large"]:
+        return None
+    for _ in range(chance.randrange(1, 5)):
+        mark = chance.randrange(1000)
+        result = box.execute(f"large[-1][0] = {mark}")
+        if result.status != "ok":
+            return result
+        model.becomes(mark=mark)
+        n = chance.randrange(1000)
+        result = box.execute(f"n = {n}")
+        if result.status != "ok":
+            return result
+        model.becomes(n=n)
+    return result
+
+
 def _ask(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
     count = chance.randrange(1, 20)
     result = box.execute(f"print(llm_query_batched([f'prompt {{i}}' for i in range({count})])[-1])")
-    assert result.stdout == f"PROMPT {count - 1}\n", result.stdout
+    assert result.stdout == f"PROMPT {count - 1}\n", result
     assert len(result.lm_calls) == count
     return result
 
@@ -143,12 +175,17 @@ def _loop(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> 
 
 
 def _damage(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
-    # The one before comes back, and that is said by name.
+    # The one before comes back, and that is said by name, where it is needed.
+    # An heir may have left checkpoints out, so there must be two first.
+    assert box.unsaved == ()
+    _count(box, model, chance, engine)
     assert box.unsaved == ()
     result = box.execute(
         f"import os\nsize = os.path.getsize('state.dill')\n"
         f"os.truncate('state.dill', size * {chance.randrange(10)} // 10)\nos._exit(1)"
     )
+    if not result.older and not result.lost:
+        return result  # an heir has taken over, which does not need the file
     assert "state.dill could not be used" in result.stderr, result.stderr
     assert "n" in result.older
     return result
@@ -198,6 +235,50 @@ def _kill_client(box: Sandbox, model: Model, chance: random.Random, engine: Engi
     return result
 
 
+def _close(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    """Close the sandbox in a signal handler, at a random moment of its cells."""
+    sender = threading.Timer(chance.random(), TO_CLOSE.send, (box,))
+    sender.start()
+    try:
+        while True:
+            box.execute("print('z' * 1000)")
+    finally:
+        sender.join()
+
+
+def _fork_host(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
+    """Fork this process. The child must not be able to use the sandbox, nor harm it by its end."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            box.execute("n = 0")
+        except SandboxForkedError:
+            box.close()
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0, "the child could use the sandbox"
+    return _count(box, model, chance, engine)
+
+
+class SignalsThatClose:
+    """Signals to the main thread, whose handler closes a sandbox that another thread uses."""
+
+    def __init__(self) -> None:
+        self._boxes: collections.deque[Sandbox] = collections.deque()
+
+    def send(self, box: Sandbox) -> None:
+        self._boxes.append(box)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    def handle(self, *_: object) -> None:
+        while self._boxes:
+            self._boxes.popleft().close()
+
+
+TO_CLOSE = SignalsThatClose()
+
 DIED = ("died",)
 
 #: Variables of single cells, which a damaged checkpoint may be the only one to have.
@@ -222,6 +303,8 @@ WORK = (
     Kind("count", _count, 40),
     Kind("long string", _long, 10),
     Kind("ask", _ask, 10),
+    Kind("large state", _large, 4),
+    Kind("changes of it", _mark, 12),
     Kind("print 1.5 MB", _print, 4),
     Kind("load a context", _load, 4),
     Kind("exception", _fail, 6, ("error", "interrupted")),
@@ -239,4 +322,6 @@ FAULTS = (
     Kind("garbage in the pipe", _garbage, 1, ends=True),
     Kind("container removed", _remove, 1, ends=True),
     Kind("client killed", _kill_client, 1, ends=True),
+    Kind("closed by a signal handler", _close, 1, ends=True),
+    Kind("fork of the host", _fork_host, 2, ("ok", "interrupted")),
 )

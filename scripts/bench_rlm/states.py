@@ -1,0 +1,156 @@
+"""Cases of states that cells have made: what a cell costs beside them, and to save them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench_rlm.cases import KILL, ONE_CELL
+from bench_rlm.report import Row, Target
+from bench_rlm.series import Series, in_turns, seconds_of
+from bench_rlm.sides import Bench, BenchError, Live, ours
+
+
+@dataclass(frozen=True)
+class State:
+    """What a session has.
+
+    Attributes:
+        what: in words.
+        make: the code of a cell that makes it, as ``data``.
+        change: the code of a cell that changes it.
+    """
+
+    what: str
+    make: str
+    change: str
+
+
+_STATES = (
+    State(
+        "300k dicts",
+        'data = [{"id": i, "name": f"row {i}", "value": i / 7} for i in range(300_000)]',
+        'data[{n}]["value"] = {n}',
+    ),
+    State(
+        "a 10 MB list of dicts",
+        'data = [{"id": i, "text": str(i) + "It was the best of times. " * 8, "score": i / 7,'
+        ' "tags": ["a", f"b{i}"]} for i in range(37_000)]',
+        'data[{n}]["score"] = {n}',
+    ),
+    State(
+        "100k instances of a cell's dataclass",
+        "import dataclasses\n"
+        "@dataclasses.dataclass\n"
+        "class Point:\n"
+        "    x: int\n"
+        "    label: str\n"
+        "data = [Point(i, f'p{i}') for i in range(100_000)]",
+        "data[{n}].x = {n}",
+    ),
+    State(
+        "a 500 MB str",
+        "data = 'x' * 500_000_000",
+        "data = data[1:] + 'y'",
+    ),
+)
+_FRAME = State(
+    "a pandas frame of 1M rows",
+    "import pandas\n"
+    "data = pandas.DataFrame({'a': range(1_000_000), 'b': [str(i) for i in range(1_000_000)]})",
+    "data.loc[{n}, 'a'] = {n}",
+)
+
+#: Prints how long one C pickle takes.
+_PICKLE = """\
+import pickle, time
+class _Nothing:
+    def write(self, data): pass
+_start = time.perf_counter()
+pickle.Pickler(_Nothing(), 5).dump(data)
+print(time.perf_counter() - _start)
+del _Nothing, _start
+"""
+
+
+def measure_states(bench: Bench) -> list[Row]:
+    """``x = 1`` beside what cells have made, a cell that changes it, and a death."""
+    small = 1000 if bench.megabytes < 100 else 1
+    rows = []
+    alone, death = Series(), Series()
+    with ours(bench.engine, bench.handler).live(bench.image) as live:
+        _repeat(bench, "`x = 1` alone", alone, lambda: live.run(ONE_CELL))
+        _repeat(bench, "a death beside nothing", death, lambda: _die(live))
+    for state in _STATES:
+        rows += _measure(bench, state, bench.image, alone, death, small)
+    if bench.frame_image is not None:
+        rows += _measure(bench, _FRAME, bench.frame_image, alone, death, small)
+    return rows
+
+
+def _measure(
+    bench: Bench, state: State, image: str, alone: Series, death: Series, small: int
+) -> list[Row]:
+    beside, changed, saved, pickled, died = Series(), Series(), Series(), Series(), Series()
+    make = state.make if small == 1 else state.make.replace("00_000", "0_000")
+    with ours(bench.engine, bench.handler).live(image) as live:
+        live.run(make)
+        live.settle()
+        # Each cell waits for what the one before it has left to do.
+        _repeat(bench, f"`x = 1` beside {state.what}", beside, lambda: live.run(ONE_CELL))
+        live.settle()
+        _repeat(bench, f"a change of {state.what}", changed, lambda: live.run(state.change))
+        live.settle()
+        _repeat(
+            bench, f"a saved change of {state.what}", saved, lambda: live.run_many(state.change, 1)
+        )
+        in_turns(
+            bench.few,
+            lambda: pickled.add(_seconds_in_cell(live, _PICKLE)),
+            note=lambda text: bench.note(f"pickle {state.what}, {text}"),
+        )
+        pickled.drop_warm_up()
+        _repeat(bench, f"a death beside {state.what}", died, lambda: _die(live))
+    return [
+        Row(f"`x = 1` beside {state.what}", "", beside, Target(1.5, alone, "≤ 1.5 × alone")),
+        Row(
+            f"change {state.what}, until the answer",
+            "",
+            changed,
+            Target(25, alone, "≤ 25 × `x = 1` alone"),
+        ),
+        Row(
+            f"change {state.what}, until it is on disk",
+            "",
+            saved,
+            Target(2.5, pickled, "≤ 2.5 × one C pickle"),
+        ),
+        Row(
+            f"a killed worker beside {state.what}, until the next cell's answer",
+            "",
+            died,
+            Target(3, death, "≤ 3 × beside nothing"),
+        ),
+    ]
+
+
+def _repeat(bench: Bench, what: str, series: Series, act: Callable[[], None]) -> None:
+    in_turns(
+        bench.few,
+        lambda: series.add(seconds_of(act)),
+        note=lambda text: bench.note(f"{what}, {text}"),
+    )
+    series.drop_warm_up()
+
+
+def _die(live: Live) -> None:
+    live.environment.execute_code(KILL)
+    live.run(ONE_CELL)
+
+
+def _seconds_in_cell(live: Live, code: str) -> float:
+    result = live.environment.execute_code(code)
+    if result.stderr.strip():
+        raise BenchError(f"a pickle in a cell failed: {result.stderr.strip()[-500:]}")
+    live.settle()
+    return float(result.stdout)

@@ -1,0 +1,132 @@
+"""Hand-overs of a pool under faults: nothing of one sandbox is in the next, and nothing is left."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+
+from rlm_containers import SandboxPool
+from rlm_containers.errors import ContainersError, SandboxLostError
+from tests.engine.test_pool import PLANT, PROGRAM, SEARCH
+from tests.support import Engine, assert_gone
+
+#: Containers that wait.
+_SIZE = 4
+
+#: How often a host with a pool is killed.
+_HOSTS = 3
+
+
+class Handovers:
+    """Sandboxes of a pool, each of which looks for what the ones before have left.
+
+    Args:
+        options: those of the command line.
+        seed: the seed of all random choices.
+
+    Attributes:
+        count: sandboxes that were handed over.
+        faults: how many times each fault was made.
+        failures: what should not have happened.
+    """
+
+    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+        self.options = options
+        self.seed = seed
+        self.engine = Engine(options.engine)
+        self.count = 0
+        self.lost = 0
+        self.slowest = 0.0
+        self.faults: dict[str, int] = {}
+        self.failures: list[str] = []
+        self._lock = threading.Lock()
+
+    def run(self, pool: ThreadPoolExecutor) -> None:
+        """Hand over all sandboxes, and kill some hosts."""
+        hosts = [pool.submit(self.kill_host) for _ in range(_HOSTS)]
+        with SandboxPool(
+            self.options.image, runtime=self.options.engine, size=_SIZE, cell_timeout=60
+        ) as sandboxes:
+            list(
+                pool.map(lambda number: self.one(sandboxes, number), range(self.options.hand_overs))
+            )
+        for host in hosts:
+            host.result()
+
+    def one(self, pool: SandboxPool, number: int) -> None:
+        """Take a sandbox, look for what others have planted, plant, and close it."""
+        chance = random.Random(f"{self.seed} {number}")
+        try:
+            if chance.random() < self.options.faults:
+                self.fault(pool, chance)
+            began = time.monotonic()
+            with pool.sandbox(lm=str.upper, env={"OF": str(number)}) as box:
+                with self._lock:
+                    self.slowest = max(self.slowest, time.monotonic() - began)
+                found = box.execute(SEARCH.replace("TOKEN", ""))
+                assert (found.status, found.stdout) == ("ok", "[] True\n"), found
+                planted = box.execute(PLANT)
+                assert planted.stdout == "True True True\n", planted
+                asked = box.execute("import os\nprint(llm_query('a'), os.environ['OF'])")
+                assert asked.stdout == f"A {number}\n", asked
+        except SandboxLostError:
+            with self._lock:  # a fault was meant for one that waited, and came too late
+                self.lost += 1
+        except Exception:
+            with self._lock:
+                self.failures.append(f"hand-over {number}: {traceback.format_exc()}")
+        with self._lock:
+            self.count += 1
+            if self.count % 100 == 0:
+                print(f"{self.count} hand-overs, {len(self.failures)} failures", flush=True)
+
+    def fault(self, pool: SandboxPool, chance: random.Random) -> None:
+        """Break a container that waits."""
+        waiting = list(pool._pool._waiting)
+        if not waiting:
+            return
+        container = chance.choice(waiting)
+        kind = chance.choice(("removed", "client killed", "stopped"))
+        if kind == "removed":
+            self.engine.run("rm", "--force", container.name, check=False)
+        elif kind == "client killed":
+            pipe = container.pipe
+            assert pipe is not None
+            pipe.process.kill()
+        else:
+            code = "import os\nfor p in os.listdir('/proc'):\n"
+            code += "    if p.isdigit() and int(p) not in (1, os.getpid()): os.kill(int(p), 19)"
+            self.engine.run("exec", container.name, "python3", "-c", code, check=False)
+        with self._lock:
+            self.faults[kind] = self.faults.get(kind, 0) + 1
+
+    def kill_host(self) -> None:
+        """Kill a process that has a pool. Nothing of it must be left."""
+        done = subprocess.run(
+            (sys.executable, "-c", PROGRAM, self.options.image, self.options.engine),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        made = done.stdout.split()
+        try:
+            assert len(made) > 1, done.stderr
+            assert_gone(self.engine, *made)
+        except (AssertionError, ContainersError) as error:
+            with self._lock:
+                self.failures.append(f"a killed host: {error}")
+
+    def report(self) -> str:
+        """What was seen, in a line."""
+        faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items()))
+        return (
+            f"{self.count} hand-overs, the slowest in {self.slowest:.2f} s; faults of containers "
+            f"that waited: {faults or 'none'}; {_HOSTS} hosts killed; {self.lost} sandboxes lost "
+            "to a fault that came too late"
+        )
