@@ -3,14 +3,17 @@
 ``pytest --engine docker --engine podman-rootless`` names engines, and so does the environment:
 ``RLM_CONTAINERS_TEST_ENGINES=docker,podman-rootless``. The default is every engine that this process
 can use. ``local`` is no engine: it runs ``tests/behaviour`` without containers. ``tests/behaviour``
-runs locally and on the first engine only.
+runs locally and on the first engine only, ``tests/engine`` on all, and ``tests/cluster`` on
+``kubernetes``, the cluster that kubectl is at. That is never tested on unless it is named.
 
 An engine that was named but does not answer fails the tests if ``CI=true``, and skips them otherwise.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import os
 import signal
 import subprocess
@@ -21,13 +24,23 @@ from typing import Any, Protocol
 import pytest
 
 from rlm_containers import Sandbox, SandboxOptions
+from rlm_containers.state import workspaces_directory
 
 _BEHAVIOUR = Path(__file__).parent / "behaviour"
+_CLUSTER = Path(__file__).parent / "cluster"
 
 pytest.register_assert_rewrite("tests.support")  # for what its assertions say when they fail
 
 from tests import support  # noqa: E402
-from tests.support import ENGINES, LOCAL, Engine, LocalEngine, assert_gone  # noqa: E402
+from tests.support import (  # noqa: E402
+    ENGINES,
+    KUBERNETES,
+    LOCAL,
+    Engine,
+    KubernetesEngine,
+    LocalEngine,
+    assert_gone,
+)
 
 # A shell starts background jobs with SIGINT ignored, which their children inherit. Tests need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,9 +50,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--engine",
         action="append",
-        choices=(LOCAL, *ENGINES),
+        choices=(LOCAL, *ENGINES, KUBERNETES),
         help="test on this engine; repeatable (default: all that this process can use)",
     )
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spare forked children the pages that a garbage collection would make them copy."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -52,7 +71,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             "container"
         )
         names = [LOCAL] * local + engines
+    elif _CLUSTER in metafunc.definition.path.parents:
+        names = [KUBERNETES]
     else:
+        names = [name for name in names if name != KUBERNETES]
         # Without any engine the tests must still show, as skipped or failed.
         names = [name for name in names or support.usable() or ["docker"] if name != LOCAL]
     metafunc.parametrize("engine", names, indirect=True, scope="session")
@@ -64,7 +86,7 @@ def _named(config: pytest.Config) -> list[str]:
     if not named:
         named = [n for n in os.environ.get("RLM_CONTAINERS_TEST_ENGINES", "").split(",") if n]
     for name in named:
-        if name not in (LOCAL, *ENGINES):
+        if name not in (LOCAL, *ENGINES, KUBERNETES):
             raise pytest.UsageError(
                 f"RLM_CONTAINERS_TEST_ENGINES: there is no {name!r}, only {', '.join(ENGINES)}"
             )
@@ -106,7 +128,9 @@ def engine(request: pytest.FixtureRequest, cache: Path) -> Iterator[Engine]:
             patch.setattr("rlm_containers.sandbox.lifecycle.HOST_ALIAS", "127.0.0.1")
             yield LocalEngine()
             return
-    engine = Engine(request.param)
+    engine = KubernetesEngine() if request.param == KUBERNETES else Engine(request.param)
+    if request.param == KUBERNETES and KUBERNETES not in _named(request.config):
+        pytest.skip("NOT TESTED: Kubernetes. Name it: --engine kubernetes")
     if reason := support.missing(engine.name):
         if support.on_ci():
             pytest.fail(f"the engine {engine.name} is missing: {reason}", pytrace=False)
@@ -116,7 +140,8 @@ def engine(request: pytest.FixtureRequest, cache: Path) -> Iterator[Engine]:
         assert_gone(engine, str(cache))
     finally:
         for container in engine.containers(str(cache)):
-            engine.run("rm", "--force", container["Id"], check=False)
+            remove = ("delete", "job") if engine.name == KUBERNETES else ("rm", "--force")
+            engine.run(*remove, container["Id"], check=False)
 
 
 class MakeBox(Protocol):
@@ -142,7 +167,26 @@ def make_box(engine: Engine) -> Iterator[MakeBox]:
 
 
 @pytest.fixture(scope="module")
-def box(engine: Engine) -> Iterator[Sandbox]:
-    """A sandbox that the tests of a module share. Their cells must not break it."""
-    with Sandbox(engine.image(), runtime=engine.runtime) as box:
+def box(request: pytest.FixtureRequest, engine: Engine) -> Iterator[Sandbox]:
+    """A sandbox that the tests of a module share. Their cells must not break it.
+
+    The module may have ``OPTIONS`` for it.
+    """
+    options: dict[str, Any] = {"memory": engine.memory, **getattr(request.module, "OPTIONS", {})}
+    with Sandbox(engine.image(), runtime=engine.runtime, **options) as box:
         yield box
+
+
+@contextlib.contextmanager
+def workspaces_on_disk_of(size: str) -> Iterator[Path]:
+    """Meanwhile keep workspaces on a file system of this size, such as ``"8m"``."""
+    if os.getuid() != 0:
+        pytest.skip("needs root, to mount a small file system; tested on the rootful engines")
+    place = workspaces_directory()
+    place.mkdir(parents=True, exist_ok=True)
+    options = f"size={size},mode=700"
+    subprocess.run(("mount", "-t", "tmpfs", "-o", options, "none", place), check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(("umount", "-l", place), check=True)

@@ -25,8 +25,21 @@ from runtimes import HostRoute
 if TYPE_CHECKING:
     import pytest
 
+#: A function for cells that writes 500 MiB, no faster than a slow machine can notice.
+GROW = """
+import time
+def grow(name):
+    with open(name, 'wb', 0) as file:
+        for _ in range(2000):
+            file.write(bytes(1 << 18))
+            time.sleep(0.002)
+"""
+
 #: The engines to test on. ``podman-rootless`` is podman run by an ordinary user.
 ENGINES = ("docker", "podman", "podman-rootless")
+
+#: A cluster, the one that kubectl is at. It is tested on only where it is named.
+KUBERNETES = "kubernetes"
 
 #: Stands for no engine: guests are processes of this machine (tests/unit/guests.py).
 LOCAL = "local"
@@ -52,6 +65,9 @@ class Engine:
     """
 
     name: str
+
+    #: The option ``memory`` of sandboxes for contexts of 500 MB.
+    memory = "auto"
 
     @property
     def runtime(self) -> str:
@@ -98,6 +114,49 @@ class Engine:
         return [c for c in found if any(needle in json.dumps(c) for needle in needles)]
 
 
+class KubernetesEngine(Engine):
+    """Runs guests in pods. Its nodes must have the images already: ``scripts/setup-cluster``."""
+
+    memory = "4g"
+
+    def __init__(self) -> None:
+        super().__init__(KUBERNETES)
+
+    def run(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command of kubectl."""
+        done = subprocess.run(
+            ("kubectl", *args), capture_output=True, text=True, check=False, timeout=120
+        )
+        assert not check or done.returncode == 0, f"kubectl {args}: {done.stderr}"
+        return done
+
+    def image(self, python: str = "3.11", *packages: str) -> str:
+        """An image that the nodes have."""
+        import pytest  # scripts use this module where it is not installed
+
+        if python != "3.11" or packages:
+            pytest.skip("the nodes do not have this image")
+        return "localhost/rlm-containers/python:3.11-slim-compiled"
+
+    def image_without_python(self) -> str:
+        """An image with only a busybox."""
+        return "localhost/rlm-containers/no-python:latest"
+
+    def containers(self, *needles: str) -> list[dict[str, Any]]:
+        """The jobs and pods that mention one of ``needles``."""
+        found = json.loads(self.run("get", "jobs,pods", "--output=json").stdout)["items"]
+        return [
+            {"Name": one["metadata"]["name"], "Id": one["metadata"]["name"]}
+            for one in found
+            # A kubelet may keep the object of a pod that has ended for a while.
+            if not (
+                one["metadata"].get("deletionTimestamp")
+                and one["status"].get("phase") in ("Succeeded", "Failed")
+            )
+            and any(needle in json.dumps(one) for needle in needles)
+        ]
+
+
 class LocalEngine(Engine):
     """Runs guests as processes of this machine, for tests that no engine has a part in."""
 
@@ -106,7 +165,7 @@ class LocalEngine(Engine):
 
     @property
     def runtime(self) -> Any:
-        """A new runtime, since removing one sandbox ends all processes of its runtime."""
+        """A new runtime."""
         from tests.unit.guests import LocalRuntime
 
         return LocalRuntime(HostRoute(bind="127.0.0.1", address=None))
@@ -151,6 +210,8 @@ def on_ci() -> bool:
 @cache
 def missing(name: str) -> str | None:
     """Why this process cannot use an engine; ``None`` if it can."""
+    if name == KUBERNETES:
+        return _missing_cluster()
     if name != "docker" and (name == "podman") != (os.getuid() == 0):
         return f"{name} is for {'root' if name == 'podman' else 'an ordinary user'}"
     command = (name.partition("-")[0], "info")
@@ -162,6 +223,20 @@ def missing(name: str) -> str | None:
         return f"`{' '.join(command)}` does not answer"
     except subprocess.CalledProcessError as error:
         return f"`{' '.join(command)}` fails: {error.stderr.strip()}"
+    return None
+
+
+def _missing_cluster() -> str | None:
+    try:
+        subprocess.run(
+            ("kubectl", "get", "jobs"), capture_output=True, text=True, check=True, timeout=60
+        )
+    except FileNotFoundError:
+        return "there is no kubectl on PATH"
+    except subprocess.TimeoutExpired:
+        return "`kubectl get jobs` does not answer"
+    except subprocess.CalledProcessError as error:
+        return f"`kubectl get jobs` fails: {error.stderr.strip()}"
     return None
 
 
@@ -194,6 +269,14 @@ def set_grace(box: Sandbox, grace: float, kill_timeout: float = 20.0) -> None:
     """Set how many seconds a sandbox waits after an interrupt, and after a kill."""
     deadlines = interpreter_of(box).deadlines
     deadlines.grace, deadlines.kill_timeout = grace, kill_timeout
+
+
+def skip_on_cluster(engine: Engine, reason: str) -> None:
+    """Skip a test of what pods do not have."""
+    import pytest
+
+    if engine.name == KUBERNETES:
+        pytest.skip(reason)
 
 
 def eventually(true: Callable[[], object], seconds: float = TIMEOUT) -> bool:

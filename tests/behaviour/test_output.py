@@ -132,7 +132,7 @@ def test_lone_surrogates(box: Sandbox) -> None:
 # What cells do to their streams
 
 
-@pytest.mark.parametrize(
+HARMS = pytest.mark.parametrize(
     "harm",
     [
         "import io, sys; sys.stdout = io.StringIO()",
@@ -145,12 +145,24 @@ def test_lone_surrogates(box: Sandbox) -> None:
         "import sys; sys.stdout.buffer.close()",
         "import sys; sys.stdout.buffer.raw.close()",
         "import sys; sys.stdout = object()",
+        "import sys; sys.stderr.detach(); sys.stdin.detach()",
+        "import sys; sys.stdout.buffer.detach()",
+        "import sys; sys.stdin.buffer.raw.close()",
+        "import sys; sys.stdout = sys.stderr = sys.stdin = 5",
+        "import sys; del sys.stdin, sys.stderr, sys.__stderr__",
+        "import sys; sys.stdout = type('S', (), {'__getattr__': lambda s, n: exit()})()",
+        "import sys; sys.stdout = type('S', (), {'flush': lambda s: 1 / 0, 'write': print})()",
+        "import sys; sys.stdout.reconfigure(encoding='ascii', errors='strict', newline='')",
+        "import sys; sys.stdout.reconfigure(newline='\\r\\n', line_buffering=False)",
         "import os; os.close(1)",
         "import os; os.close(0); os.close(1); os.close(2)",
         "import os; os.dup2(os.open('elsewhere.txt', os.O_CREAT | os.O_WRONLY), 1)",
         "import os; os.closerange(0, 3)",
     ],
 )
+
+
+@HARMS
 def test_the_streams_are_whole_again_in_the_next_cell(box: Sandbox, harm: str) -> None:
     printed(box, "mark = 'kept'")
     assert box.execute(f"print('before')\n{harm}").stdout == "before\n"
@@ -159,6 +171,21 @@ def test_the_streams_are_whole_again_in_the_next_cell(box: Sandbox, harm: str) -
     )
     assert (result.status, result.stdout, result.stderr) == ("ok", "kept ü\nchild\n", "e\n")
     assert box.execute("input()").stderr.splitlines()[-1].startswith("EOFError")
+
+
+@HARMS
+@pytest.mark.parametrize("method", ["__repr__", "__reduce__"])
+def test_the_streams_are_whole_again_after_code_of_an_object(
+    box: Sandbox, method: str, harm: str
+) -> None:
+    # The object is shown after the cell, and saved.
+    made = "'harm'" if method == "__repr__" else "(Harm, ())"
+    code = f"class Harm:\n def {method}(self):\n  exec({harm!r})\n  return {made}\nharm = Harm()"
+    assert box.execute(code).status == "ok"
+    check = "import os, sys\nprint('a\\nü')\nos.system('echo child')\nprint('e', file=sys.stderr)"
+    seen = box.execute(check)
+    assert (seen.status, seen.stdout, seen.stderr) == ("ok", "a\nü\nchild\n", "e\n")
+    box.execute("del harm")
 
 
 def test_a_cell_may_capture_its_own_output(box: Sandbox) -> None:
@@ -179,3 +206,38 @@ def test_descriptors_are_not_used_up(box: Sandbox) -> None:
     for _ in range(20):
         box.execute("import os, sys\nsys.stdout.close(); os.close(2)")
     assert printed(box, count) == before
+
+
+# Threads
+
+
+def test_threads_print_while_a_checkpoint_is_written(fresh: Sandbox) -> None:
+    start = """
+        import threading
+        class Slow:
+            def __reduce__(self):
+                saving.set()
+                printed.wait()
+                print('from the saving')
+                return Slow, ()
+        saving, printed, stream = threading.Event(), threading.Event(), None
+        def work():
+            saving.wait()
+            for n in range(400): print('line', n)
+            import sys
+            globals()['stream'] = sys.stdout
+            printed.set()
+        threading.Thread(target=work).start()
+        slow = Slow()
+        """
+    first = execute(fresh, start)
+    second = execute(fresh, "print('end', file=stream)")
+    lines = (first.stdout + second.stdout).splitlines()
+    assert lines == [*(f"line {n}" for n in range(400)), "end"]
+
+
+def test_a_warning_is_shown_in_each_cell(box: Sandbox) -> None:
+    for code in ("import warnings; warnings.warn('careful')", "warn()"):
+        printed(box, "import warnings\ndef warn(): warnings.warn('careful')")
+        for _ in range(2):
+            assert box.execute(code).stderr.count("careful") >= 1

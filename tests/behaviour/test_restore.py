@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import textwrap
 
+import pytest
+
 from rlm_containers import Sandbox
-from tests.behaviour.values import assert_seen, define
+from tests.behaviour.class_values import CLASSES
+from tests.behaviour.object_values import OBJECTS
+from tests.behaviour.values import Value, assert_seen, define
 from tests.support import printed
+
+#: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
+OPTIONS = {"heirs": "never"}
 
 
 def kill(box: Sandbox) -> None:
@@ -27,6 +34,19 @@ def test_what_was_restored_is_saved_as_well_as_what_was_made(fresh: Sandbox) -> 
     printed(fresh, "one_more = 1")
     kill(fresh)
     assert_seen(fresh)
+
+
+@pytest.mark.parametrize("values", [CLASSES, OBJECTS], ids=["classes", "objects"])
+def test_what_pickle_alone_would_lose(fresh: Sandbox, values: tuple[Value, ...]) -> None:
+    assert fresh.python_version is not None
+    major, minor = fresh.python_version.split(".")[:2]
+    possible = [value for value in values if (int(major), int(minor)) >= value.since]
+    for value in possible:
+        printed(fresh, value.define)
+    kill(fresh)
+    printed(fresh, "one_more = 1")
+    kill(fresh)
+    assert_seen(fresh, possible)
 
 
 def test_source_of_restored_functions(fresh: Sandbox) -> None:

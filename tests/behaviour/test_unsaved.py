@@ -7,7 +7,11 @@ import textwrap
 import pytest
 
 from rlm_containers import Sandbox
+from tests.conftest import MakeBox
 from tests.support import execute, printed
+
+#: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
+OPTIONS = {"heirs": "never"}
 
 GENERATOR = "numbers = (n for n in range(9))"
 
@@ -120,24 +124,36 @@ def test_what_cannot_be_loaded_is_named(fresh: Sandbox, method: str, reason: str
     ) == "True True Odd False\n"  # fmt: skip
 
 
+KILLER = """
+import os
+class Killer:
+    def __reduce__(self): {crime}
+killer = Killer()
+print('done')
+"""
+
+
 @pytest.mark.parametrize("crime", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
-def test_what_kills_the_interpreter_while_it_is_saved(fresh: Sandbox, crime: str) -> None:
-    printed(fresh, "acknowledged = 'still here'")
-    result = execute(
-        fresh,
-        f"""
-        import os
-        class Killer:
-            def __reduce__(self): {crime}
-        killer = Killer()
-        print('done')
-        """,
-    )
-    assert (result.status, result.stdout) == ("ok", "done\n")
-    result = fresh.execute("print(acknowledged, 'killer' in globals())")
+def test_what_kills_the_interpreter_while_it_is_saved(make_box: MakeBox, crime: str) -> None:
+    box = make_box(heirs="never")
+    printed(box, "acknowledged = 'still here'")
+    assert printed(box, KILLER.format(crime=crime)) == "done\n"
+    result = box.execute("print(acknowledged, 'killer' in globals())")
     assert (result.status, result.stdout) == ("ok", "still here False\n")
     assert "A new one goes on" in result.stderr
-    assert printed(fresh, "print(acknowledged)") == "still here\n"
+    assert printed(box, "print(acknowledged)") == "still here\n"
+
+
+@pytest.mark.parametrize("crime", ["os._exit(3)", "os.kill(os.getpid(), 9)"])
+def test_what_kills_whoever_saves_it_costs_nothing_else(make_box: MakeBox, crime: str) -> None:
+    box = make_box()
+    printed(box, "acknowledged = 'still here'")
+    assert printed(box, KILLER.format(crime=crime)) == "done\n"
+    # Where an heir saves it, the interpreter lives.
+    result = box.execute("print(acknowledged)")
+    assert (result.status, result.stdout) == ("ok", "still here\n")
+    assert "killer" in {*result.lost, *(variable.name for variable in box.unsaved)}
+    assert box.execute("print(acknowledged)").stdout == "still here\n"
 
 
 def test_a_reduce_that_prints_disturbs_nobody(box: Sandbox) -> None:

@@ -25,12 +25,14 @@ class Value:
         define: the code of a cell that defines it.
         look: the code of a cell that looks at it, after a restore or without one.
         expected: what that cell prints.
+        since: the first Python that can run it.
     """
 
     name: str
     define: str
     look: str
     expected: str
+    since: tuple[int, int] = (3, 9)
 
     def __post_init__(self) -> None:
         for field in ("define", "look", "expected"):
@@ -94,6 +96,7 @@ VALUES = (
         """,
         "print(numbers, either, maybe, dots, kind)",
         "list[int] int | str typing.Optional[int] Ellipsis <class 'int'>",
+        since=(3, 10),
     ),
     Value(
         "modules",

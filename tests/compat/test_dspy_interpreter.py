@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rlm_containers.container import close_pools, shared_pool
 from rlm_containers.errors import OptionError
 from tests.support import Engine, assert_gone, eventually, on_ci
 
@@ -137,6 +138,22 @@ def test_the_wrapper_leaves_no_names(box: ContainerInterpreter) -> None:
 def test_sources_of_functions_are_found(box: ContainerInterpreter) -> None:
     box.execute("def shown():\n    return 'here'")
     assert "return 'here'" in box.execute("import inspect\ninspect.getsource(shown)")
+
+
+def test_interpreters_of_a_factory_take_containers_that_wait(engine: Engine) -> None:
+    new = ContainerInterpreter.factory(image=engine.image(), runtime=engine.runtime, pool=1)
+    try:
+        with new() as first:
+            assert first.execute("x = 1\nx") == 1
+            pool = shared_pool(first._sandbox.options)
+            assert eventually(lambda: pool.waiting == 1)
+            (waiting,) = pool._waiting
+        with new() as second:
+            assert second._sandbox.name == waiting.name
+            with pytest.raises(CodeExecutionError, match="NameError"):
+                second.execute("x")
+    finally:
+        close_pools()
 
 
 @pytest.mark.parametrize("python", ["3.9", "3.13"])

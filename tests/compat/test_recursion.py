@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from rlm.logger import RLMLogger
 
+from rlm_containers.container import close_pools, shared_pool
+from rlm_containers.options import configured_options
 from tests.compat.conftest import MakeRLM
 from tests.compat.scripted import Prompt, ScriptedLM, _CountingLM, repl
+from tests.support import eventually
 
 DONE = "answer['content'] = text\nanswer['ready'] = True"
 WHERE = "import socket\nwhere = socket.gethostname()\n"
@@ -44,6 +47,24 @@ def test_children_have_their_own_containers_and_answer_in_order(make_rlm: MakeRL
         "a long text", root_prompt="the root question"
     )
     assert done.response == "['a', 'b', 'c'] 3 False"
+
+
+def test_children_take_containers_that_wait(make_rlm: MakeRLM) -> None:
+    root = TwoLevels(
+        repl("told = rlm_query_batched(['a', 'b', 'c', 'd'])\ntext = str(told)\n" + DONE),
+        repl("text = str(rlm_query('e'))\n" + DONE),
+        child=repl("text = context\n" + DONE),
+    )
+    model = make_rlm(root, max_depth=2, environment_kwargs={"pool": 2})
+    try:
+        done = model.completion("a long text", root_prompt="the root question")
+        assert done.response == "['a', 'b', 'c', 'd']"
+        options = configured_options({**model.environment_kwargs})
+        assert eventually(lambda: shared_pool(options).waiting == 2)
+        done = model.completion("a long text", root_prompt="the root question")
+        assert done.response == "e"
+    finally:
+        close_pools()
 
 
 def test_the_trajectory_of_a_parent_contains_that_of_its_child(make_rlm: MakeRLM) -> None:
@@ -127,3 +148,22 @@ def test_a_child_that_cannot_start_is_an_error_in_the_cell(
     monkeypatch.setattr(model, "_subcall", with_a_wrong_image)
     done = model.completion("text")
     assert done.response.startswith("Error: Child RLM completion failed - The image")
+
+
+def test_all_levels_share_the_limit_of_the_root(make_rlm: MakeRLM) -> None:
+    started: list[int] = []
+    root = TwoLevels(
+        repl("text = str(rlm_query_batched(['a', 'b']))\n" + DONE),
+        # The child asks a model, then a child of its own, which does the same once more.
+        child=repl("text = llm_query('x')[:7] + rlm_query('c')\n" + DONE),
+    )
+    done = make_rlm(
+        root,
+        max_depth=3,
+        on_subcall_start=lambda depth, model, prompt: started.append(depth),
+        environment_kwargs={"max_session_lm_calls": 6},
+    ).completion("text", root_prompt="the root question")
+    # A child is asked about "x" once; everything else that it asks starts another child.
+    assert len(started) + root.prompts.count("x") == 6
+    assert set(started) == {1, 2}
+    assert "used up its 6 language model calls (max_session_lm_calls)" in done.response

@@ -72,6 +72,30 @@ def test_ps(program: Program, engine: Engine, box: Sandbox) -> None:
     assert (row["runtime"], row["running"], row["owner_alive"]) == (engine.runtime, True, True)
 
 
+def test_exec(program: Program, engine: Engine, box: Sandbox) -> None:
+    seen = "import os; print(os.getuid(), os.getgid(), os.getcwd(), os.environ['HOME'])"
+    done = program.process("exec", box.name, "--", "python3", "-c", seen)
+    assert (done.returncode, done.stdout) == (0, box.command(["python3", "-c", seen]).stdout.text)
+    script = "cat; echo err >&2; exit 7"
+    done = program.process("exec", box.name, "--", "sh", "-c", script, input_="in")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "in", "err\n")
+    session = f"exec-{engine.name}-{os.getpid()}"  # it is looked for on every engine
+    # What the sandbox was given is not the container's, and so not in any command line.
+    with Sandbox(
+        engine.image(), runtime=engine.runtime, session=session, env={"SECRET": "hidden"}
+    ) as named:
+        named.files.write("file", "of the session")
+        done = program.process("exec", session, "cat", "file")
+        assert (done.returncode, done.stdout) == (0, "of the session")
+        assert program.process("exec", session, "--", "sh", "-c", "echo $SECRET").stdout == "\n"
+        assert named.command("echo $SECRET").stdout == b"hidden\n"
+    done = program.process("exec", session, "--", "true")
+    assert done.returncode == 125
+    assert (
+        f"No sandbox of yours that runs has the session or the container '{session}'" in done.stderr
+    )
+
+
 def test_an_end_by_a_signal(program: Program, engine: Engine) -> None:
     code = "print('going', flush=True)\nimport time; time.sleep(60)"
     process = subprocess.Popen(

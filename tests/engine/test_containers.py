@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from rlm_containers import Sandbox
 from runtimes import ContainerProcess, ContainerSpec, Mount, Runtime, get_runtime
-from tests.support import Engine, eventually
+from tests.conftest import MakeBox
+from tests.support import Engine, eventually, printed
 
 LABEL = "io.github.rlm-containers.test"
 
@@ -187,3 +190,29 @@ def test_find_those_that_do_not_run(engine: Engine, runtime: Runtime) -> None:
     finally:
         runtime.remove(name)
     assert runtime.find({mark: ""}) == []
+
+
+def test_a_user_that_the_image_does_not_know_has_a_name(engine: Engine) -> None:
+    with Sandbox(engine.image(), runtime=engine.runtime, user="12345") as box:
+        # Which one depends: podman adds the user to the image's passwd.
+        code = "import getpass, os; print(os.getuid(), bool(getpass.getuser()))"
+        assert printed(box, code) == "12345 True\n"
+
+
+def connections() -> int:
+    """How many connections of guests, by the sockets in their workspaces, this process has."""
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        if link.is_socket():
+            with socket.socket(fileno=os.dup(int(link.name))) as found:
+                count += str(found.getsockname()).endswith("/.socket")
+    return count
+
+
+def test_guests_connect_by_a_socket(make_box: MakeBox) -> None:
+    before = connections()
+    box = make_box()
+    assert connections() == before + 1
+    assert printed(box, "import os; print('.socket' in os.listdir('/workspace'))") == "False\n"
+    box.close()
+    assert connections() == before

@@ -53,3 +53,19 @@ def test_a_workspace_that_a_cell_locks(make_box: MakeBox) -> None:
     printed(box, "import os\nos.chmod('/workspace', 0o700)")
     box.load("context_0", "text")
     assert printed(box, "print(context)") == "text\n"
+
+
+def test_large_texts_have_huge_pages(box: Sandbox) -> None:
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not enabled.exists() or "[never]" in enabled.read_text():
+        pytest.skip("this kernel has none")
+    box.load("large", "x" * 50_000_000)
+    code = (
+        "huge = [line.split()[1] for line in open('/proc/self/smaps') if 'AnonHuge' in line]\n"
+        "print(sum(map(int, huge)) > 0)"
+    )
+    assert printed(box, code) == "True\n"
+    # What asks for them is for this package's processes only.
+    code = "import os\nprint(os.environ.get('GLIBC_TUNABLES'))\nos.system('echo $GLIBC_TUNABLES')"
+    assert printed(box, code) == "None\n\n"
+    box.load("large", "")

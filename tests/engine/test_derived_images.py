@@ -337,3 +337,36 @@ def test_requirements_of_a_file(engine: Engine, builds: Builds, tmp_path: Path) 
         name, log = builds.derive(requirements=requirements)
         assert log == []
         engine.run("rmi", "--force", name)
+
+
+_HABITS = """
+FROM {base}
+RUN mkdir -p /app /home/app/.local/{site} /workspace/data \\
+ && echo 'app:x:4321:4321::/home/app:/bin/sh' >> /etc/passwd \\
+ && echo 'answer = 1' > /app/of_the_app.py \\
+ && echo 'answer = 2' > /home/app/.local/{site}/of_the_user.py \\
+ && for name in token json dill rlm_guest sitecustomize socket; do \\
+    echo 'print("noise"); raise RuntimeError("not this one")' > /app/$name.py; done
+ENV PYTHONPATH=/app PYTHONHOME=/nowhere PYTHONWARNINGS=error
+USER app
+WORKDIR /workspace/data
+"""
+
+
+def test_an_image_with_habits_of_its_own(
+    engine: Engine, builds: Builds, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "Dockerfile").write_text(
+        _HABITS.format(base=engine.image(), site="lib/python3.11/site-packages")
+    )
+    name, _ = builds.derive(dockerfile=str(tmp_path / "Dockerfile"))
+    with Sandbox(name, runtime=engine.runtime) as box:
+        code = "import of_the_app, of_the_user\nprint(of_the_app.answer, of_the_user.answer)"
+        assert printed(box, code) == "1 2\n"
+        assert printed(box, "def f(): return 3\nimport getpass\nprint(bool(getpass.getuser()))")
+        assert box.execute("import os; os._exit(1)").lost == ()
+        assert printed(box, "print(f())") == "3\n"
+    with Sandbox(name, runtime=engine.runtime) as box:
+        printed(box, "1")
+    (warning,) = [record for record in caplog.records if "Its files there are" in record.message]
+    assert f"{name!r} works in /workspace/data" in warning.message

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,4 +148,21 @@ def test_an_engine_that_stops_in_the_middle_of_a_cell(daemon: Daemon) -> None:
         )
     assert eventually(lambda: not left(box)), left(box)
     daemon.start()
+    assert eventually(lambda: daemon.docker("ps", "--all", "--quiet").stdout == "", 20)
+
+
+def test_a_sandbox_goes_on_once_the_engine_is_back(daemon: Daemon) -> None:
+    options: dict[str, Any] = {"runtime": daemon.runtime, "network": "none", "restarts": 2}
+    with Sandbox(IMAGE, lm=str.upper, **options) as box:
+        printed(box, "x = [1]; open('file', 'w').write('here')")
+        assert box.unsaved == ()
+        daemon.end(signal.SIGKILL)
+        with pytest.raises(SandboxLostError) as caught:
+            for _ in range(10_000):
+                box.execute("pass")
+        assert isinstance(caught.value.__cause__, ContainersError)  # it was tried
+        daemon.start()
+        result = box.execute("print(x, open('file').read(), llm_query('on'))")
+        assert (result.status, result.stdout) == ("ok", "[1] here ON\n"), result.stderr
+    assert eventually(lambda: not left(box)), left(box)
     assert eventually(lambda: daemon.docker("ps", "--all", "--quiet").stdout == "", 20)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +11,8 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxLostError, WorkspaceError
-from rlm_containers.state import workspaces_directory
-from tests.conftest import MakeBox
-from tests.support import Engine, assert_gone, execute, printed
+from tests.conftest import MakeBox, workspaces_on_disk_of
+from tests.support import Engine, assert_gone, eventually, execute, interpreter_of, printed
 
 
 def kill(engine: Engine, box: Sandbox, whose: str) -> None:
@@ -156,27 +152,34 @@ def test_a_container_ended_by_somebody_else(engine: Engine, make_box: MakeBox, w
     assert_gone(engine, box.name)
 
 
+@pytest.mark.parametrize("way", ["kill", "rm --force"])
+def test_another_container_takes_the_place_of_one_that_somebody_ended(
+    engine: Engine, make_box: MakeBox, way: str
+) -> None:
+    box = make_box(lm=str.upper, restarts=1)
+    printed(box, "x = [1]; open('file', 'w').write('here')")
+    assert box.unsaved == ()
+    engine.run(*way.split(), box.name)
+    pipe = interpreter_of(box).pipe
+    assert eventually(lambda: pipe.closed is not None)
+    result = box.execute("print(x, open('file').read(), llm_query('on'))")
+    assert (result.status, result.stdout) == ("ok", "[1] here ON\n"), result.stderr
+    assert "The container is gone" in result.notices[0]
+
+
 # The disk
 
 
 @pytest.fixture
 def small_disk(engine: Engine, cache: Path, tmp_path: Path) -> Iterator[Path]:
     """Meanwhile workspaces are on a file system of 8 MB."""
-    if os.getuid() != 0:
-        pytest.skip("needs root, to mount a small file system; tested on the rootful engines")
     assert cache
-    place = workspaces_directory()
-    place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "none", place), check=True)
-    try:
+    with workspaces_on_disk_of("8m") as place:
         yield place
-    finally:
-        with contextlib.suppress(OSError):
-            subprocess.run(("umount", "-l", place), check=True)
 
 
 def test_a_full_disk(engine: Engine, small_disk: Path, make_box: MakeBox) -> None:
-    box = make_box()
+    box = make_box(workspace_size=None)
     printed(box, "keep = [1]")
     assert not box.unsaved
     # A cell that fills it is told so by the system.
@@ -242,3 +245,18 @@ def test_the_supervisors_descriptors_in_a_cells_hands(engine: Engine, make_box: 
             )
         box.close()
         assert_gone(engine, box.name)
+
+
+def test_what_no_file_has_survives_the_worker(make_box: MakeBox) -> None:
+    box = make_box()
+
+    def survives() -> bool:
+        printed(box, "numbers = (n for n in range(100))\nassert next(numbers) == 0")
+        printed(box, "import os, sqlite3\ndatabase = sqlite3.connect(':memory:')")
+        # Soon after the first heir, the supervisor can have one go on.
+        return box.execute("os._exit(1)").lost == ()
+
+    assert eventually(survives)
+    assert printed(box, "print(next(numbers), database.total_changes)") == "1 0\n"
+    assert box.execute("os._exit(1)").status == "died"
+    assert printed(box, "import os; print(os.getpid() > 0)") == "True\n"

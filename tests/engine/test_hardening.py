@@ -42,11 +42,8 @@ def test_a_cell_gets_no_privileges(box: Sandbox) -> None:
 @pytest.mark.parametrize(
     "crime",
     [
-        "open('/opt/rlm-containers/guest/rlm_guest/worker.py', 'a')",
-        "open('/opt/rlm-containers/new', 'w')",
-        "os.remove('/opt/rlm-containers/guest/rlm_guest/wire.py')",
-        "os.chmod('/opt/rlm-containers', 0o777)",
-        "os.utime('/opt/rlm-containers/guest')",
+        "os.mkdir('/opt/rlm-containers')",
+        "os.utime('/opt')",
         "open('/etc/passwd', 'a')",
         "open('/new', 'w')",
         "os.setuid(0)",

@@ -205,6 +205,36 @@ def test_a_host_that_is_killed(
     assert_gone(engine, *names)
 
 
+FORKING_HOST = """
+import os, sys, time
+from rlm_containers import Sandbox
+box = Sandbox(sys.argv[2], runtime=sys.argv[1]).start()
+child = os.fork()
+if child == 0:
+    os.close(1)
+    time.sleep(600)
+print(box.name, child, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_host_whose_forked_child_lives(engine: Engine) -> None:
+    with subprocess.Popen(
+        (sys.executable, "-c", FORKING_HOST, engine.runtime, engine.image()),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as host:
+        assert host.stdout is not None
+        name, child = host.stdout.readline().split()
+        try:
+            assert engine.containers(name)
+            host.kill()
+            host.wait(30)
+            assert_gone(engine, name)
+        finally:
+            os.kill(int(child), signal.SIGKILL)
+
+
 @pytest.mark.parametrize("host", ["exit", "error", "_exit"], indirect=True)
 def test_a_host_that_ends_without_closing(engine: Engine, host: subprocess.Popen[str]) -> None:
     assert host.stdout is not None

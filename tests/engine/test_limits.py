@@ -41,7 +41,12 @@ def limited(engine: Engine) -> Iterator[Sandbox]:
     if not enforces(engine):
         pytest.skip(f"{engine.name} enforces no limits here")
     with Sandbox(
-        engine.image(), runtime=engine.runtime, memory="128m", cpus=0.75, pids=48
+        engine.image(),
+        runtime=engine.runtime,
+        memory="128m",
+        cpus=0.75,
+        pids=48,
+        heirs="never",  # whether there are any depends on how fast the machine is
     ) as limited:
         yield limited
 
@@ -160,7 +165,9 @@ def test_a_process_of_a_cell_that_takes_too_much_memory(limited: Sandbox) -> Non
         """,
     )
     assert (result.status, result.stdout) == ("ok", "-9\n")
-    assert result.stderr.startswith("A process that a cell started was killed for its memory")
+    assert result.stderr.startswith(
+        "A process that a cell or a command started was killed for its memory"
+    )
     assert "128 MiB" in result.stderr
     assert printed(limited, "print('on')") == "on\n"  # it is said once
 
@@ -190,6 +197,30 @@ def test_a_checkpoint_that_takes_too_much_memory(limited: Sandbox) -> None:
     assert "killed for its memory" in result.stderr
     assert "had not been saved yet" in result.stderr
     assert set(result.lost) == {"Greedy", "greedy"}
+
+
+def test_a_writer_that_takes_too_much_memory(engine: Engine, make_box: MakeBox) -> None:
+    if not enforces(engine):
+        pytest.skip(f"{engine.name} enforces no limits here")
+    box = make_box(memory="128m")
+    slow = """
+    import time
+    class Slow:
+        def __reduce__(self):
+            time.sleep(0.1)
+            return Slow, ()
+    slow = Slow()
+    class Greedy:
+        def __reduce__(self):
+            return bytes, ([bytes(1_000_000) + bytes([n % 256]) for n in range(1000)],)
+    """
+    printed(box, slow)
+    assert not list(box.unsaved)
+    printed(box, "kept = 'kept'; greedy = Greedy()")
+    (unsaved,) = box.unsaved
+    assert (unsaved.name, "SIGKILL" in unsaved.reason) == ("greedy", True)
+    # It is no process of a cell's that was killed.
+    assert printed(box, "print(kept, type(greedy).__name__)") == "kept Greedy\n"
 
 
 def test_whom_the_kernel_takes_first(limited: Sandbox) -> None:
@@ -246,3 +277,20 @@ def test_a_fork_bomb(limited: Sandbox) -> None:
     assert printed(
         limited, "import os\nprint(os.waitpid(os.fork() or os._exit(7), 0)[1] >> 8)"
     ) == ("7\n")
+
+
+def test_shared_memory(make_box: MakeBox) -> None:
+    fill = """
+        import mmap, os
+        file = os.open('/dev/shm/filled', os.O_CREAT | os.O_RDWR)
+        os.ftruncate(file, 80 * 1024 ** 2)
+        memory = mmap.mmap(file, 0)
+        for start in range(0, len(memory), 4096): memory[start] = 1
+        print(len(memory))
+        """
+    with make_box(shm_size="96m") as box:
+        assert printed(box, fill) == "83886080\n"
+    with make_box(shm_size="1m") as box:
+        result = execute(box, fill)
+        assert result.status == "died"
+        assert "SIGBUS: most often because /dev/shm is full (shm_size=…)" in result.notices[0]

@@ -67,9 +67,7 @@ def proxy(engine: Engine) -> Iterator[Proxy]:
         return "answered"
 
     with Sandbox(engine.image(), runtime=engine.runtime, lm=lm) as box:
-        told = printed(
-            box, f"{LOOK}\nprint(route.host, route.port, route.headers['Authorization'])"
-        )
+        told = printed(box, f"{LOOK}\nprint(route.host, route.port, route.authorization)")
         host, port, authorization = told.strip().split(" ", 2)
         yield Proxy(box, host, int(port), authorization, prompts)
 
@@ -112,7 +110,7 @@ def test_requests_can_be_used(proxy: Proxy) -> None:
 def test_another_sandboxs_token_is_refused(engine: Engine, proxy: Proxy) -> None:
     before = len(proxy.prompts)
     with Sandbox(engine.image(), runtime=engine.runtime, lm=str.upper) as other:
-        told = printed(other, f"{LOOK}\nprint(route.headers['Authorization'])").strip()
+        told = printed(other, f"{LOOK}\nprint(route.authorization)").strip()
     assert told != proxy.authorization
     assert proxy.request(body='{"prompt": "p"}', headers={"Authorization": told})[0] == 401
     assert len(proxy.prompts) == before
@@ -155,7 +153,7 @@ def ask(method='POST', path='/llm_query', body=b'{{"prompt": "p"}}', **headers):
     return response.status, answer
 said = [ask(), ask(path='/'), ask(Authorization='Bearer x'), ask('GET'), ask('OPTIONS')]
 try:
-    said.append(ask(**sys.modules['rlm_guest.lm']._route.headers))  # its own token
+    said.append(ask(Authorization=sys.modules['rlm_guest.lm']._route.authorization))  # its own
 except (AttributeError, KeyError):
     pass
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -43,6 +44,15 @@ with Sandbox(image, runtime=runtime):
 """
 
 Start = Callable[[str], subprocess.Popen[str]]
+
+
+@pytest.fixture(autouse=True)
+def alone(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep other workers' tests of this module from removing what this one has left."""
+    path = tmp_path_factory.getbasetemp().parent / f"prune-{engine.name}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
@@ -105,13 +115,16 @@ def test_prune_removes_it_and_nothing_of_the_living(
     assert workspaces(left) == left
     printed(box, "x = 1")
     pruned = prune([get_runtime(engine.runtime)])
-    assert pruned.containers == [left[1]]
+    # Beside these are the containers of other tests, some of whose hosts were just killed.
+    assert left[1] in pruned.containers
+    assert box.name not in pruned.containers
     assert sorted(pruned.workspaces) == sorted(left)
     assert pruned.errors == []
     assert_gone(engine, *left)
     assert printed(box, "print(x)") == "1\n"
     again = prune([get_runtime(engine.runtime)])
-    assert (again.containers, again.networks, again.workspaces) == ([], [], [])
+    assert again.workspaces == []
+    assert not {*left, box.name}.intersection(again.containers)
 
 
 def test_the_next_start_removes_it(
@@ -136,7 +149,7 @@ def test_networks_of_the_dead_go_too(engine: Engine, box: Sandbox) -> None:
         for name, its in zip(names, (mine, dead), strict=True):
             engine.run("network", "create", "--internal", *its, name)
         pruned = prune([get_runtime(engine.runtime)])
-        assert pruned.networks == [names[1]]
+        assert names[1] in pruned.networks
         assert pruned.errors == []
         listed = engine.run("network", "ls", "--format={{.Name}}").stdout.split()
         assert names[0] in listed

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -50,4 +52,20 @@ def test_how_to_name_it(engine: Engine, form: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RLM_CONTAINERS_RUNTIME", engine.runtime)
     assert get_runtime(found).name == engine.runtime
     with Sandbox(engine.image(), runtime=found) as box:
+        assert printed(box, "print('on')") == "on\n"
+
+
+def test_podman_that_is_called_docker(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.runtime != "podman":
+        pytest.skip("the package podman-docker calls podman, no other engine")
+    shim = tmp_path / "docker"
+    shim.write_text(f"""#!/bin/sh
+echo 'Emulate Docker CLI using podman. Create /etc/containers/nodocker to quiet msg.' >&2
+exec {shutil.which("podman")} "$@"
+""")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with Sandbox(engine.image(), runtime="docker") as box:
         assert printed(box, "print('on')") == "on\n"

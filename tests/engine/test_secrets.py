@@ -31,8 +31,7 @@ def told(engine: Engine, caplog: pytest.LogCaptureFixture) -> Iterator[tuple[San
         printed(box, "print(llm_query('y'))")
         token = printed(
             box,
-            "import sys\n"
-            "print(sys.modules['rlm_guest.lm']._route.headers['Authorization'].split()[1])",
+            "import sys\nprint(sys.modules['rlm_guest.lm']._route.authorization.split()[1])",
         ).strip()
         assert len(token) >= 32
         assert box.unsaved == ()

@@ -68,7 +68,7 @@ def others(engine: Engine) -> list[Engine]:
 
 def test_a_session_goes_on_there_and_elsewhere(make_box: MakeBox, engine: Engine) -> None:
     name = f"moves-{engine.name}"
-    box = make_box(session=name)
+    box = make_box(session=name, durability="sync")
     box.load("context", "c" * 1000)
     box.put_file(b"from the host", "put/here.txt")
     printed(box, CELL)

@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from rlm_containers import CellResult, ContainersError, Sandbox
 from rlm_containers.guest import wire
-from rlm_containers.interpreter.results import CellStatus
+from rlm_containers.interpreter.results import CellStatus, CommandStatus
 from rlm_containers.lm import CallableBackend, LMBroker, LMProxy
 from runtimes import ContainerProcess, ContainerSpec
 from tests.fuzz.strategies import Act
@@ -44,7 +44,7 @@ class GuestThread(ContainerProcess):
         theirs_out, self._out = os.pipe()
         theirs_err, err = os.pipe()
         os.close(err)
-        super().__init__(spec.name, None, theirs_in, theirs_out, theirs_err)  # type: ignore[arg-type]
+        super().__init__(spec.name, theirs_in, theirs_out, theirs_err)
         self._acts = acts
         self._workspace = next(m.source for m in spec.mounts if not m.read_only)
         self._decoder = wire.FrameDecoder()
@@ -67,6 +67,8 @@ class GuestThread(ContainerProcess):
 
     def _run(self) -> None:
         try:
+            for _ in range(2):  # modules, and byte code
+                self._receive_modules()
             self._write(
                 wire.encode(wire.EVENT, b'{"event": "hello", "python": "3.11.0", "pid": 1}')
             )
@@ -104,6 +106,15 @@ class GuestThread(ContainerProcess):
             content = json.dumps({**said, **act.more}).encode("ascii")
             self._write(wire.encode(wire.MESSAGE, content))
 
+    def _receive_modules(self) -> None:
+        """Read one of the first frames, which no decoder takes."""
+        head = b""
+        while len(head) < wire.HEADER:
+            head += os.read(self._in, wire.HEADER - len(head))
+        left = int.from_bytes(head[:4], "big")
+        while left:
+            left -= len(os.read(self._in, left))
+
     def _write(self, raw: bytes) -> None:
         while raw:
             raw = raw[os.write(self._out, raw[:60_000]) :]
@@ -121,7 +132,7 @@ class GuestThread(ContainerProcess):
         for kind, payload in self._decoder.feed(data):
             if kind == wire.MESSAGE:
                 self._heard.append(json.loads(payload))
-            elif kind == wire.CALL:
+            elif kind in (wire.CALL, wire.RUN):
                 json.loads(payload[4:])
         return bool(data)
 
@@ -186,8 +197,10 @@ def converse(acts: Sequence[Act]) -> None:
         return [args, kwargs]
 
     box = Sandbox(runtime=runtime, lm=str, tools={"tool": tool}, max_output=1000, start_timeout=5)
+    command = threading.Thread(target=run_command, args=(box,))
     try:
         box.start()
+        command.start()
         for _ in range(4):
             check(box.execute("x = 1"))
             for variable in box.unsaved:
@@ -197,11 +210,28 @@ def converse(acts: Sequence[Act]) -> None:
         assert len(str(error)) < 100_000  # noqa: PT017 - most guests end with an error
     finally:
         box.close()
+        if command.ident is not None:
+            command.join(_END)
+            assert not command.is_alive()
     for guest in runtime.guests:
         guest.wait(_END)
         assert guest.error is None, guest.error
         assert guest.wait(0) == 0
     assert not [thread for thread in threading.enumerate() if box.name in thread.name]
+
+
+def run_command(box: Sandbox) -> None:
+    """Run a command in a sandbox that another thread uses and closes. Check its result."""
+    try:
+        result = box.command(["x"], input=b"x" * 3_000_000)
+    except ContainersError as error:
+        assert len(str(error)) < 100_000  # noqa: PT017 - most guests end with an error
+        return
+    assert result.status in get_args(CommandStatus)
+    assert 0 <= result.exit_code <= 255
+    assert len(result.stdout) < 1200
+    assert len(result.stderr) < 1200
+    assert all(len(notice) < 1000 for notice in result.notices)
 
 
 def check(result: CellResult) -> None:
@@ -284,7 +314,7 @@ def watched(base: Path) -> Iterator[list[str]]:
     global _watching
     done: list[str] = []
     allowed = (str(base), "/proc/", "/dev/null", "/etc/", *{sys.prefix, sys.base_prefix})
-    allowed += (str(Path(__file__).parents[2]),)
+    allowed += (str(Path(__file__).parents[2]), *filter(None, (sys.pycache_prefix,)))
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
         if event in ("pickle.find_class", "os.system", "subprocess.Popen"):

@@ -109,7 +109,9 @@ _message = st.fixed_dictionaries(
     optional={
         "id": st.one_of(_numbers, _values),
         "status": st.one_of(
-            st.sampled_from(["ok", "error", "exit", "interrupted", "died", "timeout", "killed"]),
+            st.sampled_from(
+                ["ok", "error", "exit", "interrupted", "died", "timeout", "full", "killed"]
+            ),
             _values,
         ),
         "locals": st.one_of(st.dictionaries(_texts, _leaves, max_size=5), _values),
@@ -157,6 +159,21 @@ _paths = st.one_of(
 )
 _call = st.fixed_dictionaries({}, optional={"path": _paths, "request": _request})
 
+_ended = st.fixed_dictionaries(
+    {},
+    optional={
+        "exit": st.one_of(_numbers, _values),
+        "signal": st.one_of(_numbers, _values),
+        "memory": _values,
+    },
+)
+
+
+def _of_commands(content: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    """Return payloads about commands, most of them about the first, which runs."""
+    numbers = st.one_of(st.just(0), st.just(0), st.integers(0, 2**32 - 1))
+    return st.tuples(numbers.map(lambda n: n.to_bytes(4, "big")), content).map(b"".join)
+
 
 # Frames, valid and invalid
 
@@ -169,6 +186,10 @@ _payloads = {
     ).map(b"".join),
     wire.STDOUT: st.binary(max_size=2000),
     wire.STDERR: st.one_of(st.binary(max_size=50), st.just(b"x" * 100_000)),
+    wire.RUN_OUT: _of_commands(st.binary(max_size=2000)),
+    wire.RUN_ERR: _of_commands(st.one_of(st.binary(max_size=50), st.just(b"x" * 100_000))),
+    wire.TAKEN: _of_commands(st.binary(max_size=4)),
+    wire.ENDED: _of_commands(st.one_of(_ended.map(_encoded), _bombs)),
 }
 
 

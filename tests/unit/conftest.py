@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from rlm_containers.container.bundle import Bundle, guest_bundle
 from runtimes import HostRoute
 from runtimes.engine import ContainerEngine
 from tests.unit.engines import FakeCli, docker, fake_docker, fake_podman, podman
-from tests.unit.guests import Guest, LocalRuntime
+from tests.unit.guests import Guest, LocalRuntime, unpack
 from tests.unit.sessions import Boxes
 from tests.unit.terminal import Program
 
@@ -28,6 +29,12 @@ def private_cache(cache: Path) -> Path:
 def made_bundle(private_cache: Path) -> Bundle:
     """The bundle, made once."""
     return guest_bundle()
+
+
+@pytest.fixture(scope="session")
+def guest_path(made_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The directories in which any Python finds the guest's modules and dill."""
+    return unpack(made_bundle, tmp_path_factory.mktemp("guest"))
 
 
 @pytest.fixture
@@ -51,9 +58,14 @@ def box(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def boxes(local: LocalRuntime, made_bundle: Bundle) -> Iterator[Boxes]:
-    """Makes sandboxes without a container, and closes them at the end."""
-    boxes = Boxes(local)
+def boxes(
+    request: pytest.FixtureRequest, local: LocalRuntime, made_bundle: Bundle
+) -> Iterator[Boxes]:
+    """Makes sandboxes without a container, and closes them at the end.
+
+    The test's module may have ``OPTIONS`` for all of them.
+    """
+    boxes = Boxes(local, getattr(request.module, "OPTIONS", {}))
     yield boxes
     for box in boxes.made:
         box.close()
@@ -125,3 +137,16 @@ def shared(made_bundle: Bundle) -> Iterator[Sandbox]:
 def program(made_bundle: Bundle, tmp_path: Path) -> Program:
     """The command line, with guests instead of containers."""
     return Program(tmp_path / "home", RLM_CONTAINERS_RUNTIME="local")
+
+
+@pytest.fixture
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Returns a function after whose call none of this project's threads can be started."""
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("rlm-"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    return lambda: monkeypatch.setattr(threading.Thread, "start", refuse)

@@ -19,6 +19,10 @@ _SCRIPT = """\
 #!/bin/sh
 home={home}
 {{ [ $# -eq 0 ] || printf '%s\\0' "$@"; printf '\\036\\0'; }} >>"$home/calls"
+if [ -e "$home/hang" ] && [ "$(tr -cd '\\036' <"$home/calls" | wc -c)" -eq "$(cat "$home/hang")" ]; then
+    echo $$ >"$home/hanging"
+    sleep 1000
+fi
 for word in "$1 $2" "$1"; do
     if [ -e "$home/answers/$word" ]; then
         . "$home/answers/$word"
@@ -58,6 +62,16 @@ class FakeCli:
         text = stdout if isinstance(stdout, str) else json.dumps(stdout)
         said = f"printf '%s' {shlex.quote(text)}\nprintf '%s' {shlex.quote(stderr)} >&2\n"
         self.script(command, f"{said}exit {exit_code}")
+
+    def hang(self, number: int) -> None:
+        """Let one call never end, counted from 1. A child of it keeps its pipes open, too."""
+        (self._home / "hang").write_text(str(number))
+
+    @property
+    def hanging(self) -> int | None:
+        """The process id of the call that hangs; ``None`` if none does."""
+        path = self._home / "hanging"
+        return int(path.read_text()) if path.exists() else None
 
     @property
     def calls(self) -> list[list[str]]:

@@ -1,23 +1,28 @@
 """The guest without a container: the same program, as a process of this machine.
 
-It uses the host's paths of the directories that a container sees as ``/opt/rlm-containers`` and
-``/workspace``. Cells run with this user's rights, so tests must only run harmless ones.
+It uses the host's path of the directory that a container sees as ``/workspace``. Cells run with this
+user's rights, so tests must only run harmless ones.
 """
 
 from __future__ import annotations
 
 import json
+import marshal
 import os
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import weakref
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rlm_containers.container.bundle import Bundle
+from rlm_containers.container.bundle import PYTHON_OPTIONS, Bundle
 from rlm_containers.guest import wire
 from runtimes import (
     ContainerProcess,
@@ -33,17 +38,28 @@ from runtimes.errors import ContainerStartError
 from tests.support import TIMEOUT
 
 
-def guest_path(made: Bundle) -> list[str]:
-    """Return the directories in which Python finds ``rlm_guest`` and dill."""
-    return [str(made.path / "guest"), str(made.path / "dill")]
+def bundled_files(made: Bundle) -> dict[str, bytes]:
+    """Return the files of a bundle by their paths in it."""
+    _, files = marshal.loads(made.modules[wire.HEADER :])
+    return {path: zlib.decompress(content) for path, (content, _) in files.items()}
 
 
-def boot_program(boot: str, bundle_path: Path, directory: Path) -> str:
-    """Return the boot program for a guest that uses the host's directories."""
-    moved = boot.replace(wire.BUNDLE, str(bundle_path))
+def unpack(made: Bundle, directory: Path) -> list[str]:
+    """Unpack a bundle. Return the directories in which Python finds ``rlm_guest`` and dill."""
+    for path, content in bundled_files(made).items():
+        target = directory / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return [str(directory / "guest"), str(directory / "dill")]
+
+
+def boot_program(boot: str, directory: Path) -> str:
+    """Return the boot program for a guest that uses the host's directory as its workspace."""
+    place = "import rlm_guest.commands, rlm_guest.worker\n"
+    place += f"rlm_guest.commands.WORKSPACE = rlm_guest.worker.WORKSPACE = {str(directory)!r}\n"
+    moved = boot.replace("from rlm_guest.boot import", place + "from rlm_guest.boot import")
     assert moved != boot
-    place = f"import rlm_guest.worker\nrlm_guest.worker.WORKSPACE = {str(directory)!r}\n"
-    return moved.replace("from rlm_guest.boot import", place + "from rlm_guest.boot import")
+    return moved
 
 
 def run_python(
@@ -83,12 +99,13 @@ class Guest:
     Args:
         made: the bundle to run.
         directory: its workspace.
+        python: the Python that runs it.
     """
 
-    def __init__(self, made: Bundle, directory: Path) -> None:
+    def __init__(self, made: Bundle, directory: Path, python: str = sys.executable) -> None:
         self.directory = directory
         self._process = subprocess.Popen(
-            (sys.executable, "-E", "-c", boot_program(made.boot, made.path, directory)),
+            (python, *PYTHON_OPTIONS, "-c", boot_program(made.boot, directory)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -98,6 +115,7 @@ class Guest:
         self._frames: list[tuple[int, bytes]] = []
         self._ended: tuple[int, bytes] | None = None
         self.number = 0
+        self.write(made.modules + wire.encode(wire.MODULES))  # and no byte code
 
     @property
     def pid(self) -> int:
@@ -208,6 +226,7 @@ class LocalRuntime(Runtime):
         programs: programs to run in place of the next guests.
         route: what :meth:`host_route` returns.
         out_of_memory: what :meth:`ran_out_of_memory` returns.
+        is_remote: whether its guests see no directory of the host.
     """
 
     name = "local"
@@ -220,6 +239,8 @@ class LocalRuntime(Runtime):
         self.programs: list[tuple[str, ...]] = []
         self.route = route
         self.out_of_memory: bool | None = None
+        self.is_remote = False
+        self._own: Path | None = None
 
     def info(self) -> EngineInfo:
         return EngineInfo(
@@ -235,13 +256,25 @@ class LocalRuntime(Runtime):
     def open(self, spec: ContainerSpec) -> ContainerProcess:
         self.specs.append(spec)
         sources = {mount.target: mount.source for mount in spec.mounts}
-        boot = boot_program(spec.command[-1], sources[wire.BUNDLE], sources[wire.WORKSPACE])
-        program: tuple[str, ...] = (sys.executable, "-E", "-c", boot)
+        if spec.own_directory is not None or self.is_remote:
+            sources[wire.WORKSPACE] = self._own_directory(f"{spec.name}-{len(self.specs)}")
+        boot = boot_program(spec.command[-1], sources[wire.WORKSPACE])
+        program: tuple[str, ...] = (sys.executable, *spec.command[1:-1], boot)
         if self.programs:
             program = self.programs.pop(0)
-        process = EngineCommand(program[:1]).hold(spec.name, *program[1:])
+        command = EngineCommand(program[:1])
+        process = command.hold(spec.name, *program[1:], directory=sources[wire.WORKSPACE])
         self.processes.append(process)
         return process
+
+    def _own_directory(self, name: str) -> Path:
+        """Make a directory that stays until this object goes."""
+        if self._own is None:
+            self._own = Path(tempfile.mkdtemp(prefix="rlm-own-"))
+            weakref.finalize(self, shutil.rmtree, self._own, ignore_errors=True)
+        path = self._own / name
+        path.mkdir()
+        return path
 
     def start_error(self, spec: ContainerSpec, exit_code: int | None, stderr: str) -> Exception:
         what = f"It ended with status {exit_code}: {stderr}"
@@ -250,7 +283,8 @@ class LocalRuntime(Runtime):
     def remove(self, name: str) -> None:
         self.removed.append(name)
         for process in self.processes:
-            process.kill()
+            if process.name == name:
+                process.kill()
 
     def remove_command(self, name: str) -> tuple[str, ...]:
         return ("true", name)

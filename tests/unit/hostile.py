@@ -21,13 +21,16 @@ def say(**message):
     put(b"m", json.dumps(message).encode())
 def event(**message):
     put(b"e", json.dumps(message).encode())
-def hear():
+def frame():
     head = sys.stdin.buffer.read(5)
     if not head:
         sys.exit(0)
-    return json.loads(sys.stdin.buffer.read(int.from_bytes(head[:4], "big")) or b"null")
+    return head[4:], sys.stdin.buffer.read(int.from_bytes(head[:4], "big"))
+def hear():
+    return json.loads(frame()[1] or b"null")
 """
-GREETING = "event(event='hello', python='3.11.0', pid=1)\n"
+HELLO = "event(event='hello', python='3.11.0', pid=1)\n"
+GREETING = "frame()\nframe()\n" + HELLO
 READY = GREETING + "hear()\nsay(op='ready', locals={}, route='none', reason='', lost=[])\n"
 CELL = READY + "cell = hear()\n"
 LINGER = "\nwhile True: hear()\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,20 @@ DIE = "import os\nos._exit(1)"
 
 
 class Boxes:
-    """Makes sandboxes on a :class:`LocalRuntime`; the fixture closes them."""
+    """Makes sandboxes on a :class:`LocalRuntime`; the fixture closes them.
 
-    def __init__(self, local: LocalRuntime) -> None:
+    Args:
+        local: the runtime.
+        options: options of all sandboxes.
+    """
+
+    def __init__(self, local: LocalRuntime, options: Mapping[str, Any] | None = None) -> None:
         self.local = local
+        self.options = dict(options or {})
         self.made: list[Sandbox] = []
 
     def __call__(self, **options: Any) -> Sandbox:
-        box = Sandbox(runtime=self.local, **options)
+        box = Sandbox(runtime=self.local, **{**self.options, **options})
         self.made.append(box)
         return box.start()
 

@@ -34,7 +34,7 @@ def test_an_engine_that_works(program: Program) -> None:
     checks = checks_of(found, "local")
     assert list(checks) == [
         "found", "answers", "version", "root", "SELinux", "image", "start", "cell", "workspace",
-        "limits", "llm_query", "clean-up",
+        "files", "limits", "llm_query", "clean-up",
     ]  # fmt: skip
     assert not [name for name, check in checks.items() if check["status"] == "failed"]
     assert checks["version"]["detail"] == "local 1.0"
@@ -133,9 +133,8 @@ def test_limits_that_nobody_enforces(made_bundle: Bundle, bin_: Path) -> None:
     docker.script(
         "run",
         "for word; do case $word in *,target=/workspace) place=${word#*source=}; place=${place%%,*};; "
-        "*source=*) made=${word#*source=}; made=${made%%,*};; esac; last=$word; done\n"
-        f'exec {sys.executable} -c "$(printf %s "$last" | '
-        '/bin/sed -e "s#/opt/rlm-containers#$made#g" -e '
+        'esac; last=$word; done; cd "$place"\n'
+        f'exec {sys.executable} -c "$(printf %s "$last" | /bin/sed -e '
         '"s#from rlm_guest.boot import#import rlm_guest.worker; '
         "rlm_guest.worker.WORKSPACE = '$place'; from rlm_guest.boot import#\")\"",
     )

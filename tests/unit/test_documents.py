@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 #: Where documents name tests, as a path below ``tests`` and a function.
 TEST = re.compile(
-    r"`(?:tests/)?((?:unit(?:/\w+)?|behaviour|engine|compat)/test_\w+\.py)(?:::(test_\w+))?`"
+    r"`(?:tests/)?((?:unit(?:/\w+)?|behaviour|engine|compat|agents)/test_\w+\.py)(?:::(test_\w+))?`"
 )
 
 

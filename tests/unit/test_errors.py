@@ -85,7 +85,8 @@ def test_an_engines_error_keeps_what_it_said() -> None:
 
 def test_setup_code_that_failed_shows_its_traceback() -> None:
     error = SetupCodeError("The setup code failed.", stderr="Traceback …\nKeyError: 'x'\n")
-    assert error.stderr in str(error)
+    assert str(error).endswith("  | Traceback …\n  | KeyError: 'x'")
+    assert error.stderr == "Traceback …\nKeyError: 'x'\n"
     assert error.remedy.startswith("Correct the code.")
 
 
@@ -110,9 +111,14 @@ def test_nothing_public_is_raised_that_is_not_ours() -> None:
         "AttributeError",  # of packages that import their names lazily
         "BadRequestError",  # of the broker, for itself
         "ConnectionAbortedError",  # of the proxy, for socketserver
+        "DamagedFileError",  # of the state, for itself
         "FloodError",  # of the calls over the pipe, for the pipe
         "HTTPException",  # of the proxy, for itself
+        "LinkError",  # of the connection to a pod, for itself
         "ConnectionError",  # of the backend, which reports it as text
+        "OSError",  # of the session's lock, for itself
+        "PodmanAnswersError",  # of docker's runtime, for the detection; one of ours
+        "UnreadableFileError",  # of the state; one of ours
         "TimeoutError",  # of the pipe, for the interpreter
         "TypeError",  # of the backend, which reports it as text
         "ValueError",  # of the pipe, for itself; of Mount, which users do not make

@@ -92,7 +92,12 @@ def test_nobody_imports_the_private_modules_of_a_package() -> None:
             if not isinstance(node, ast.ImportFrom) or not node.module:
                 continue
             for package in packages:
-                if not node.module.startswith(f"{package}.") or node.module == "runtimes.errors":
+                if not node.module.startswith(f"{package}.") or node.module in (
+                    "runtimes.errors",
+                    "runtimes.forks",
+                    "runtimes.text",
+                    "runtimes.timelimit",
+                ):
                     continue
                 assert module == package or module.startswith(f"{package}."), (
                     f"{source} imports {node.module}, which is private to {package}"
@@ -119,8 +124,9 @@ def test_runtimes_know_nothing_of_the_rest() -> None:
 def test_the_guest_knows_nothing_of_the_host() -> None:
     for source in sources("rlm_containers/guest"):
         allowed = set(sys.stdlib_module_names) | {"dill"}
-        if source.name == "figure_backend.py":  # which matplotlib imports
-            allowed.add("matplotlib")
+        # What they serve has been imported by the cells before.
+        served = {"figure_backend.py": "matplotlib", "arrays.py": "numpy"}
+        allowed.add(served.get(source.name, "dill"))
         for name in imported(source):
             assert name.startswith("rlm_containers.guest") or name.split(".")[0] in allowed, (
                 source,
@@ -129,7 +135,21 @@ def test_the_guest_knows_nothing_of_the_host() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["rlm", "dspy", "subprocess", "docker", "podman", "pty", "multiprocessing"]
+    "name",
+    [
+        "rlm",
+        "dspy",
+        "deepagents",
+        "agents",
+        "inspect_ai",
+        "pydantic_ai",
+        "smolagents",
+        "subprocess",
+        "docker",
+        "podman",
+        "pty",
+        "multiprocessing",
+    ],
 )
 def test_only_integrations_import_frameworks_or_other_ways_to_an_engine(name: str) -> None:
     for folder in ("rlm_containers", "runtimes"):
@@ -149,7 +169,10 @@ def test_nothing_unpickles_on_the_host() -> None:
                 continue
             found = imported(source)
             for name in modules - {"marshal"}:  # marshal.dumps is harmless
-                assert not within(found, name), source
+                sent = source.parts[-2:] == ("sandbox", "values.py")  # to the guest, which loads it
+                assert within(found, name) <= ({"pickle", "pickle.dumps"} if sent else set()), (
+                    source
+                )
             for node in ast.walk(ast.parse(source.read_text())):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                     assert not (node.value.id in modules and node.attr in loaders), source
@@ -238,12 +261,16 @@ def test_what_is_public() -> None:
     assert set(rlm_containers.__all__) == {
         "Artifact",
         "CellResult",
+        "CommandOutput",
+        "CommandResult",
         "ContainerREPL",
         "ContainersError",
+        "Files",
         "LMCall",
         "Mount",
         "Sandbox",
         "SandboxOptions",
+        "SandboxPool",
         "Snapshot",
         "UnsavedVariable",
         "WorkspaceFile",
@@ -265,6 +292,8 @@ def test_what_is_public() -> None:
         "InternalNetwork",
         "Mount",
         "NetworkRecord",
+        "OwnDirectory",
+        "Placement",
         "Runtime",
         "get_runtime",
         "runtime_names",

@@ -12,7 +12,7 @@ import pytest
 
 import rlm_containers
 import runtimes
-from rlm_containers import Sandbox
+from rlm_containers import Files, Sandbox
 from rlm_containers import errors as rlm_errors
 from runtimes import Runtime
 
@@ -74,7 +74,12 @@ def test_every_error_is_in_the_reference(anchors: set[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"), [(Sandbox, "rlm_containers.Sandbox"), (Runtime, "runtimes.Runtime")]
+    ("kind", "path"),
+    [
+        (Sandbox, "rlm_containers.Sandbox"),
+        (Files, "rlm_containers.Files"),
+        (Runtime, "runtimes.Runtime"),
+    ],
 )
 def test_every_method_is_in_the_reference(anchors: set[str], kind: type, path: str) -> None:
     for name in dir(kind):

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from rlm_containers.cli.terminal import OutputWriter, Steps, harmless
+from rlm_containers.cli.terminal import OutputWriter, Steps
 
 
 class Screen(io.StringIO):
@@ -28,6 +28,17 @@ CASES = [
     ("\x9b2J\x90q\x9c", "2Jq"),
     ("\x00\x07\x7f", ""),
     ("\x1b\x1b[31mx", "\x1b[31mx"),
+    ("rm\b\bls", "rmls"),
+    ("\x1b[8mhidden", "hidden"),
+    ("\x1b[1;08;31mhidden", "\x1b[1;31mhidden"),
+    ("\x1b[8:1mhidden", "hidden"),
+    ("\x1b[38;5;8mgrey\x1b[48;2;8;8;8m", "\x1b[38;5;8mgrey\x1b[48;2;8;8;8m"),
+    ("\x1b[38:5:8mgrey", "\x1b[38:5:8mgrey"),
+    ("\x1b[38;8mhidden", "hidden"),
+    ("\x1b[38;7;8mhidden", "\x1b[7mhidden"),
+    ("\u202etxt.exe\u2066\u200f", "txt.exe"),
+    ("a\u200b\ufeff\u2028\x85b", "ab"),
+    ("👩\u200d💻 می\u200cخواهم", "👩\u200d💻 می\u200cخواهم"),
 ]
 
 
@@ -69,20 +80,23 @@ def test_in_line() -> None:
     assert not writer.in_line
 
 
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("a b", "a b"),
-        ("a\nb\tc", "a b c"),
-        ("\x1b[31m", "\ufffd[31m"),
-        ("\u202egnp.exe", "\ufffdgnp.exe"),  # reads backwards
-        ("\ud800", "\ufffd"),
-        (5, "5"),
-    ],
-)
-def test_harmless(text: object, line: str) -> None:
-    assert harmless(text) == line
-    assert harmless("x" * 2000) == "x" * 1000
+def test_colours_end_with_the_output() -> None:
+    screen = Screen()
+    writer = OutputWriter(screen)
+    for text in ("\x1b[31mred", "\x1b[0m", "\x1b[1m", "bold\n\x1b["):
+        writer.write(text)
+    writer.reset()
+    writer.reset()
+    writer.write("after\n")
+    assert screen.getvalue() == "\x1b[31mred\x1b[0m\x1b[1mbold\n\x1b[0mafter\n"
+
+
+def test_without_colours_nothing_is_added() -> None:
+    for stream in (Screen(), io.StringIO()):
+        writer = OutputWriter(stream)
+        writer.write("\x1b[31mred\x1b[m")
+        writer.reset()
+        assert stream.getvalue() == "\x1b[31mred\x1b[m"
 
 
 # Progress

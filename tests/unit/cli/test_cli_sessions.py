@@ -37,6 +37,23 @@ def test_list(kept: Program) -> None:
     assert work.endswith("  free")
 
 
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        (("sessions", "ls"), ("sessions", "list")),
+        (("sessions", "rm", "missing", "-y"), ("sessions", "remove", "missing", "-y")),
+        (("images", "rm", "--help"), ("images", "remove", "--help")),
+        (("ls", "--runtime", "local"), ("ps", "--runtime", "local")),
+    ],
+)
+def test_the_short_names_of_docker(
+    kept: Program, short: tuple[str, ...], long: tuple[str, ...]
+) -> None:
+    mine, theirs = kept(*short), kept(*long)
+    assert mine.returncode == theirs.returncode
+    assert mine.stdout.replace(" rm ", " remove ") == theirs.stdout
+
+
 def test_show(kept: Program) -> None:
     code = "x = 42\ngenerator = (i for i in 'ab')"
     assert kept("run", "--session", "odd", "-c", code).returncode == 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
+import resource
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -13,46 +16,33 @@ from pathlib import Path
 
 import pytest
 
+from rlm_containers import Sandbox
 from rlm_containers.container import bundle
-from rlm_containers.container.bundle import Bundle, _plan, guest_bundle
+from rlm_containers.container.bundle import Bundle, guest_bundle
 from rlm_containers.errors import SandboxError
 from rlm_containers.guest import wire
 from tests.support import TIMEOUT
-from tests.unit.guests import Guest, guest_path, run_python
+from tests.unit.guests import Guest, bundled_files
+from tests.unit.pythons import interpreters, version
 
 REPOSITORY = Path(__file__).parents[3]
 GUEST = REPOSITORY / "rlm_containers" / "guest"
-PYENV = Path.home() / ".pyenv" / "versions"
 
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give this process another cache, without a bundle in it."""
+    """Give this process another cache, without a bundle in it. Return where the bundles will be."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    _plan.cache_clear()
-    yield tmp_path / "cache"
-    _plan.cache_clear()
-
-
-def interpreters() -> list[Path]:
-    """Find the Pythons of pyenv on this machine."""
-    found = {path.resolve().parent.parent for path in PYENV.glob("*/bin/python")}
-    return sorted(path / "bin" / "python" for path in found)
-
-
-def version(python: Path) -> tuple[int, int]:
-    program = "import sys; sys.stdout.write('%d.%d' % sys.version_info[:2])"
-    said = subprocess.run((python, "-c", program), capture_output=True, text=True, check=True)
-    major, minor = said.stdout.split(".")
-    return int(major), int(minor)
+    guest_bundle.cache_clear()
+    yield tmp_path / "cache" / "rlm-containers" / "guest"
+    guest_bundle.cache_clear()
 
 
 def boot(made: Bundle, python: Path, cwd: Path) -> subprocess.CompletedProcess[bytes]:
     """Boot a guest whose host hangs up at once."""
-    program = made.boot.replace(wire.BUNDLE, str(made.path))
     return subprocess.run(
-        (python, "-E", "-c", program),
-        input=b"",
+        (python, *bundle.PYTHON_OPTIONS, "-c", made.boot),
+        input=made.modules + wire.encode(wire.MODULES),
         cwd=cwd,
         capture_output=True,
         timeout=TIMEOUT,
@@ -60,19 +50,11 @@ def boot(made: Bundle, python: Path, cwd: Path) -> subprocess.CompletedProcess[b
     )
 
 
-def files(made: Bundle) -> set[str]:
-    return {
-        str(path.relative_to(made.path))
-        for path in made.path.rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
-    }
-
-
 def test_the_bundle_has_the_guest_and_its_packages(made_bundle: Bundle) -> None:
-    found = files(made_bundle)
+    found = bundled_files(made_bundle)
     guest = {f"guest/rlm_guest/{source.relative_to(GUEST)}" for source in GUEST.rglob("*.py")}
     assert guest == {name for name in found if name.startswith("guest/")}
-    assert {"dill/dill/__init__.py", "dill/dill/_dill.py"} <= found
+    assert {"dill/dill/__init__.py", "dill/dill/_dill.py"} <= found.keys()
     for package in ("requests", "urllib3", "idna", "certifi", "charset_normalizer"):
         assert f"requests/{package}/__init__.py" in found
     assert "requests/certifi/cacert.pem" in found
@@ -80,71 +62,75 @@ def test_the_bundle_has_the_guest_and_its_packages(made_bundle: Bundle) -> None:
 
 
 def test_the_bundle_has_nothing_compiled_for_this_machine(made_bundle: Bundle) -> None:
-    assert not [name for name in files(made_bundle) if name.endswith((".so", ".pyd", ".dll"))]
-    assert not [path for path in made_bundle.path.rglob("*") if path.is_symlink()]
+    suffixes = {Path(name).suffix for name in bundled_files(made_bundle)}
+    assert not suffixes & {".so", ".pyd", ".dll", ".pyc"}
 
 
 def test_the_bundle_is_small(made_bundle: Bundle) -> None:
-    size = sum(p.stat().st_size for p in made_bundle.path.rglob("*") if p.is_file())
-    assert size < 10_000_000
+    assert len(made_bundle.modules) < 3_000_000
 
 
 def test_the_guest_is_the_one_of_this_version(made_bundle: Bundle) -> None:
+    found = bundled_files(made_bundle)
     for source in GUEST.rglob("*.py"):
-        copy = made_bundle.path / "guest" / "rlm_guest" / source.relative_to(GUEST)
-        assert copy.read_bytes() == source.read_bytes()
+        assert found[f"guest/rlm_guest/{source.relative_to(GUEST)}"] == source.read_bytes()
 
 
-def test_the_bundle_is_made_once(made_bundle: Bundle) -> None:
-    assert guest_bundle() is made_bundle
-    _plan.cache_clear()
-    stamp = made_bundle.path.stat().st_mtime_ns
-    assert guest_bundle() == made_bundle
-    assert made_bundle.path.stat().st_mtime_ns == stamp
+def test_the_bundle_is_made_once(fresh: Path) -> None:
+    made = guest_bundle()
+    assert guest_bundle() is made
+    (file,) = fresh.iterdir()
+    stamp = file.stat().st_mtime_ns
+    guest_bundle.cache_clear()
+    assert guest_bundle() == made
+    assert file.stat().st_mtime_ns == stamp
 
 
 def test_the_bundle_is_made_again_after_its_removal(fresh: Path) -> None:
     made = guest_bundle()
-    shutil.rmtree(fresh)
-    assert guest_bundle().path.is_dir()
-    assert files(guest_bundle()) >= {"guest/rlm_guest/boot.py"}
-    assert guest_bundle().path == made.path
+    (file,) = fresh.iterdir()
+    file.unlink()
+    guest_bundle.cache_clear()
+    assert guest_bundle() == made
+    assert file.read_bytes() == made.modules
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o777, 0o022, 0])
-def test_everybody_can_read_the_bundle_and_only_its_owner_write_it(fresh: Path, mask: int) -> None:
+def test_only_its_owner_can_write_the_bundle(fresh: Path, mask: int) -> None:
     before = os.umask(0o022)
     os.umask(mask if mask != 0o777 else 0o277)  # the user itself must be able to write
     try:
-        made = guest_bundle()
+        guest_bundle()
     finally:
         os.umask(before)
-    for path in (made.path, *made.path.rglob("*")):
-        mode = stat.S_IMODE(path.stat().st_mode)
-        assert mode == (0o755 if path.is_dir() else 0o644), path
+    (file,) = fresh.iterdir()
+    for path in (file, fresh, fresh.parent):
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o022
 
 
-def test_a_failure_leaves_nothing_behind(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("shutil.copyfile", fail)
-        with pytest.raises(SandboxError, match="No space left") as caught:
+def test_a_full_disk_leaves_nothing_behind(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(SandboxError, match="could not be written") as caught:
             guest_bundle()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
     assert "XDG_CACHE_HOME" in caught.value.remedy
-    folder = fresh / "rlm-containers" / "guest"
-    assert not folder.exists() or os.listdir(folder) == []
-    assert guest_bundle().path.is_dir()  # and the next attempt is a new one
+    assert list(fresh.iterdir()) == []
+    guest_bundle()  # and the next attempt is a new one
+    assert len(list(fresh.iterdir())) == 1
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    _plan.cache_clear()
+    guest_bundle.cache_clear()
     with pytest.raises(SandboxError, match="could not be written"):
         guest_bundle()
-    _plan.cache_clear()
+    guest_bundle.cache_clear()
 
 
 def test_a_package_that_is_missing_is_named(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +148,7 @@ def test_a_package_that_is_missing_is_named(fresh: Path, monkeypatch: pytest.Mon
 def test_many_processes_may_make_the_bundle_at_once(fresh: Path) -> None:
     program = (
         "import sys\nfrom rlm_containers.container.bundle import guest_bundle\nsys.stdin.readline()\n"
-        "made = guest_bundle()\n"
-        "print(made.path, len([p for p in made.path.rglob('*.py')]))"
+        "import hashlib\nprint(hashlib.sha256(guest_bundle().modules).hexdigest())"
     )
     processes = [
         subprocess.Popen(
@@ -184,28 +169,26 @@ def test_many_processes_may_make_the_bundle_at_once(fresh: Path) -> None:
     assert len(said) == 1
     ((out, err),) = said
     assert err == ""
-    folder = fresh / "rlm-containers" / "guest"
-    assert [str(path) for path in folder.iterdir()] == [out.split()[0]]
+    (file,) = fresh.iterdir()
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == out.strip()
 
 
 def test_another_version_of_the_guest_is_another_bundle(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = guest_bundle()
+    seen = {guest_bundle().modules}
     changed = tmp_path / "guest"
     shutil.copytree(GUEST, changed)
     monkeypatch.setattr(bundle, "_GUEST", changed)
-    seen = {first.path}
     for name in ("wire.py", "inner/__init__.py", "inner/more.py"):
         (changed / "inner").mkdir(exist_ok=True)
         with open(changed / name, "a") as file:
             file.write("# changed\n")
-        _plan.cache_clear()
+        guest_bundle.cache_clear()
         made = guest_bundle()
-        assert made.path not in seen, name
-        seen.add(made.path)
-        assert "# changed" in (made.path / "guest" / "rlm_guest" / name).read_text()
-    assert first.path.is_dir()  # containers may still have it mounted
+        assert made.modules not in seen, name
+        seen.add(made.modules)
+        assert b"# changed" in bundled_files(made)[f"guest/rlm_guest/{name}"]
 
 
 # The boot program
@@ -217,7 +200,9 @@ def test_the_guest_runs_on_every_python_that_is_new_enough(
 ) -> None:
     for python in interpreters():
         done = boot(made_bundle, python, tmp_path)
-        if version(python) < made_bundle.python:
+        if version(python) < (3, 4):
+            assert "Unknown option: -I" in done.stderr.decode()
+        elif version(python) < made_bundle.python:
             assert done.returncode == bundle.TOO_OLD
             expected = "this Python is too old: {}.{}".format(*version(python))
             assert expected in done.stderr.decode()
@@ -228,16 +213,13 @@ def test_the_guest_runs_on_every_python_that_is_new_enough(
 
 
 @pytest.mark.skipif(len(interpreters()) < 2, reason="there is no pyenv with other Pythons")
-def test_cells_and_checkpoints_work_on_every_python(
-    made_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cells_and_checkpoints_work_on_every_python(made_bundle: Bundle, tmp_path: Path) -> None:
     for python in interpreters():
         if version(python) < made_bundle.python:
             continue
         directory = tmp_path / python.parent.parent.name
         directory.mkdir()
-        monkeypatch.setattr(sys, "executable", str(python))
-        with Guest(made_bundle, directory) as guest:
+        with Guest(made_bundle, directory, str(python)) as guest:
             guest.event("hello")
             guest.start()
             guest.run("import dataclasses\n@dataclasses.dataclass\nclass P: x: int\np = [P(5)]")
@@ -246,24 +228,6 @@ def test_cells_and_checkpoints_work_on_every_python(
             guest.event("died")
             assert guest.start(expected=True)["lost"] == [], python
             assert guest.run("print(f(3), p, p[0] == P(5))")[1] == "3 [P(x=5)] True\n", python
-
-
-def test_requests_can_be_imported(made_bundle: Bundle) -> None:
-    program = "import requests, dill; print(requests.__file__, dill.__file__)"
-    path = [str(made_bundle.path / "requests"), str(made_bundle.path / "dill")]
-    done = run_python(program, path=path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count(str(made_bundle.path)) == 2
-
-
-def test_an_image_that_has_its_own_dill_uses_that(made_bundle: Bundle, tmp_path: Path) -> None:
-    (tmp_path / "dill.py").write_text("mine = True\n")
-    whole = made_bundle.boot.replace(wire.BUNDLE, str(made_bundle.path))
-    program = whole.replace(
-        "from rlm_guest.boot import main\nmain()", "import dill; print(dill.mine)"
-    )
-    assert program != whole
-    assert run_python(program, path=[str(tmp_path)]).stdout == "True\n"
 
 
 def test_the_guest_ignores_modules_in_the_working_directory(
@@ -276,5 +240,50 @@ def test_the_guest_ignores_modules_in_the_working_directory(
 
 
 def test_each_folder_of_the_guests_path_has_one_package(made_bundle: Bundle) -> None:
-    for folder in guest_path(made_bundle):
-        assert len(os.listdir(folder)) == 1
+    tops = {tuple(Path(name).parts[:2]) for name in bundled_files(made_bundle)}
+    assert {top for top in tops if top[0] != "requests"} == {
+        ("guest", "rlm_guest"),
+        ("dill", "dill"),
+    }
+
+
+# What Python and its libraries do with modules that are in memory only
+
+# This machine's own packages would win, as an image's do.
+ALONE = "import sys; sys.path[:] = [entry for entry in sys.path if 'site-packages' not in entry]"
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        ("import requests; print(requests.__file__)", "/opt/rlm-containers/requests/requests/__init__.py"),
+        ("import dill, os; print(os.path.exists(dill.__file__))", "False"),
+        ("import inspect, dill; print(inspect.getsource(dill.dumps)[:10])", "def dumps("),
+        ("import dill.nothing", "ModuleNotFoundError: No module named 'dill.nothing'"),
+        ("import requests\nrequests.get(3)", '    return request("get", url, params=params, **kwargs)'),
+        ("import certifi; print(open(certifi.where()).read().count('BEGIN') > 50)", "True"),
+        ("import pkgutil; print(len(pkgutil.get_data('certifi', 'cacert.pem')) > 99999)", "True"),
+        ("import importlib.resources as r; print(r.is_resource('certifi', 'cacert.pem'))", "True"),
+        ("import importlib, idna; print(importlib.reload(idna) is idna)", "True"),
+        ("import sys; sys.path_importer_cache.clear(); import requests; print(5)", "5"),
+        ("open('requests.py', 'w').write('x = 7'); import requests; print(requests.x)", "7"),
+    ],
+)  # fmt: skip
+def test_modules_in_memory(box: Sandbox, code: str, printed: str) -> None:
+    box.execute(ALONE)
+    result = box.execute(code)
+    assert printed in (result.stdout + result.stderr).splitlines()
+
+
+def test_a_spawned_child_has_them(box: Sandbox) -> None:
+    box.execute(ALONE)
+    code = """
+import multiprocessing
+import dill, requests
+def work(n):
+    return n, dill.loads(dill.dumps(5)), requests.__name__
+with multiprocessing.get_context("spawn").Pool(2) as pool:
+    print(pool.map(work, range(2)))
+"""
+    result = box.execute(code)
+    assert (result.stdout, result.stderr) == ("[(0, 5, 'requests'), (1, 5, 'requests')]\n", "")

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,14 +19,18 @@ from rlm_containers.container.bundle import TOO_OLD, Bundle
 from rlm_containers.errors import (
     ContainersError,
     ContainerStartError,
+    EngineCommandError,
     EngineUnavailableError,
     GuestPythonError,
     ImageNotFoundError,
     SandboxStartError,
+    UnsupportedByEngineError,
 )
+from rlm_containers.guest import wire
 from rlm_containers.state import workspaces_directory
-from tests.unit.engines import FakeCli, fake_docker, fake_podman
-from tests.unit.guests import LocalRuntime
+from tests.support import TIMEOUT, eventually
+from tests.unit.engines import FakeCli, fake_docker, fake_podman, podman_info
+from tests.unit.guests import LocalRuntime, await_end
 
 NO_PYTHON3 = [
     "docker: Error response from daemon: failed to create shim task: OCI runtime create failed: "
@@ -195,12 +202,55 @@ def test_the_client_runs_in_the_workspace_unless_arguments_have_relative_paths(
     assert places[2:] == [here, here]
 
 
-def test_an_engine_that_cannot_mount_the_bundle(fake: FakeCli) -> None:
-    stderr = "Traceback …\nModuleNotFoundError: No module named 'rlm_guest'\n"
-    fake.answer("run", stderr=stderr, exit_code=1)
-    with pytest.raises(SandboxStartError, match="does not see") as caught:
+def test_an_engine_with_files_of_its_own(fake: FakeCli) -> None:
+    # The guest has made its file elsewhere: in the directory of that name on another machine.
+    hello = '{"event": "hello", "python": "3.11.0", "pid": 1, "wrote": true}'
+    frame = wire.encode(wire.EVENT, hello.encode())
+    octal = "".join(f"\\{byte:03o}" for byte in frame)
+    fake.script("run", f"printf '{octal}'; cat >/dev/null")
+    with pytest.raises(UnsupportedByEngineError, match='remote.* workspace="shared"') as caught:
+        start(fake, workspace="shared")
+    assert "put_file" in caught.value.remedy
+    # From now on this is known.
+    with pytest.raises(UnsupportedByEngineError, match="mounts"):
+        start(fake, mounts=["/etc:/host"])
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        'docker: Error response from daemon: invalid mount config for type "bind": bind source '
+        "path does not exist: {}.",
+        "docker: Error response from daemon: Mounts denied: \nThe path {} is not shared from the "
+        "host and is not known to Docker.",
+        "Error: statfs {}: no such file or directory",
+    ],
+)
+def test_an_engine_that_refuses_to_mount(fake: FakeCli, refusal: str, tmp_path: Path) -> None:
+    place = tmp_path / "arguments"
+    path = 'source=$(echo "$*" | sed -n "s/.*type=bind,source=//; s/,target=.workspace.*//p")'
+    said = refusal.format("$source")
+    fake.script("run", f'echo "@$*" >>{place}; {path}; printf \'%s\' "{said}" >&2; exit 125')
+    with pytest.raises(ContainerStartError):
         start(fake)
-    assert "XDG_CACHE_HOME" in caught.value.remedy
+    first, second = place.read_text().split("@run ")[1:]
+    assert "type=bind" in first
+    assert "--tmpfs=/workspace:rw,exec,nosuid,nodev,mode=" in second
+    assert "type=bind" not in second
+
+
+def test_a_remote_podman_without_an_init(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONTAINER_HOST", raising=False)
+    cli = fake_podman(tmp_path, podman_info(serviceIsRemote=True))
+    place = tmp_path / "arguments"
+    said = "Error: container-init binary not found on the host: stat /usr/libexec/podman/catatonit"
+    init = "case $* in *--init*) echo '" + said + "' >&2; exit 127 ;; esac"
+    cli.script("run", f'echo "@$*" >>{place}; {init}; echo other >&2; exit 125')
+    with pytest.raises(ContainerStartError, match="other"):
+        start(cli)
+    first, second = place.read_text().split("@run ")[1:]
+    assert "--init" in first
+    assert "--init" not in second
 
 
 def test_an_image_that_prints_something_first(fake: FakeCli) -> None:
@@ -213,8 +263,8 @@ def test_an_image_that_prints_something_first(fake: FakeCli) -> None:
 def test_an_engine_that_hangs(fake: FakeCli) -> None:
     fake.script("run", f"echo $$ >{fake.path}.pid; exec sleep 1000")
     fake.script("rm", f"kill -9 $(cat {fake.path}.pid); exit 0")
-    with pytest.raises(SandboxStartError, match=r"not up within 0\.3 s"):
-        start(fake, start_timeout=0.3)
+    with pytest.raises(SandboxStartError, match="not up within 3 s"):
+        start(fake, start_timeout=3)
     assert fake.called("rm")
 
 
@@ -226,10 +276,108 @@ def test_an_engine_that_makes_the_container_too_late(fake: FakeCli) -> None:
         f"[ -e {fake.path}.tried ] && exit 0; : >{fake.path}.tried\n"
         "echo 'Error: cannot remove it: container state improper' >&2; exit 2",
     )
-    with pytest.raises(SandboxStartError, match=r"not up within 0\.3 s"):
-        start(fake, start_timeout=0.3)
+    with pytest.raises(SandboxStartError, match="not up within 3 s"):
+        start(fake, start_timeout=3)
     first, second = fake.called("rm")
     assert first == second
+
+
+def as_it_is(cli: FakeCli) -> None:
+    pass
+
+
+def without_image(cli: FakeCli) -> None:
+    cli.answer("run", stderr=NO_IMAGE, exit_code=125)
+    cli.answer("image inspect", stderr="Error: No such image: x", exit_code=1)
+    cli.answer("pull")
+
+
+def with_network(cli: FakeCli) -> None:
+    cli.answer("network create")
+    cli.answer("network rm")
+
+
+@pytest.mark.parametrize("make", [fake_docker, fake_podman])
+@pytest.mark.parametrize(
+    ("prepare", "options"),
+    [
+        (as_it_is, {}),
+        (with_network, {"network": "internal"}),
+        (without_image, {}),
+        (without_image, {"packages": ["six"]}),
+    ],
+    ids=["plain", "internal network", "missing image", "derived image"],
+)
+def test_an_engine_that_hangs_at_any_command(
+    make: Callable[[Path], FakeCli],
+    prepare: Callable[[FakeCli], None],
+    options: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runtimes.engine.REMOVE_TIMEOUT", 0.5)
+    monkeypatch.setattr("runtimes.images.TRANSFER_TIMEOUT", 0.5)
+    monkeypatch.setattr("rlm_containers.container.launch._END_TIMEOUT", 0.1)
+    threads = threading.active_count()
+    hung: list[str] = []
+    while True:
+        (directory := tmp_path / str(len(hung))).mkdir()
+        cli = make(directory)
+        cli.answer("run", exit_code=1, stderr="Error: not today\n")
+        prepare(cli)
+        cli.hang(len(hung) + 1)
+        with pytest.raises(ContainersError) as caught:
+            start(cli, start_timeout=2, **options)
+        if (pid := cli.hanging) is None:
+            break
+        command = " ".join(cli.calls[len(hung)][:2])
+        hung.append(command)
+        assert await_end(pid), command
+        if not command.startswith(("rm", "network rm")):  # other errors are more important
+            named = command.split()[0]
+            assert named in caught.value.what, command
+            assert caught.value.remedy, command
+    assert {"info --format=json", "info --format={{json .}}"} & set(hung)
+    assert len(hung) >= 3, hung
+    assert eventually(lambda: threading.active_count() <= threads)
+
+
+def test_the_image_is_not_a_part_of_the_time(fake: FakeCli) -> None:
+    # The command takes longer than what is left once it is over.
+    fake.script(
+        "run", f"[ -e {fake.path}.pulled ] || {{ echo '{NO_IMAGE}' >&2; exit 125; }}; exit 9"
+    )
+    fake.answer("image inspect", stderr="Error: No such image: x", exit_code=1)
+    fake.script("pull", f": >{fake.path}.pulled; sleep 2.2; exit 0")
+    with pytest.raises(ContainerStartError, match="status 9"):
+        start(fake, start_timeout=2)
+
+
+def test_a_start_does_not_wait_for_another_whose_engine_hangs(fake: FakeCli) -> None:
+    fake.script("info", "exec sleep 1000")
+    errors: list[ContainersError] = []
+
+    def work(seconds: float) -> None:
+        with pytest.raises(ContainersError) as caught:
+            start(fake, start_timeout=seconds)
+        errors.append(caught.value)
+
+    first = threading.Thread(target=work, args=(3,))
+    first.start()
+    assert eventually(lambda: fake.called("info"))
+    work(0.5)
+    (error,) = errors
+    assert "start_timeout" in error.remedy
+    assert "another thread" in error.what
+    first.join(TIMEOUT)
+    assert "info" in errors[1].what
+
+
+def test_an_engine_that_floods(fake: FakeCli) -> None:
+    fake.script("info", "cat /dev/zero")
+    with pytest.raises(EngineCommandError, match="info .* printed more than 32 MiB") as caught:
+        start(fake)
+    assert "Run it by hand" in caught.value.remedy
 
 
 def test_an_engine_that_is_gone(fake: FakeCli) -> None:
@@ -309,3 +457,13 @@ def test_a_cache_path_that_cannot_be_mounted(
     with pytest.raises(ContainersError, match=r"comma|colon") as caught:
         Sandbox(runtime=local).start()
     assert "XDG_CACHE_HOME" in str(caught.value)
+
+
+def test_the_last_words_of_an_interpreter_that_does_not_come_up(
+    local: LocalRuntime, made_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import os, sys\nsys.stderr.write('these are my last words\\n')\nos._exit(3)\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ContainersError, match="these are my last words"):
+        Sandbox(runtime=local).start()

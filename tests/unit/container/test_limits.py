@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlm_containers import SandboxOptions
-from rlm_containers.container import Limits
+from rlm_containers.container.limits import Limits
 from rlm_containers.errors import UnsupportedByEngineError, format_size
 from rlm_containers.interpreter.reports import memory_death
 from runtimes import EngineInfo
@@ -51,7 +51,16 @@ def everything(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_defaults_keep_the_machine_alive() -> None:
-    assert limits() == Limits(memory=8 * GIB, cpus=None, pids=1024, disk=None, file=None, tmp=None)
+    assert limits() == Limits(
+        memory=8 * GIB,
+        cpus=None,
+        pids=1024,
+        disk=None,
+        file=None,
+        tmp=None,
+        workspace=4 * GIB,
+        replica=4 * GIB,
+    )
 
 
 def test_a_machine_of_unknown_size() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.container import NetworkLease
+from rlm_containers.container.network import NetworkLease
 from rlm_containers.errors import EngineCommandError, UnsupportedByEngineError
 from runtimes import HostRoute
 from runtimes.command import EngineCommand

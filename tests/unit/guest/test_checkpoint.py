@@ -5,7 +5,12 @@ More kinds of values: ``tests/behaviour/values.py``.
 
 from __future__ import annotations
 
+import pytest
+
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
+
+#: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
+OPTIONS = {"heirs": "never"}
 
 LITERALS = [
     "{'a': {1, 2}, (1, 2): frozenset((3,)), None: ...}",
@@ -163,3 +168,108 @@ def test_a_variable_that_becomes_saveable_is_no_longer_listed(boxes: Boxes) -> N
     assert list(box.unsaved) == []
     revive(box)
     run(box, "assert odd == [0, 1, 2]")
+
+
+# What is saved by reference
+
+
+def test_long_strings_are_found_wherever_they_are(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        class Holder: pass
+        holder = Holder()
+        holder.text = "t" * 400_000
+        deep = [[[[{"raw": b"r" * 400_000}]]]]
+        many = [str(n) for n in range(1000)] + ["m" * 400_000]
+        def function(default="d" * 400_000): return default
+        """,
+    )
+    settle(box)
+    assert len(list((workspace_of(box) / ".blobs").iterdir())) == 4
+    assert (workspace_of(box) / "state.dill").stat().st_size < 100_000
+    run(box, "alias = holder.text")
+    revive(box)
+    run(box, "assert alias is holder.text and deep[0][0][0][0]['raw'] == b'r' * 400_000")
+    run(box, "assert many[-1] == 'm' * 400_000 and function() == 'd' * 400_000")
+    run(box, "del alias, holder, deep, many, function")
+    for number in range(2):
+        run(box, f"n = {number}")
+        settle(box)
+    assert list((workspace_of(box) / ".blobs").iterdir()) == []
+
+
+def test_pieces_of_a_loaded_value_are_the_same_objects_again(boxes: Boxes) -> None:
+    box = boxes()
+    box.load("rows", [{"id": number, "tags": ["a", "b"]} for number in range(3000)])
+    run(
+        box,
+        """
+        class Holder: pass
+        chosen = [row for row in rows if row["id"] % 100 == 0]
+        holder = Holder()
+        holder.tags = rows[7]["tags"]
+        """,
+    )
+    settle(box)
+    assert (workspace_of(box) / "state.dill").stat().st_size < 15_000
+    revive(box)
+    run(box, "assert chosen[3] is rows[300] and holder.tags is rows[7]['tags']")
+    run(box, "del chosen, holder")
+    revive(box)
+    run(box, "assert len(rows) == 3000")
+
+
+def test_the_namespaces_of_modules_are_themselves_again(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        import builtins
+        space, deep = globals(), [[[[[globals()]]]]]
+        basics = vars(builtins)
+        """,
+    )
+    revive(box)
+    run(box, "assert space is deep[0][0][0][0][0] is globals() and basics is vars(builtins)")
+
+
+def test_nothing_keeps_what_was_restored(boxes: Boxes) -> None:
+    box = boxes()
+    run(box, "class Big: pass\nbig, text = Big(), ['x' * 400_000]")
+    revive(box)
+    run(box, "import weakref; gone = weakref.ref(big); del big, text")
+    run(box, "assert gone() is None\ndel gone")
+    for number in range(2):
+        run(box, f"n = {number}")
+        settle(box)
+    assert list((workspace_of(box) / ".blobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_kill_around_the_rename(boxes: Boxes, moment: str) -> None:
+    box = boxes()
+    run(box, "n = 1")
+    settle(box)
+    kill = "os.kill(os.getpid(), 9)"
+    code = f"""
+        import os
+        def watch(real=os.replace):
+            def replace(source, target):
+                if target.endswith('/state.dill'):
+                    {kill if moment == "before" else "real(source, target)"}
+                    {kill}
+                real(source, target)
+            os.replace = replace
+        watch()
+        n = 2
+        """
+    assert run(box, code).status == "ok"
+    result = box.execute("print(n)")
+    if result.status == "died":
+        result = box.execute("print(n)")
+    if moment == "before":
+        assert (result.stdout, "n" in result.older) == ("1\n", True)
+    else:
+        assert (result.stdout, result.lost, result.older) == ("2\n", (), ())

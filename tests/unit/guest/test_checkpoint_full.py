@@ -18,6 +18,9 @@ from rlm_containers import Sandbox
 from tests.support import on_ci
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
+#: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
+OPTIONS = {"heirs": "never"}
+
 LIMIT = """
 import resource
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -139,13 +142,21 @@ def test_a_file_that_grows_too_large(boxes: Boxes) -> None:
     assert "File too large" in box.execute("open('x', 'wb').write(bytes(2 << 20))").stderr
 
 
-def test_a_checkpoint_that_grows_too_large_is_reported(boxes: Boxes) -> None:
+def test_a_checkpoint_may_be_larger_than_any_file(boxes: Boxes) -> None:
+    box = boxes(disk="1m")
+    box.execute("large = list(range(1_000_000))")
+    assert box.unsaved == ()
+    revive(box)
+    assert box.execute("print(len(large), large[-1])").stdout == "1000000 999999\n"
+
+
+def test_a_string_that_is_larger_than_any_file_is_reported(boxes: Boxes) -> None:
     box = boxes(disk="1m")
     box.execute("small = 1")
-    box.execute("large = list(range(1_000_000))")
+    box.execute("large = 'x' * 2_000_000")
     (unsaved,) = box.unsaved
     assert "File too large" in str(unsaved)
-    assert box.execute("print(len(large), small)").stdout == "1000000 1\n"
+    assert box.execute("print(len(large), small)").stdout == "2000000 1\n"
 
 
 # A full disk
@@ -174,7 +185,7 @@ def full(small_disk: Path, private_cache: Path, boxes: Boxes) -> Iterator[Sandbo
     place = private_cache / "rlm-containers" / "workspaces"
     subprocess.run(("mount", "--bind", small_disk, place), check=True)
     try:
-        box = boxes()
+        box = boxes(workspace_size=None)
         yield box
         box.close()
     finally:

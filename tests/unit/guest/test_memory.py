@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_containers.container.bundle import Bundle
-from tests.unit.guests import Guest, guest_path, run_python
+from tests.unit.guests import Guest, run_python
 
 # As Linux 4.19 to 6.18 writes them.
 V1 = "9:name=systemd:/docker/ab\n4:memory:/docker/ab\n0::/docker/ab\n"
@@ -40,16 +39,16 @@ def tree(root: Path, cgroup: str, **files: str) -> str:
     return str(root)
 
 
-def watch(bundle: Bundle, root: str, *steps: tuple[str, str]) -> list[list[object]]:
+def watch(guest_path: list[str], root: str, *steps: tuple[str, str]) -> list[list[object]]:
     """Return what a MemoryWatch sees after each change of a file."""
-    done = run_python(WATCH, root, json.dumps(steps), path=guest_path(bundle))
+    done = run_python(WATCH, root, json.dumps(steps), path=guest_path)
     assert (done.returncode, done.stderr) == (0, "")
     seen: list[list[object]] = json.loads(done.stdout)
     return seen
 
 
 @pytest.mark.parametrize("place", ["memory", "memory__docker__ab"])
-def test_cgroups_v1(made_bundle: Bundle, tmp_path: Path, place: str) -> None:
+def test_cgroups_v1(guest_path: list[str], tmp_path: Path, place: str) -> None:
     # Engines show a container its own part of the tree, or all of it.
     root = tree(
         tmp_path,
@@ -62,7 +61,7 @@ def test_cgroups_v1(made_bundle: Bundle, tmp_path: Path, place: str) -> None:
     )
     here = f"/sys/fs/cgroup/{place.replace('__', '/')}"
     assert watch(
-        made_bundle,
+        guest_path,
         root,
         (f"{here}/memory.oom_control", OOM_CONTROL.format(3)),
         (f"{here}/memory.oom_control", OOM_CONTROL.format(5)),
@@ -79,7 +78,7 @@ def test_cgroups_v1(made_bundle: Bundle, tmp_path: Path, place: str) -> None:
     ]
 
 
-def test_cgroups_v2(made_bundle: Bundle, tmp_path: Path) -> None:
+def test_cgroups_v2(guest_path: list[str], tmp_path: Path) -> None:
     root = tree(
         tmp_path,
         V2,
@@ -87,7 +86,7 @@ def test_cgroups_v2(made_bundle: Bundle, tmp_path: Path) -> None:
         memory_dot_max="209715200\n",
     )
     assert watch(
-        made_bundle,
+        guest_path,
         root,
         ("/sys/fs/cgroup/memory.events", EVENTS.format(0, 0)),
         ("/sys/fs/cgroup/memory.events", EVENTS.format(0, 1)),
@@ -102,14 +101,14 @@ def test_cgroups_v2(made_bundle: Bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cgroup", [V1, V2, "", "0::/elsewhere\n"])
-def test_a_kernel_that_does_not_count(made_bundle: Bundle, tmp_path: Path, cgroup: str) -> None:
-    assert watch(made_bundle, tree(tmp_path, cgroup), ("/x", "")) == [[None, "null"]]
+def test_a_kernel_that_does_not_count(guest_path: list[str], tmp_path: Path, cgroup: str) -> None:
+    assert watch(guest_path, tree(tmp_path, cgroup), ("/x", "")) == [[None, "null"]]
 
 
-def test_a_kernel_without_the_oom_kill_counter(made_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_kernel_without_the_oom_kill_counter(guest_path: list[str], tmp_path: Path) -> None:
     # Linux before 4.13.
     root = tree(tmp_path, V1, memory__memory_dot_oom_control="oom_kill_disable 0\nunder_oom 0\n")
-    assert watch(made_bundle, root, ("/x", ""))[0][0] is None
+    assert watch(guest_path, root, ("/x", ""))[0][0] is None
 
 
 def test_the_kernel_kills_a_worker_first(ready: Guest) -> None:

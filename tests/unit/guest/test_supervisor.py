@@ -49,15 +49,16 @@ def test_it_ends_before_it_was_told_to_start(guest: Guest) -> None:
 
 
 def test_it_ends_when_nobody_reads(made_bundle: Bundle, tmp_path: Path) -> None:
-    boot = boot_program(made_bundle.boot, made_bundle.path, tmp_path)
+    boot = boot_program(made_bundle.boot, tmp_path)
     process = subprocess.Popen(
-        (sys.executable, "-c", boot), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        (sys.executable, "-c", boot), stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path
     )
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdout.close()
     start = {"op": "start", "lm": False, "proxy": None, "env": {}, "expected": False, "kept": []}
     try:
+        process.stdin.write(made_bundle.modules + wire.encode(wire.MODULES))
         process.stdin.write(wire.encode(wire.MESSAGE, json.dumps(start).encode()))
         process.stdin.flush()
     except BrokenPipeError:

@@ -15,6 +15,13 @@ KINDS = (
     wire.INTERRUPT,
     wire.RESTART,
     wire.SWEEP,
+    wire.RUN,
+    wire.INPUT,
+    wire.KILL,
+    wire.RUN_OUT,
+    wire.RUN_ERR,
+    wire.TAKEN,
+    wire.ENDED,
 )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from rlm_containers.errors import ImageBuildError
-from rlm_containers.images.build import build_failure, without_credentials
+from rlm_containers.images.build import build_failure
+from runtimes.text import clean
 
 # As pip 23-25, apt-get 2.6, apk 2.14, dnf 4 and zypper 1.14 say it.
 CAUSES = [
@@ -76,7 +77,7 @@ def test_there_is_a_remedy(log: str, remedy: str) -> None:
 
 def test_the_end_of_the_log_is_shown() -> None:
     error = failure("\n".join(f"line {number}" for number in range(100)))
-    assert error.remedy.endswith("  line 98\n  line 99")
+    assert error.remedy.endswith("  | line 98\n  | line 99")
     assert "line 79" not in error.remedy
     assert "line 0" in error.stderr
 
@@ -87,7 +88,7 @@ def test_messages_of_the_builder_itself_are_not_the_cause() -> None:
         'Step 3/5 : RUN ["/bin/sh", "-ec", "FILES=/x SECRETS=/y\\n. \\"$FILES/install.sh\\""]\n'
         "the cause\n"
     )
-    assert failure(log).remedy.endswith("ends:\n  the cause")
+    assert failure(log).remedy.endswith("ends:\n  | the cause")
 
 
 def test_no_password_is_shown() -> None:
@@ -96,5 +97,5 @@ def test_no_password_is_shown() -> None:
     for text in (str(error), error.stderr, repr(error.__dict__)):
         assert "s3cret" not in text
         assert "example.org/simple" in text or text is error.what
-    assert without_credentials("a http://u@h/ b ftp://x:y@z") == "a http://****@h/ b ftp://****@z"
-    assert without_credentials("git@example.org:a/b.git") == "git@example.org:a/b.git"
+    assert clean("a http://u@h/ b ftp://x:y@z") == "a http://****@h/ b ftp://****@z"
+    assert clean("git@example.org:a/b.git") == "git@example.org:a/b.git"

@@ -97,7 +97,6 @@ DAMAGED = [
     b"null",
     b"[]",
     b'{"version": 1}',
-    b'{"version": 2, "entries": []}',
     b'{"version": 1, "entries": 5}',
     b'{"version": 1, "entries": [5]}',
     b'{"version": 1, "entries": [{"store": "s"}]}',
@@ -120,6 +119,23 @@ def test_a_damaged_index_counts_as_empty(
     index.put(entry("a"))
     assert index.entries() == [entry("a")]
     assert index.path.with_suffix(".damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [b'{"version": 2, "entries": [{"new": 1}]}', None])
+def test_an_index_that_cannot_be_read_is_not_replaced(
+    content: bytes | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = Index(tmp_path)
+    if content is None:
+        index.path.mkdir()
+    else:
+        index.path.write_bytes(content)
+    assert index.entries() == []
+    index.put(entry("a"))
+    index.remove(("a", "b"))
+    assert str(index.path) in caplog.text
+    assert index.path.is_dir() if content is None else index.path.read_bytes() == content
+    assert not index.path.with_suffix(".damaged").exists()
 
 
 def test_an_index_that_cannot_be_written_stops_no_sandbox(

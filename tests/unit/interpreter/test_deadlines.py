@@ -16,7 +16,10 @@ from rlm_containers.errors import SandboxLostError, SetupCodeError
 from rlm_containers.lm import LMBroker
 from tests.support import TIMEOUT, execute, interpreter_of, set_grace
 from tests.unit.guests import LocalRuntime
-from tests.unit.sessions import DIE, Boxes, run
+from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
+
+#: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
+OPTIONS = {"heirs": "never"}
 
 LIMIT = 0.5
 
@@ -376,21 +379,47 @@ def test_only_a_variable_that_cannot_be_restored_in_time_is_lost(boxes: Boxes) -
     run(
         box,
         """
-        import time
+        import os, time
         class Slow:
             def __getstate__(self): return {'a': 1}
             def __setstate__(self, state):
-                while True: time.sleep(0.01)
+                while os.path.exists('armed'): time.sleep(0.01)
         slow = Slow()
         kept = 'kept'
         """,
     )
+    settle(box)
+    (workspace_of(box) / "armed").touch()
     interpreter_of(box).deadlines.start_timeout = 1.0  # the first start may have taken longer
     result = box.execute(DIE)
     assert (result.status, result.lost) == ("died", ("slow",))
     assert "Restoring the variables reached its limit of 1 s (start_timeout)" in result.stderr
     assert "slow (Slow): it cannot be loaded: restoring it took too long" in result.stderr
     assert run(box, "print(kept)").stdout == "kept\n"
+
+
+def test_a_variable_that_cannot_be_loaded_in_time_is_not_saved(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        import time
+        class Bad:
+            def __init__(self): self.a = 1
+            def __setstate__(self, state): raise ValueError('no')
+        class Slow(Bad):
+            def __setstate__(self, state):
+                while True: time.sleep(0.01)
+        class Good(Bad):
+            def __setstate__(self, state): self.__dict__.update(state)
+        bad, slow, worse, good, kept = Bad(), Slow(), Bad(), Good(), 'kept'
+        """,
+    )
+    unsaved = {variable.name: variable.reason for variable in box.unsaved}
+    assert unsaved.keys() == {"bad", "slow", "worse"}, unsaved
+    assert unsaved["slow"] == "loading it took too long"
+    revive(box, "bad", "slow", "worse")
+    assert run(box, "print(kept, good.a)").stdout == "kept 1\n"
 
 
 # Guests that do not answer

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from tests.unit.container.test_reaper import REPOSITORY
-from tests.unit.hostile import CELL, GREETING, LINGER, PRELUDE, READY
+from tests.unit.hostile import CELL, GREETING, HELLO, LINGER, PRELUDE, READY
 
 # A host that answers no call. Prints for each guest how its cell ended and by how many MB the
 # host's memory has grown so far.
@@ -133,7 +133,7 @@ def test_floods_of_calls(tmp_path: Path) -> None:
 
 
 def test_floods_of_greetings(tmp_path: Path) -> None:
-    many = "for _ in range(20_000): " + GREETING
-    for end, grown in run_guests(tmp_path, [many + LINGER, READY + many + LINGER]):
+    many = "for _ in range(20_000): " + HELLO
+    for end, grown in run_guests(tmp_path, [GREETING + many + LINGER, READY + many + LINGER]):
         assert end != "ok"
         assert grown < 120

@@ -10,6 +10,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from rlm_containers.errors import SandboxLostError, SandboxStartError
+from rlm_containers.guest import wire
 from rlm_containers.interpreter import (
     CellClock,
     Deadlines,
@@ -133,7 +134,7 @@ def test_a_guest_that_never_gets_ready(boxes: Boxes, code: str, match: str) -> N
 
 
 def test_a_guest_that_never_greets(boxes: Boxes) -> None:
-    script(boxes.local, LINGER)
+    script(boxes.local, "frame()" + LINGER)
     with pytest.raises(SandboxStartError, match=r"not up within 0\.3 s") as caught:
         boxes(start_timeout=0.3)
     assert "start_timeout" in caught.value.remedy
@@ -160,6 +161,8 @@ def open_() -> Iterator[Open]:
     def make(code: str, **limits: float) -> Interpreter:
         python = EngineCommand((sys.executable, "-E"))
         pipe = Pipe(python.hold("rlm-test", "-c", PRELUDE + code), lambda number, payload: None)
+        for _ in range(2):  # modules, and byte code
+            pipe.send(wire.MODULES)
         assert isinstance(pipe.receive(TIMEOUT), Event)  # the greeting
         made.append(
             Interpreter(

@@ -14,7 +14,7 @@ from rlm_containers.guest import wire
 from tests.support import TIMEOUT, eventually, execute, interpreter_of, set_grace
 from tests.unit.guests import Guest, LocalRuntime
 from tests.unit.hostile import CELL, GREETING, LINGER, READY, result, script
-from tests.unit.sessions import DIE, Boxes, run, workspace_of
+from tests.unit.sessions import DIE, Boxes, run, settle, workspace_of
 
 STUBBORN = """
 begun = False
@@ -190,14 +190,17 @@ def test_ctrl_c_while_variables_are_restored_costs_none(
         class Slow:
             def __getstate__(self): return {'a': 1}
             def __setstate__(self, state):
-                open('begun', 'w').close()
-                while not os.path.exists('go on'): time.sleep(0.01)
+                if os.path.exists('armed'):
+                    open('begun', 'w').close()
+                    while not os.path.exists('go on'): time.sleep(0.01)
         slow = Slow()
         kept = 1
         """,
     )
 
+    settle(box)
     place = workspace_of(box)
+    (place / "armed").touch()
     interpreter = interpreter_of(box)
     pressed: list[object] = []
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from rlm_containers.errors import SandboxLostError
+from rlm_containers.errors import SandboxBusyError, SandboxLostError
 from rlm_containers.guest import wire
+from rlm_containers.interpreter.direct import DirectSocket
 from rlm_containers.interpreter.pipe import (
-    BoundedQueue,
     Closed,
     Event,
     Item,
@@ -26,18 +29,6 @@ from runtimes.command import EngineCommand
 from tests.support import TIMEOUT, eventually
 from tests.unit.hostile import PRELUDE
 
-# The program at the other end: `put` writes a frame, `hear` reads one.
-PROGRAM = (
-    PRELUDE
-    + """
-def hear():
-    head = sys.stdin.buffer.read(5)
-    if not head:
-        sys.exit(0)
-    return head[4:], sys.stdin.buffer.read(int.from_bytes(head[:4], "big"))
-"""
-)
-
 Open = Callable[[str], Pipe]
 
 
@@ -47,8 +38,8 @@ class Calls:
     def __init__(self) -> None:
         self.taken: list[tuple[int, bytes]] = []
 
-    def __call__(self, number: int, payload: bytes) -> None:
-        self.taken.append((number, payload))
+    def __call__(self, number: int, payload: bytes | bytearray) -> None:
+        self.taken.append((number, bytes(payload)))
 
 
 @pytest.fixture
@@ -56,16 +47,36 @@ def calls() -> Calls:
     return Calls()
 
 
-@pytest.fixture
-def open_(calls: Calls) -> Iterator[Open]:
+#: Goes on by a direct connection.
+CONNECT = """
+import socket
+connection = socket.socket(socket.AF_UNIX)
+connection.connect({path!r})
+put(b"e", b'{{"event": "hello", "direct": true}}')
+os.dup2(connection.detach(), 0)
+os.dup2(0, 1)
+"""
+
+HELLO = Event({"event": "hello", "direct": True})
+
+
+@pytest.fixture(params=["streams", "direct"])
+def open_(request: pytest.FixtureRequest, calls: Calls, tmp_path: Path) -> Iterator[Open]:
     """Opens pipes to programs, and closes them."""
     made: list[Pipe] = []
 
     def make(code: str) -> Pipe:
         python = EngineCommand((sys.executable, "-E"))
-        process: ContainerProcess = python.hold("rlm-test", "-c", PROGRAM + code)
-        pipe = Pipe(process, calls)
+        direct = None
+        if request.param == "direct":
+            direct = DirectSocket(tmp_path)
+            code = CONNECT.format(path=str(tmp_path / wire.SOCKET)) + code
+        process: ContainerProcess = python.hold("rlm-test", "-c", PRELUDE + code)
+        pipe = Pipe(process, calls, direct)
         made.append(pipe)
+        if direct is not None:
+            assert pipe.receive(TIMEOUT) == HELLO
+            assert list(tmp_path.iterdir()) == []
         return pipe
 
     yield make
@@ -107,7 +118,7 @@ def test_the_end_is_received_again_and_again(open_: Open) -> None:
 
 
 def test_receiving_times_out(open_: Open) -> None:
-    pipe = open_("hear()")
+    pipe = open_("frame()")
     with pytest.raises(TimeoutError):
         pipe.receive(0.05)
     with pytest.raises(TimeoutError):
@@ -117,7 +128,7 @@ def test_receiving_times_out(open_: Open) -> None:
 
 
 def test_messages_arrive(open_: Open) -> None:
-    pipe = open_("for _ in range(3):\n    kind, payload = hear()\n    put(kind, payload)")
+    pipe = open_("for _ in range(3):\n    kind, payload = frame()\n    put(kind, payload)")
     for text in ("", "ünï\ud800€", "x" * 1_000_000):
         pipe.send_message(op="echo", text=text)
         assert pipe.receive(TIMEOUT) == Message({"op": "echo", "text": text})
@@ -128,7 +139,7 @@ def test_large_messages_while_the_other_end_talks(open_: Open) -> None:
     pipe = open_(
         "import threading\n"
         "flood = threading.Thread(target=lambda: [put(b'o', b'x' * 50_000) for _ in range(200)])\n"
-        "flood.start(); kind, payload = hear(); flood.join()\n"
+        "flood.start(); kind, payload = frame(); flood.join()\n"
         "put(b'm', b'{\"length\": %d}' % len(payload))\n"
     )
     sender = threading.Thread(target=lambda: pipe.send_message(text="y" * 5_000_000))
@@ -140,7 +151,7 @@ def test_large_messages_while_the_other_end_talks(open_: Open) -> None:
 
 
 def test_frames_from_many_threads_do_not_mix(open_: Open) -> None:
-    pipe = open_("for _ in range(80):\n    put(*hear())")
+    pipe = open_("for _ in range(80):\n    put(*frame())")
 
     def send(number: int) -> None:
         for _ in range(10):
@@ -177,15 +188,61 @@ def test_sending_to_a_program_that_does_not_read(
 
 
 def test_sending_to_a_program_that_closed_its_input(open_: Open) -> None:
-    pipe = open_("os.close(0)\nput(b'o', b'ready')\nimport time\ntime.sleep(1000)")
-    assert pipe.receive(TIMEOUT) == Output(wire.STDOUT, b"ready")
+    pipe = open_(
+        "import socket, stat, time\n"
+        "if stat.S_ISSOCK(os.fstat(0).st_mode):\n"
+        "    socket.socket(fileno=os.dup(0)).shutdown(socket.SHUT_RD)\n"
+        "os.close(0)\nput(b'o', b'closed')\ntime.sleep(1000)"
+    )
+    assert pipe.receive(TIMEOUT) == Output(wire.STDOUT, b"closed")
     with pytest.raises(SandboxLostError, match="broken"):
         pipe.send_message(text="x")
     pipe.process.kill()
 
 
+@pytest.mark.parametrize("open_", ["streams"], indirect=True)
+def test_a_program_that_lies_about_a_direct_connection(open_: Open) -> None:
+    pipe = open_('put(b\'e\', b\'{"event": "hello", "direct": true}\')\nframe()')
+    (closed,) = everything(pipe)
+    assert isinstance(closed, Closed)
+    assert "says that it has connected" in closed.reason
+
+
+def test_only_one_connection_is_taken(tmp_path: Path) -> None:
+    direct = DirectSocket(tmp_path)
+    path = str(tmp_path / wire.SOCKET)
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        assert not direct.accept()
+        first.connect(path)
+        second.connect(path)
+        assert direct.accept()
+        first.sendall(b"first")
+        assert os.read(direct.fileno(), 10) == b"first"
+        with pytest.raises(ConnectionError):
+            second.sendall(b"second")
+        with pytest.raises(FileNotFoundError), socket.socket(socket.AF_UNIX) as third:
+            third.connect(path)
+    direct.close()
+
+
+def test_what_a_session_has_left_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / wire.SOCKET).symlink_to("/nonesuch/elsewhere")
+    DirectSocket(tmp_path).close()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / wire.SOCKET).mkdir()
+    with pytest.raises(IsADirectoryError):
+        DirectSocket(tmp_path)
+
+
+def test_a_long_path(tmp_path: Path) -> None:
+    workspace = tmp_path / ("long" * 30)
+    workspace.mkdir()
+    DirectSocket(workspace).close()
+    assert list(workspace.iterdir()) == []
+
+
 def test_a_payload_that_is_too_large_is_not_sent(open_: Open) -> None:
-    pipe = open_("put(*hear())")
+    pipe = open_("put(*frame())")
     with pytest.raises(wire.FrameError):
         pipe.send(wire.MESSAGE, bytes(wire.MAX_FRAME + 1))
     pipe.send_message(fine=True)  # the stream is still intact
@@ -200,7 +257,7 @@ def test_a_payload_that_is_too_large_is_not_sent(open_: Open) -> None:
     ],
 )
 def test_nothing_is_believed_after_garbage(open_: Open, said: str, reason: str) -> None:
-    pipe = open_(f"put(b'o', b'good')\n{said}\nput(b'o', b'late')\nhear()")
+    pipe = open_(f"put(b'o', b'good')\n{said}\nput(b'o', b'late')\nframe()")
     first, closed = everything(pipe)
     assert first == Output(wire.STDOUT, b"good")
     assert isinstance(closed, Closed)
@@ -217,7 +274,7 @@ def test_nothing_is_dropped_while_nobody_receives(open_: Open) -> None:
 
 
 def test_closing_ends_the_program(open_: Open) -> None:
-    pipe = open_("hear()")
+    pipe = open_("frame()")
     pipe.close(TIMEOUT)
     assert pipe.closed == Closed(0, "", "")
     pipe.close(TIMEOUT)
@@ -226,7 +283,7 @@ def test_closing_ends_the_program(open_: Open) -> None:
 
 
 def test_closing_while_many_items_are_pending(open_: Open) -> None:
-    pipe = open_("for number in range(2000): put(b'o', b'x')\nput(b'o', b'end')\nhear()")
+    pipe = open_("for number in range(2000): put(b'o', b'x')\nput(b'o', b'end')\nframe()")
     assert isinstance(pipe.receive(TIMEOUT), Output)
     pipe.close(5.0)
     # It ended by itself in time and was not killed.
@@ -245,77 +302,88 @@ def test_closing_kills_a_program_that_does_not_end(open_: Open) -> None:
 def test_no_descriptor_and_no_thread_is_left(open_: Open) -> None:
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
-        pipe = open_("hear()")
+        pipe = open_("frame()")
         pipe.send_message(op="x")
         pipe.close(TIMEOUT)
     assert os.listdir("/proc/self/fd") == before
     assert "rlm-pipe-rlm-test" not in {thread.name for thread in threading.enumerate()}
 
 
-# The queue between the reader and the thread that receives
+def test_a_write_in_the_middle_of_a_write_is_refused(open_: Open) -> None:
+    """A signal handler may strike there. It would wait for itself."""
+    pipe = open_(
+        "import select\npoll = select.poll()\npoll.register(0, select.POLLRDHUP)\npoll.poll()"
+    )
+    caught: list[Exception] = []
+
+    def handle(*_: object) -> None:
+        try:
+            pipe.send(wire.SWEEP)
+        except SandboxBusyError as error:
+            caught.append(error)
+        pipe.hang_up()
+
+    def strike() -> None:
+        assert eventually(pipe._writing.locked)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        thread = threading.Thread(target=strike)
+        thread.start()
+        with pytest.raises(SandboxLostError):
+            pipe.send(wire.MESSAGE, bytes(10_000_000))
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert [type(error) for error in caught] == [SandboxBusyError]
 
 
-def test_items_come_in_order() -> None:
-    queue: BoundedQueue[int] = BoundedQueue(100)
-    for number in range(5):
-        queue.put(number, 1)
-    assert len(queue) == 5
-    assert [queue.get(0) for _ in range(5)] == list(range(5))
+def test_a_program_that_is_blocked_when_it_is_hung_up_on(open_: Open) -> None:
+    """It is not read any more, and would not notice."""
+    pipe = open_("raw(b'garbage')\ntry: raw(bytes(10_000_000))\nfinally: os._exit(5)")
+    *_, closed = everything(pipe)
+    assert isinstance(closed, Closed)
+    assert closed.exit_code == 5
 
 
-@pytest.mark.parametrize("timeout", [0, 0.01])
-def test_an_empty_queue_times_out(timeout: float) -> None:
-    queue: BoundedQueue[int] = BoundedQueue(100)
+@pytest.mark.parametrize("open_", ["direct"], indirect=True)
+def test_what_writes_on_when_the_client_has_ended(open_: Open) -> None:
+    pipe = open_(
+        "import signal\nif os.fork() == 0:\n    os.close(2)\n    signal.alarm(60)\n"
+        "    while True: put(b'o', bytes(1000))\nos._exit(3)"
+    )
+    received = 0
+    while not isinstance(item := pipe.receive(TIMEOUT), Closed):
+        received += isinstance(item, Output)
+        assert received < 100_000  # some 40,000 may wait in the queue
+    assert item.exit_code == 3
+
+
+def test_descriptors_stay_while_they_are_read(open_: Open) -> None:
+    """Their numbers would be those of another container's."""
+    pipe = open_(
+        "import signal\nchild = os.fork()\nif child == 0:\n    os.setsid()\n    signal.pause()\n"
+        "event(child=child)\nos._exit(0)"
+    )
+    item = pipe.receive(TIMEOUT)
+    assert isinstance(item, Event)
+    stderr = pipe.process.stderr
+    try:
+        pipe.close(0.1)
+        os.fstat(stderr)
+    finally:
+        os.kill(item.content["child"], signal.SIGKILL)
+    pipe._reader.join(TIMEOUT)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(stderr)
+
+
+def test_what_comes_without_an_end_takes_no_more_than_its_time(open_: Open) -> None:
+    pipe = open_(
+        "import select\npoll = select.poll()\npoll.register(0, select.POLLRDHUP)\n"
+        "while not poll.poll(0): put(b'o', b'x')"
+    )
     with pytest.raises(TimeoutError):
-        queue.get(timeout)
-
-
-def test_an_item_that_is_too_large_waits_until_it_fits() -> None:
-    queue: BoundedQueue[str] = BoundedQueue(10)
-    queue.put("a", 6)
-    putting = threading.Thread(target=lambda: [queue.put("b", 6), queue.put("c", 4)])
-    putting.start()
-    assert not eventually(lambda: len(queue) > 1, 0.1)
-    assert queue.get(0) == "a"
-    assert queue.get(TIMEOUT) == "b"
-    assert queue.get(TIMEOUT) == "c"
-    putting.join()
-
-
-def test_a_single_item_may_be_larger_than_the_limit() -> None:
-    queue: BoundedQueue[str] = BoundedQueue(10)
-    queue.put("large", 1000)
-    assert queue.get(0) == "large"
-
-
-def test_a_waiting_thread_can_be_woken() -> None:
-    queue: BoundedQueue[str] = BoundedQueue(10)
-    woken = threading.Event()
-
-    def wait() -> None:
-        with pytest.raises(TimeoutError):
-            queue.get(None)
-        woken.set()
-
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    assert eventually(lambda: queue.wake() or woken.is_set())
-    waiting.join()
-    # The wake-up was used up by the thread that waited, or an item comes before it.
-    if not len(queue):
-        queue.put("a", 1)
-    assert queue.get(0) == "a"
-
-
-def test_nobody_waits_to_put_into_a_closed_queue() -> None:
-    queue: BoundedQueue[str] = BoundedQueue(10)
-    queue.put("a", 10)
-    putting = threading.Thread(target=lambda: queue.put("b", 10))
-    putting.start()
-    queue.close()
-    putting.join(TIMEOUT)
-    assert not putting.is_alive()
-    queue.put("c", 1)
-    assert queue.get(0) == "a"  # what was there before is still there
-    with pytest.raises(TimeoutError):
-        queue.get(0)
+        for item in pipe.items(0.2):
+            assert isinstance(item, Output)

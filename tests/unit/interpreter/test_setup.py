@@ -15,15 +15,18 @@ def test_the_message_has_everything_that_workers_read() -> None:
         file_limit=4096,
         scaffold=False,
         tools=[{"name": "fetch", "signature": "()", "doc": ""}],
-        kept=[KeptVariable("history", "history-1.json", "json")],
+        kept=[KeptVariable("history", "history-1.json", "json", 2, 5)],
         kept_names=["helper"],
         outlives=True,
+        durable=True,
+        heirs=False,
     )
     assert json.loads(json.dumps(setup.message())) == {
         "lm": True,
         "proxy": {"host": "host", "port": 8080, "token": "secret"},
         "env": {"A": "1"},
         "file_limit": 4096,
+        "core_files": False,
         "scaffold": False,
         "tools": [{"name": "fetch", "signature": "()", "doc": ""}],
         "kept": [
@@ -31,12 +34,16 @@ def test_the_message_has_everything_that_workers_read() -> None:
                 "name": "history",
                 "file": "history-1.json",
                 "kind": "json",
+                "size": 2,
+                "checksum": 5,
                 "keep": True,
                 "superseded": None,
             }
         ],
         "kept_names": ["helper"],
         "kept_session": True,
+        "durable": True,
+        "heirs": False,
     }
 
 

@@ -133,3 +133,35 @@ def test_the_memory_of_a_value_is_known_before_it_is_parsed(payload: bytes) -> N
         tracemalloc.stop()
     assert value
     assert after - before < said.size
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"[" * 201 + b'"' + b'\\"' * 5_000_000,
+        b"[" * 201 + b'"' + b"\\" * 10_000_001,
+        b'["' + b'","' * 3_000_000,
+        b'["",' + b'"",' * 3_000_000,
+        b"[" * 201 + b"]" * 10_000_000,
+        b"," * 10_000_000,
+    ],
+    ids=lambda payload: repr(payload[199:206]),
+)
+def test_looking_at_a_text_takes_bounded_time_and_memory(payload: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError):  # noqa: PT011 - of many kinds
+            UntrustedJSON(payload)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000  # nothing is copied
+
+
+@pytest.mark.parametrize("payload", [b"x" * 100_000, b"\xff" * 100_000])
+def test_an_error_does_not_keep_the_text(payload: bytes) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        UntrustedJSON(payload).load()
+    assert not hasattr(caught.value, "doc")
+    assert not hasattr(caught.value, "object")
+    assert caught.value.__context__ is None

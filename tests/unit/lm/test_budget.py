@@ -10,12 +10,17 @@ from typing import Any
 
 import pytest
 
+from rlm_containers import ContainerREPL, Sandbox
 from rlm_containers.interpreter import LMCall, Prompt
 from rlm_containers.lm import CallBudget, LMBroker
 from tests.unit.sessions import Boxes, revive, run
 
 CELL = "this cell has used up its {} (max_lm_calls)"
 SESSION = "this session has used up its {} (max_session_lm_calls)"
+TREE = (
+    "the session that this recursive call belongs to has, with all calls below it, "
+    "used up its {} (max_session_lm_calls)"
+)
 
 
 class Echo:
@@ -176,3 +181,104 @@ def test_cells_and_their_limits(boxes: Boxes) -> None:
         == "Error: " + SESSION.format("3 language model calls") + "\n"
     )
     assert sorted(asked) == ["a", "b", "d"]
+
+
+# Sandboxes below a sandbox
+
+
+def below(parent: CallBudget, **limits: Any) -> CallBudget:
+    with parent.answering():
+        return CallBudget(**limits, parent=CallBudget.of_caller())
+
+
+def test_a_prompt_counts_in_the_whole_line_above_it() -> None:
+    root = CallBudget(per_cell=3, per_session=6)
+    child = below(root, per_session=4)
+    grandchild = below(child, per_cell=2)
+    assert grandchild.allow(5) == 2
+    assert grandchild.refusal() == CELL.format("2 language model calls")
+    assert child.allow(5) == 2
+    assert child.refusal() == SESSION.format("4 language model calls")
+    grandchild.begin_cell()
+    assert grandchild.allow(1) == 0
+    assert grandchild.refusal() == TREE.format("4 language model calls")
+    # The cells of the root have their own limit, of which its children use nothing.
+    assert root.allow(5) == 2
+    assert root.refusal() == SESSION.format("6 language model calls")
+    assert below(root).allow(1) == 0
+    assert CallBudget.of_caller() is None
+
+
+def test_the_limit_of_a_tree_holds_for_many_threads() -> None:
+    root = CallBudget(per_session=100)
+    leaves = [below(below(root, per_session=90)) for _ in range(8)]
+    allowed: list[int] = []
+
+    def work(budget: CallBudget) -> None:
+        allowed.extend(budget.allow(1) for _ in range(50))
+
+    threads = [threading.Thread(target=work, args=(leaf,)) for leaf in leaves]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(allowed) == 100
+
+
+@pytest.mark.parametrize("way", ["model", "async model", "tool"])
+def test_whatever_is_started_for_a_call_shares_the_budget(boxes: Boxes, way: str) -> None:
+    ask_twice = "print(llm_query_batched([{!r}] * 2)[1])"
+
+    def child(prompt: str) -> str:
+        with Sandbox(runtime=boxes.local, lm=str.upper) as box:
+            return run(box, ask_twice.format(prompt)).stdout.strip()
+
+    async def later(prompt: str) -> str:
+        async with Sandbox(runtime=boxes.local, lm=str.upper) as box:
+            return (await box.aexecute(ask_twice.format(prompt))).stdout.strip()
+
+    if way == "tool":
+        box, limit = boxes(tools={"ask": child}, max_session_lm_calls=3), "3"
+    else:  # its own calls count as well
+        lm = child if way == "model" else later
+        box, limit = boxes(lm=lm, setup_code="ask = llm_query", max_session_lm_calls=5), "5"
+    told = run(box, "for word in 'ab': print(ask(word))").stdout.splitlines()
+    assert told == ["A", "Error: " + TREE.format(f"{limit} language model calls")]
+
+
+def test_recursive_calls_at_any_depth_share_one_budget(boxes: Boxes) -> None:
+    asked: list[str] = []
+    lock = threading.Lock()
+
+    def repl(depth: int, context: str) -> ContainerREPL:
+        def subcall(prompt: str, model: str | None) -> Any:
+            with lock:
+                asked.append(prompt)
+            if depth == 2:
+                return SimpleNamespace(response="done")
+            with repl(depth + 1, prompt) as child:
+                result = child.execute_code("print(rlm_query_batched([context] * 2))")
+            return SimpleNamespace(response=result.stdout)
+
+        return ContainerREPL(
+            runtime=boxes.local,
+            context_payload=context,
+            subcall_fn=subcall,
+            max_session_lm_calls=5,
+        )
+
+    with repl(0, "x") as root:
+        told = root.execute_code("print(rlm_query_batched(['x'] * 2))").stdout
+        assert TREE.format("5 language model calls") in told
+        told = root.execute_code("print(rlm_query('y'))").stdout
+        assert told == f"Error: {SESSION.format('5 language model calls')}\n"
+    assert asked == ["x"] * 5
+
+
+def test_a_fork_counts_anew(boxes: Boxes) -> None:
+    box = boxes(lm=str.upper, max_session_lm_calls=1)
+    ask = "print(llm_query('a'))"
+    refused = f"Error: {SESSION.format('1 language model call')}\n"
+    assert [run(box, ask).stdout for _ in range(2)] == ["A\n", refused]
+    with box.fork() as other:
+        assert [run(other, ask).stdout for _ in range(2)] == ["A\n", refused]

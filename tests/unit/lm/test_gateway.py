@@ -136,7 +136,9 @@ def test_the_clock_stands_while_a_request_is_answered() -> None:
 
 
 def test_one_gate_bounds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlm_containers.lm.gateway.Gate", lambda: Gate(size=5000, turns=1))
+    monkeypatch.setattr(
+        "rlm_containers.lm.gateway.Gate", lambda: Gate(large=10_000, small=2000, turns=1)
+    )
     asked, go_on = threading.Event(), threading.Event()
 
     def answer(prompt: str) -> str:
@@ -147,13 +149,15 @@ def test_one_gate_bounds_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     host = Host(answer)
     host.attach()
     address = host.open_proxy()
-    asking = threading.Thread(target=post, args=(address, "/llm_query"))
+    large = {"prompt": "x" * 2500}
+    asking = threading.Thread(target=post, args=(address, "/llm_query", large))
     asking.start()
     assert asked.wait(TIMEOUT)
     # Its memory is not there for a call over the pipe.
-    host.call("/llm_query", {"prompt": "x" * 4900})
+    host.call("/llm_query", {"prompt": "x" * 1000})
     assert "too much is being asked at once" in host.reply()["error"]
-    # Nor is its turn, which a tool does not need: the answer may wait for a tool.
+    # Nor is its turn, which a tool does not need: the answer may wait for a tool. And small calls
+    # have memory of their own.
     host.call("/llm_query")
     host.gateway.call_tool = lambda request: {"result": request}
     host.call("/tool", 5, number=2)

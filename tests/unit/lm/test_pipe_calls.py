@@ -60,9 +60,28 @@ def make(asked: Asked, replies: Replies) -> Iterator[Make]:
 
 
 def test_calls_for_which_there_is_no_memory_are_refused(make: Make, replies: Replies) -> None:
-    calls = make(Gate(size=len(CALL) - 1))
+    gate = Gate(large=10 * len(CALL), small=0)
+    calls = make(gate)
+    gate.enter(9 * len(CALL))
     calls.submit(5, CALL)
     assert eventually(lambda: replies == {5: REFUSAL})
+
+
+def test_a_call_for_which_there_is_never_memory_is_told_so(make: Make, replies: Replies) -> None:
+    calls = make(Gate(large=len(CALL), small=0))
+    calls.submit(5, CALL)
+    assert eventually(lambda: 5 in replies)
+    assert "the request is too large: it takes" in replies[5]["error"]
+
+
+def test_a_call_of_many_parts_takes_their_memory(make: Make, replies: Replies) -> None:
+    calls = make(Gate(large=50_000, small=0))
+    calls.submit(5, b'{"path": "/llm_query", "request": [' + b"[]," * 1000 + b"[]]}")
+    assert eventually(lambda: 5 in replies)
+    assert "the request is too large: it takes" in replies[5]["error"]
+    calls.submit(6, CALL)
+    assert eventually(lambda: 6 in replies)
+    assert "error" not in replies[6]
 
 
 def test_calls_that_cannot_wait_are_refused(

@@ -20,6 +20,7 @@ from runtimes.errors import (
     EngineTimeoutError,
 )
 from tests.support import TIMEOUT
+from tests.unit.guests import run_python
 
 SH = EngineCommand(("/bin/sh", "-c"))
 
@@ -86,9 +87,53 @@ def test_bytes_that_are_not_utf8_are_replaced() -> None:
 
 
 def test_large_output_is_collected() -> None:
-    result = SH.run("head -c 5000000 /dev/zero | tr '\\0' x; head -c 300000 /dev/zero >&2")
+    result = SH.run("head -c 5000000 /dev/zero | tr '\\0' x; head -c 60000 /dev/zero >&2")
     assert len(result.stdout) == 5_000_000
-    assert len(result.stderr) == 300_000
+    assert len(result.stderr) == 60_000
+
+
+def test_of_a_long_standard_error_the_ends_are_kept() -> None:
+    result = SH.run("echo first >&2; head -c 300000 /dev/zero >&2; echo; echo last >&2")
+    assert result.stderr.startswith("first\n\0")
+    assert result.stderr.endswith("\0last\n")
+    cut = 300_000 + len("first\nlast\n") - 64 * 1024
+    assert f"\n[… {cut} bytes …]\n" in result.stderr
+    assert len(result.stderr) < 70_000
+
+
+def test_a_flood_is_an_error(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    with pytest.raises(EngineCommandError, match="printed more than 32 MiB") as caught:
+        SH.run(f"echo $$ >{pid}; echo why >&2; cat /dev/zero", timeout=TIMEOUT)
+    assert "by hand" in caught.value.remedy
+    assert caught.value.stderr == "why\n"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+
+
+#: Prints by how many MiB this process's memory has grown at its peak.
+_GROWTH = """
+import resource
+from runtimes.command import EngineCommand
+from runtimes.errors import EngineCommandError
+engine = EngineCommand(("/bin/sh", "-c"))
+engine.run("echo")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    engine.run({script!r}, check=False)
+except EngineCommandError:
+    pass
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_flood_costs_bounded_memory(stream: int) -> None:
+    repository = str(Path(__file__).parents[3])
+    program = _GROWTH.format(script=f"head -c 300000000 /dev/zero >&{stream}")
+    done = run_python(program, path=[repository])
+    assert done.stderr == ""
+    assert int(done.stdout) < 100
 
 
 def test_a_command_has_no_terminal_and_empty_input() -> None:

@@ -40,6 +40,16 @@ def test_podman_where_there_is_no_docker(bin_: Path) -> None:
     assert runtime.info().version == (4, 3, 1)
 
 
+@pytest.mark.parametrize("named", ["docker", None])
+def test_podman_behind_a_program_called_docker(bin_: Path, named: str | None) -> None:
+    cli = FakeCli(bin_, "docker")
+    cli.answer("info", podman_info(), stderr="Emulate Docker CLI using podman.")
+    runtime = get_runtime(named)
+    assert (runtime.name, runtime.info().version) == ("podman", (4, 3, 1))
+    assert get_runtime(named) is runtime
+    assert runtime.remove_command("x")[0] == "docker"
+
+
 def test_podman_where_docker_has_no_engine(bin_: Path) -> None:
     stopped_docker(bin_)
     fake_podman(bin_)

@@ -74,7 +74,7 @@ def test_by_a_runtime_object(bin_: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", " ", "kubectl", "dockerd", "dock", "Docker", "/usr/bin/env", "'unbalanced", "nerdctl"],
+    ["", " ", "nerdctl", "dockerd", "dock", "Docker", "/usr/bin/env", "'unbalanced"],
 )
 def test_unknown_names(bin_: Path, name: str) -> None:
     with pytest.raises(UnknownRuntimeError):

@@ -283,6 +283,14 @@ def test_saving(fake: tuple[ContainerEngine, FakeCli], tmp_path: Path) -> None:
     cli.answer("save", stderr="no space left on device", exit_code=1)
     with pytest.raises(EngineCommandError, match="could not save the image: no space left"):
         runtime.save_image("a:1", tmp_path / "file")
+    # Another process has changed podman's store while it was read.
+    lost = "Error: reading blob: locating image with ID: image not known"
+    once = f'[ -e "$home/saved" ] && exit 0; touch "$home/saved"; echo "{lost}" >&2; exit 125'
+    cli.script("save", once)
+    runtime.save_image("a:1", tmp_path / "file")
+    cli.answer("save", stderr=lost, exit_code=125)
+    with pytest.raises(EngineCommandError, match="image not known"):
+        runtime.save_image("a:1", tmp_path / "file")
     cli.answer("image inspect", stderr="Error: No such image: b", exit_code=1)
     with pytest.raises(ImageNotFoundError):
         runtime.save_image("b:1", tmp_path / "file")

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from runtimes import EngineInfo, HostRoute
+from runtimes.command import EngineCommand
+from runtimes.docker import DockerRuntime
 from runtimes.errors import UnsupportedByEngineError
 from tests.unit.engines import (
     docker,
@@ -115,6 +117,31 @@ def test_docker_without_a_gateway_has_no_route(tmp_path: Path, pools: str, exit_
 def test_docker_desktop_resolves_the_host_itself(tmp_path: Path) -> None:
     desktop = docker(fake_docker(tmp_path, docker_info(OperatingSystem="Docker Desktop")))
     assert desktop.host_route() == HostRoute(bind="127.0.0.1", address=None)
+
+
+@pytest.mark.parametrize("selinux", [False, True])
+def test_a_remote_docker_is_not_made_to_make_directories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selinux: bool
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "ssh://lab")
+    options = {"SecurityOptions": ["name=selinux"]} if selinux else {}
+    engine = docker(fake_docker(tmp_path, docker_info(**options)))
+    assert engine.info().selinux is selinux
+    assert engine.shares_files is (False if selinux else None)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--host", "tcp://lab:2376"), ("--host=tcp:lab",), ("-H", "ssh://lab")]
+)
+def test_an_argument_may_name_a_remote_docker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///here")
+    cli = fake_docker(tmp_path)
+    cli.answer(arguments[0], docker_info())
+    engine = DockerRuntime(EngineCommand((str(cli.path), *arguments)))
+    assert engine.info().remote
+    assert engine.host_route() is None
 
 
 def test_remote_engines_have_no_route(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,11 @@ def test_a_timeout() -> None:
 def test_it_may_clean_up_after_a_timeout(tmp_path: Path) -> None:
     put_away = tmp_path / "put-away"
     with pytest.raises(EngineTimeoutError):
-        SH.follow(f"trap ': >{put_away}; exit' INT; sleep 1000 & wait", on_line=print, timeout=0.5)
+        SH.follow(
+            f"trap ': >{put_away}; kill $!; exit' INT; sleep 1000 & wait",
+            on_line=print,
+            timeout=0.5,
+        )
     assert put_away.exists()
 
 

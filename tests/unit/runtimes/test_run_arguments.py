@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from runtimes import ContainerSpec, GpuRequest, HostRoute, InternalNetwork, Mount
+from runtimes import ContainerSpec, GpuRequest, HostRoute, InternalNetwork, Mount, OwnDirectory
 from runtimes.command import EngineCommand
 from runtimes.docker import DockerRuntime
 from runtimes.engine import ContainerEngine
@@ -125,6 +125,22 @@ def test_init_where_the_engine_has_one(
 )
 def test_limits(tmp_path: Path, make: Make, limits: dict[str, Any], said: set[str]) -> None:
     assert said <= set(arguments(*make(tmp_path), spec(tmp_path, **limits)))
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_a_directory_of_its_own(tmp_path: Path, make: Make) -> None:
+    own = OwnDirectory(target="/workspace", size=1024)
+    call = arguments(*make(tmp_path), spec(tmp_path, own_directory=own, user="7:8"))
+    user = "mode=0777,notmpcopyup" if make is podman else "mode=0700,uid=7,gid=8"
+    assert f"--tmpfs=/workspace:rw,exec,nosuid,nodev,{user},size=1024" in call
+
+
+@pytest.mark.parametrize("make", [docker, podman])
+def test_a_volume_of_its_own(tmp_path: Path, make: Make) -> None:
+    volume = OwnDirectory(target="/workspace", kind="volume")
+    call = arguments(*make(tmp_path), spec(tmp_path, own_directory=volume))
+    owned = ",U=true" if make is podman else ""
+    assert f"--mount=type=volume,target=/workspace{owned}" in call
 
 
 @pytest.mark.parametrize("make", [docker, podman])

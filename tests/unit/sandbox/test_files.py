@@ -223,7 +223,7 @@ def test_errors_name_the_container(box: Sandbox) -> None:
     with pytest.raises(WorkspaceError, match="Not a directory") as caught:
         box.put_file(b"x", "file/below")
     assert caught.value.container == box.name
-    assert "Make room" in caught.value.remedy
+    assert "stands in the way" in caught.value.remedy
 
 
 def test_sources_that_cannot_be_put(box: Sandbox, tmp_path: Path) -> None:

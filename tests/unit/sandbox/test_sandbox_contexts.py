@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+from collections import Counter, OrderedDict, defaultdict
+from enum import IntEnum
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -30,6 +35,84 @@ def test_documents_arrive_as_they_are(box: Sandbox) -> None:
         settle(box)
         revive(box)
         run(box, f"assert data == json.loads({json.dumps(document)!r}), data")
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Color(IntEnum):
+    RED = 1
+
+
+def nested(depth: int) -> list[Any]:
+    document: list[Any] = ["inner"]
+    for _ in range(depth):
+        document = [document]
+    return document
+
+
+ROW = {"tags": ["a"]}
+
+#: What JSON turns into something else.
+ALIKE: dict[str, Any] = {
+    "tuples": {"a": (1, ("b",))},
+    "keys": {1: "a", False: "b", None: "c", 2.5: "d"},
+    "subclasses of dict": [OrderedDict(a=1), defaultdict(int, b=2), Counter("x")],
+    "subclass of str": [Text("text"), {Text("key"): 1}],
+    "enum": [Color.RED],
+    "one row twice": [ROW, ROW],
+    "one row on two levels": [{"rows": [ROW]}, ROW],
+    "one empty list twice": [[]] * 2,
+    "very deep": nested(600),
+    "nearly as deep": nested(400),
+}
+
+
+@pytest.mark.parametrize("what", ALIKE)
+def test_documents_arrive_as_json_would_have_them(box: Sandbox, what: str) -> None:
+    document = ALIKE[what]
+    box.load("data", document)
+    expected = f"import json\nexpected = json.loads({json.dumps(document)!r})"
+    same = f"{expected}\nassert repr(data) == repr(expected), data"
+    run(box, same)
+    settle(box)
+    revive(box)
+    run(box, same)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_rows_of_a_document_are_separate(box: Sandbox, shared: bool) -> None:
+    row = {"tags": ["a"]}
+    box.load("data", [row, row if shared else {"tags": ["a"]}])
+    run(box, "data[0]['tags'].append('b')\ndata[0]['new'] = 1")
+    for _ in range(2):
+        run(box, "assert data == [{'tags': ['a', 'b'], 'new': 1}, {'tags': ['a']}], data")
+        settle(box)
+        revive(box)
+
+
+def test_a_document_may_change_while_it_is_sent(box: Sandbox) -> None:
+    # What is in it then need not be JSON, but must not break anything else.
+    box.load("other", "kept")
+    document = [{"n": n} for n in range(20_000)]
+    ended = threading.Event()
+
+    def change() -> None:
+        while not ended.is_set():
+            for row in document:
+                row["n"] = Fraction(1, 3) if row["n"] == 1 else 1  # type: ignore[assignment]
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for _ in range(3):
+            with contextlib.suppress(ContextError):
+                box.load("data", document)
+            run(box, "assert other == 'kept'")
+    finally:
+        ended.set()
+        changing.join()
 
 
 @pytest.mark.parametrize("value", [None, 5, 2.5, b"bytes", {1, 2}, ("a",), object(), True])

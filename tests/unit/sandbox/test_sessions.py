@@ -196,13 +196,11 @@ def test_a_lock_outlives_its_owner_as_long_as_something_of_it_does(tmp_path: Pat
     # Its child holds the lock, as a reaper does until the container is gone.
     directory = tmp_path / "s"
     program = (
-        "import os, sys, time\nfrom pathlib import Path\n"
+        "import os, subprocess, sys\nfrom pathlib import Path\n"
         "from rlm_containers.state.lock import SessionLock\n"
         "lock = SessionLock(Path(sys.argv[1]), 's', create=True)\n"
-        "if os.fork() == 0:\n"
-        "    os.close(1)\n"
-        "    while not os.path.exists(sys.argv[1] + '/go'): time.sleep(0.01)\n"
-        "    os._exit(0)\n"
+        "loop = 'while ! [ -e \"$0/go\" ]; do sleep 0.01; done'\n"
+        "subprocess.Popen(('sh', '-c', loop, sys.argv[1]), pass_fds=(lock.descriptor,), stdout=2)\n"
         "print(os.getpid(), flush=True)\nos._exit(0)\n"
     )
     done = subprocess.run(
@@ -301,6 +299,7 @@ def test_the_manifest_describes_the_session(boxes: Boxes) -> None:
     assert 2_000 < sizes["x"][1] < 10_000
     assert "generator" not in sizes
     assert [(v.name, v.type) for v in info.manifest.unsaved] == [("generator", "generator")]
+    assert info.size is not None
     assert info.size > 900_000
     again = boxes(session="one")
     assert [variable.name for variable in again.lost] == ["generator"]
@@ -458,9 +457,7 @@ def test_another_python_gives_a_warning_and_a_snapshot(
     run(box, "x = 1")
     box.close()
     path = session_path() / "manifest.json"
-    raw = json.loads(path.read_text())
-    raw["python"] = "3.2.1"
-    path.write_text(json.dumps(raw))
+    replace(Manifest.read(path), python="3.2.1").write(path)
     again = boxes(session="one")
     (warning,) = warnings_of(caplog)
     assert "was made with Python 3.2.1, and this is 3." in warning.getMessage()
@@ -490,7 +487,7 @@ def test_the_sessions_directory_cannot_be_made(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    with pytest.raises(SessionError, match="cannot be opened") as caught:
+    with pytest.raises(SessionError, match="cannot be locked") as caught:
         boxes(session="one")
     assert "XDG_STATE_HOME" in caught.value.remedy
 
@@ -566,3 +563,13 @@ def test_the_log_names_no_more_than_it_must(boxes: Boxes, caplog: pytest.LogCapt
     assert "swordfish" not in caplog.text
     for path in session_path().rglob("*"):
         assert not path.is_file() or b"swordfish" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("made", ["os.mkdir('.hello')", "os.symlink('/', '.hello')"])
+def test_what_has_the_name_of_the_guests_greeting(
+    boxes: Boxes, own_sessions: None, made: str
+) -> None:
+    with boxes(session="one") as box:
+        run(box, f"import os; {made}; x = 1")
+    with boxes(session="one") as box:
+        assert run(box, "print(x)").stdout == "1\n"

@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +195,7 @@ def test_snapshots_are_found_by_the_beginning_of_their_id(any_box: Sandbox) -> N
     other = "0000" if not id_.startswith("0000") else "1111"
     with pytest.raises(SnapshotNotFoundError, match="no snapshot") as caught:
         box.restore(other)
-    assert id_ in caught.value.remedy
+    assert id_[:12] in caught.value.remedy
     assert box.execute("").locals["x"] == "1"
 
 
@@ -233,17 +236,51 @@ def test_a_damaged_snapshot_is_found_out_before_anything_is_changed(any_box: San
     run(box, "x = 'x' * 300_000")
     id_ = box.snapshot()
     run(box, "x = 'later'")
-    for path in objects_of(box):
-        if path.stat().st_size == 300_000:
-            path.write_bytes(b"short")
-    with pytest.raises(SessionStateError, match="missing or damaged"):
-        box.restore(id_)
-    assert run(box, "print(x)").stdout == "later\n"
-    for path in objects_of(box):
-        path.unlink()
-    with pytest.raises(SessionStateError, match="missing or damaged"):
-        box.restore(id_)
-    assert run(box, "print(x)").stdout == "later\n"
+    (large,) = [path for path in objects_of(box) if path.stat().st_size == 300_000]
+    name = str(box.options.session or box.name)
+    for damage in (b"short", b"x" * 299_999 + b"y", b"x" * 300_001, None):
+        if damage is None:
+            large.unlink()
+        else:
+            large.write_bytes(damage)
+        with pytest.raises(SessionStateError, match="missing|damaged") as caught:
+            box.restore(id_)
+        for part in (id_[:12], name, str(large), ".blobs/"):
+            assert part in caught.value.what
+        assert "Nothing has been changed" in caught.value.remedy
+        assert run(box, "print(x)").stdout == "later\n"
+
+
+def test_a_damaged_object_is_repaired_by_the_next_snapshot(
+    boxes: Boxes, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = boxes(session="one")
+    run(box, "open('file', 'w').write('x' * 1000)")
+    first = box.snapshot()
+    box.close()
+    (path,) = [path for path in objects_of(box) if path.stat().st_size == 1000]
+    path.write_bytes(b"x" * 999 + b"y")
+    again = boxes(session="one")
+    run(again, "y = 2")
+    second = again.snapshot()
+    assert f"{path} was damaged" in caplog.text
+    for id_ in (second, first):
+        again.restore(id_)
+        assert again.get_file("file") == b"x" * 1000
+
+
+def test_a_damaged_record_is_written_again_by_the_same_snapshot(boxes: Boxes) -> None:
+    box = boxes(session="one")
+    run(box, "x = 1")
+    id_ = box.snapshot("note")
+    record = sessions_directory() / "one" / "snapshots" / f"{id_}.json"
+    record.write_text("{")
+    assert box.snapshot() == id_
+    assert box.restore(id_) == ()
+    record.write_text('{"format": 3}')
+    with pytest.raises(SessionStateError, match="format 3"):
+        box.snapshot()
+    assert record.read_text() == '{"format": 3}'
 
 
 def test_a_damaged_record(boxes: Boxes) -> None:
@@ -275,7 +312,10 @@ def test_a_snapshot_whose_variables_cannot_be_read(any_box: Sandbox) -> None:
         box.restore(bad)
     assert "x" not in box.execute("").locals
     box.restore(good)
-    assert box.execute("").locals["x"] == "1"
+    run(box, "x = 5\nopen('file', 'w').write('mine')")
+    with pytest.raises(SessionStateError, match="as it was before"):
+        box.restore(bad)  # and back
+    assert (box.execute("").locals["x"], box.get_file("file"), box.lost) == ("5", b"mine", ())
 
 
 def test_what_cannot_be_snapshot(any_box: Sandbox) -> None:
@@ -457,26 +497,129 @@ def test_the_reaper_removes_snapshots_without_a_session(tmp_path: Path) -> None:
     assert not (passing_snapshots_directory() / name).exists()
 
 
-def test_a_restore_that_was_interrupted_is_completed(boxes: Boxes, tmp_path: Path) -> None:
+#: Restores a snapshot of the session "one" for each line of input, each time in a child that is
+#: killed before a rename. A line has the snapshot and how many renames come before that. The
+#: answers are the children's exit codes: how many renames were left, if a child was not killed.
+RESTORER = """
+import os, signal, sys
+from rlm_containers.state import SessionStore
+left, rename = 0, os.rename
+def counted(*args, **options):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(*args, **options)
+os.rename = counted
+for line in sys.stdin:
+    snapshot, number = line.split()
+    if (child := os.fork()) == 0:
+        left = int(number)
+        SessionStore().restore("one", snapshot)
+        os._exit(left)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture
+def restore_and_die(own_sessions: None) -> Iterator[Callable[[str, int], int]]:
+    """Restores a snapshot in a process that dies before a rename; see ``RESTORER``."""
+    with subprocess.Popen(
+        (sys.executable, "-c", RESTORER),
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as restorer:
+        assert restorer.stdin is not None
+        assert restorer.stdout is not None
+        stdin, stdout = restorer.stdin, restorer.stdout
+
+        def restore(snapshot: str, renames: int) -> int:
+            print(snapshot, renames, file=stdin, flush=True)
+            return int(stdout.readline())
+
+        yield restore
+
+
+def contents(session: str) -> dict[str, bytes]:
+    """Return the contents of a session's workspace."""
+    top = sessions_directory() / session / "workspace"
+    return {str(p.relative_to(top)): p.read_bytes() for p in top.rglob("*") if p.is_file()}
+
+
+def test_a_restore_that_is_killed_at_any_rename_is_undone(
+    boxes: Boxes, restore_and_die: Callable[[str, int], int]
+) -> None:
+    box = boxes(session="one")
+    run(box, "x = 1\nopen('a', 'w').write('1')\nopen('only before', 'w')")
+    id_ = box.snapshot()
+    after = contents("one")
+    run(box, "import os\nos.remove('only before')\nx = 2\nopen('a', 'w').write('2')")
+    run(box, "os.mkdir('d')\nopen('d/b', 'w').write('2')")
+    box.close()
+    before = contents("one")
+    assert before != after
+    total = 100 - restore_and_die(id_, 100)
+    assert contents("one") == after
+    assert total > 5
+    store = SessionStore()
+    back = store.snapshot("one").id
+    assert back == id_
+    # Go on from the state before, as often as there are renames.
+    path = sessions_directory() / "one"
+    shutil.rmtree(path / "workspace")
+    (path / "workspace").mkdir()
+    for name, text in before.items():
+        (path / "workspace" / name).parent.mkdir(exist_ok=True)
+        (path / "workspace" / name).write_bytes(text)
+    kept = {p: p.read_bytes() for p in [*objects_of(box), *(path / "snapshots").iterdir()]}
+    for moves in range(total):
+        assert restore_and_die(id_, moves) == -signal.SIGKILL
+        # Neither the record nor the objects are needed to go back.
+        for file in kept:
+            file.write_bytes(b"damaged")
+        with store.locked("one"):
+            pass
+        assert contents("one") == before, moves
+        for file, text in kept.items():
+            file.write_bytes(text)
+
+
+def test_a_sandbox_says_that_a_restore_was_undone(
+    boxes: Boxes,
+    restore_and_die: Callable[[str, int], int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     box = boxes(session="one")
     run(box, "x = 1\nopen('a', 'w').write('1')")
     id_ = box.snapshot()
     run(box, "x = 2\nopen('a', 'w').write('2')")
     box.close()
-    # What a process leaves that is killed between two renames.
-    path = sessions_directory() / "one"
-    (path / "staging" / "old").mkdir(parents=True)
-    (path / "workspace" / "a").rename(path / "staging" / "old" / "a")
-    (path / "restoring").write_text(id_)
+    assert restore_and_die(id_, 4) == -signal.SIGKILL
     again = boxes(session="one")
-    assert again.execute("").locals["x"] == "1"
-    assert again.get_file("a") == b"1"
-    again.close()
-    (path / "restoring").write_text(id_)
-    assert SessionStore().snapshot("one").id == id_  # the next process to look completes it
-    assert not (path / "restoring").exists()
-    (path / "restoring").write_text("no such")
-    assert boxes(session="one").execute("").locals["x"] == "1"
+    assert again.execute("").locals["x"] == "2"
+    assert again.get_file("a") == b"2"
+    assert "was interrupted; it goes on from its state before that" in caplog.text
+
+
+def test_a_session_with_an_interrupted_restore_can_be_removed(
+    boxes: Boxes, restore_and_die: Callable[[str, int], int]
+) -> None:
+    box = boxes(session="one")
+    run(box, "x = 1")
+    id_ = box.snapshot()
+    box.close()
+    assert restore_and_die(id_, 1) == -signal.SIGKILL
+    staging = sessions_directory() / "one" / "staging"
+    shutil.rmtree(staging / "old")
+    (staging / "old").write_text("in the way")
+    with pytest.raises(SessionStateError, match="could not be moved back") as caught:
+        boxes(session="one")
+    assert str(staging) in caught.value.what
+    SessionStore().remove_snapshot("one", id_)
+    SessionStore().remove("one")
+    assert SessionStore().names() == []
 
 
 @pytest.mark.parametrize(
@@ -502,3 +645,28 @@ def test_records_are_checked(change: dict[str, Any], boxes: Boxes, tmp_path: Pat
     raw["entries"].append({**raw["entries"][1], "path": "more", **change})
     with pytest.raises(ValueError):  # noqa: PT011 - the words are for people
         Snapshot.from_json(raw)
+
+
+@pytest.mark.parametrize("use", ["fork", "afork", "restore", "arestore"])
+def test_going_on_reads_no_configuration(
+    boxes: Boxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[profiles.small]\npids = 64\nsetup_code = "runs = 1"\n')
+    monkeypatch.setenv("RLM_CONTAINERS_CONFIG", str(config))
+    monkeypatch.setenv("RLM_CONTAINERS_CPUS", "0.5")
+    box = boxes(profile="small")
+    taken = box.snapshot()
+    config.write_text("this is no TOML")
+    monkeypatch.setenv("RLM_CONTAINERS_CPUS", "many")
+    monkeypatch.setenv("RLM_CONTAINERS_PROFILE", "none-such")
+    if use == "restore":
+        other, _ = box, box.restore(taken)
+    elif use == "arestore":
+        other, _ = box, asyncio.run(box.arestore(taken))
+    else:
+        other = box.fork() if use == "fork" else asyncio.run(box.afork())
+    with contextlib.closing(other):
+        assert (other.options.pids, other.options.cpus) == (64, 0.5)
+        assert other.options.profile == "small"
+        assert run(other, "print(runs)").stdout == "1\n"

@@ -105,3 +105,30 @@ def test_fields_of_wrong_types_are_made_texts() -> None:
     owner = Owner.from_json(json.dumps(values))
     assert owner is not None
     assert owner.is_gone()
+
+
+def test_with_too_many_open_files_nobody_is_gone() -> None:
+    program = (
+        "import os, resource, sys\n"
+        "from rlm_containers.errors import SandboxError\n"
+        "from rlm_containers.state import Owner\n"
+        "owner = Owner.from_json(sys.argv[1])\n"
+        "limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, limit))\n"
+        "assert not owner.is_gone()\n"
+        "try: Owner.current()\n"
+        "except SandboxError as error: assert 'Too many open files' in str(error)\n"
+        "else: raise AssertionError\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))\n"
+        "assert not owner.is_gone()\n"  # nothing wrong has been remembered
+        "assert Owner.current().host == owner.host\n"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", program, Owner.current().json()),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

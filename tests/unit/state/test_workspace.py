@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import stat
@@ -77,8 +78,23 @@ def test_a_file_is_replaced_whole(workspace: Workspace) -> None:
 def test_directories_on_the_path_are_made(workspace: Workspace) -> None:
     workspace.write("a/b/file", [b"contents"])
     with workspace.read("/workspace/a/b/file") as file:
-        assert file.read() == b"contents"
+        assert file.read(file.size) == b"contents"
     assert [node.path for node in workspace.nodes()] == ["a", "a/b", "a/b/file"]
+
+
+def test_paths_that_take_much_memory_are_not_all_listed(workspace: Workspace) -> None:
+    """Each of 200,000 files could have a path of 25,000 characters, which is 5 GB."""
+    directory = os.open(workspace.path, os.O_RDONLY)
+    for _ in range(99):
+        os.mkdir("d" * 250, dir_fd=directory)
+        below = os.open("d" * 250, os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    for number in range(2_800):
+        os.close(os.open(f"{number:04}" + "f" * 250, os.O_CREAT | os.O_WRONLY, dir_fd=directory))
+    os.close(directory)
+    with pytest.raises(WorkspaceError, match="characters together"):
+        list(workspace.nodes())
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/etc/passwd", "../x", "a/../../x", "a\0b", "x/"])
@@ -188,7 +204,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(workspace: Workspace) -> None:
             workspace.write("file", [bytes(60_000)] * 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "Make room" in caught.value.remedy
+    assert "ulimit -f" in caught.value.remedy
     assert names(workspace) == ["file"]
     assert (workspace.path / "file").read_bytes() == b"before"
 
@@ -277,3 +293,19 @@ def test_the_cache_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(WorkspaceError, match="could not be made") as caught:
         Workspace.create("rlm-test", ME)
     assert "XDG_CACHE_HOME" in caught.value.remedy
+
+
+def test_with_too_many_open_files_nothing_counts_as_missing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.closing(Workspace.open(tmp_path / "w")) as workspace:
+        workspace.write("there", [b"x"])
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            with pytest.raises(WorkspaceError, match="Too many open files"):
+                workspace.has("there")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert workspace.has("there")
+        assert not workspace.has("not there")

@@ -1,0 +1,153 @@
+"""What cells set beside their variables: set again after a death, or named."""
+
+from __future__ import annotations
+
+import pytest
+
+from rlm_containers import Sandbox
+from tests.conftest import MakeBox
+from tests.support import execute, printed, workspace
+
+#: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
+OPTIONS = {"heirs": "never"}
+
+
+def kill(box: Sandbox) -> tuple[str, ...]:
+    """Have the interpreter die. Return the names that are lost."""
+    result = box.execute("import os; os._exit(1)")
+    assert result.status == "died"
+    return result.lost
+
+
+@pytest.mark.parametrize(
+    ("change", "look", "expected"),
+    [
+        ("import os; os.makedirs('deep/er'); os.chdir('deep')", "print(os.listdir()); os.chdir('..')", "['er']"),
+        (
+            "import os; os.environ['MINE'] = 'grüße'; del os.environ['HOME']",
+            "print(os.environ['MINE'], 'HOME' in os.environ)",
+            "grüße False",
+        ),
+        ("import sys; sys.setrecursionlimit(1234)", "print(sys.getrecursionlimit())", "1234"),
+        (
+            "import random; random.seed(7); r = random.Random(7); r.random(); random.random()",
+            "print(random.random() == r.random())",
+            "True",
+        ),
+        (
+            "import decimal; decimal.getcontext().prec = 5",
+            "print(decimal.Decimal(1) / 3, decimal.getcontext().traps[decimal.DivisionByZero])",
+            "0.33333 True",
+        ),
+        (
+            "import warnings\nwarnings.simplefilter('error', DeprecationWarning)",
+            "try: warnings.warn('old', DeprecationWarning)\nexcept DeprecationWarning: print('raised')",
+            "raised",
+        ),
+        (
+            # An image may have but one.
+            "import locale\nfor name in ('C.UTF-8', 'en_US.UTF-8', 'C'):\n"
+            "    try: locale.setlocale(locale.LC_NUMERIC, name); break\n"
+            "    except locale.Error: pass",
+            "print(locale.setlocale(locale.LC_NUMERIC) == name)",
+            "True",
+        ),
+        (
+            "import logging, sys\n"
+            "logging.basicConfig(level=20, format='%(name)s says %(message)s', stream=sys.stdout)\n"
+            "logging.getLogger('quiet').setLevel(50); log = logging.getLogger('mine')",
+            "log.info('hello'); logging.getLogger('quiet').error('no')\nlog.debug('no')",
+            "mine says hello",
+        ),
+        (
+            "import logging\nlog = logging.getLogger('file'); log.propagate = False\n"
+            "log.addHandler(logging.FileHandler('the.log')); log.warning('one')",
+            "log.warning('two'); log.handlers[0].close(); print(open('the.log').read(), end='')",
+            "one\ntwo",
+        ),
+    ],
+    ids=[
+        "directory", "environment", "recursion limit", "random", "decimal", "warnings", "locale",
+        "logging", "log file",
+    ],
+)  # fmt: skip
+def test_what_cells_have_set_is_set_again(
+    fresh: Sandbox, change: str, look: str, expected: str
+) -> None:
+    printed(fresh, change)
+    for _ in range(2):
+        assert kill(fresh) == ()
+        printed(fresh, "again = 1")
+    assert printed(fresh, look) == expected + "\n"
+
+
+def test_what_the_host_has_given_is_not_saved(make_box: MakeBox) -> None:
+    box = make_box(env={"TOKEN": "given-by-the-host", "OTHER": "also-given"}, **OPTIONS)
+    printed(box, "import os; os.environ['MINE'] = 'by-a-cell'; del os.environ['OTHER']")
+    assert box.unsaved == ()
+    raw = (workspace(box) / "state.dill").read_bytes()
+    assert b"by-a-cell" in raw
+    assert b"given" not in raw
+    assert kill(box) == ()
+    look = "print(os.environ['TOKEN'], os.environ['MINE'], 'OTHER' in os.environ)"
+    assert printed(box, look) == "given-by-the-host by-a-cell False\n"
+
+
+def test_modules_in_a_directory_that_a_cell_has_put_on_the_path(fresh: Sandbox) -> None:
+    execute(
+        fresh,
+        """
+        import os, sys
+        os.makedirs('libs', exist_ok=True)
+        with open('libs/offside.py', 'w') as file:
+            file.write('class Thing:\\n    size = 3\\ndef work(): return 42\\n')
+        del file
+        sys.path.insert(0, os.path.abspath('libs')); sys.path.append('/nowhere/at/all')
+        import offside
+        from offside import work, Thing
+        thing = Thing()
+        """,
+    )
+    assert kill(fresh) == ()
+    assert printed(
+        fresh,
+        "print(offside.work(), work is offside.work, type(thing) is Thing)\n"
+        "print(sys.path[0].endswith('libs'), sys.path[-1])",
+    ) == "42 True True\nTrue /nowhere/at/all\n"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ("import sys; sys.excepthook = print", {"sys.excepthook"}),
+        ("import signal; signal.signal(signal.SIGUSR1, lambda *_: None)", {"signal handler 10"}),
+        (
+            "import logging.handlers\n"
+            "logging.getLogger().addHandler(logging.handlers.BufferingHandler(5))",
+            {"logging handler BufferingHandler"},
+        ),
+        (
+            "import warnings\nclass Mine(Warning): pass\nwarnings.simplefilter('error', Mine)",
+            {"warnings filter for a class of a cell"},
+        ),
+        (
+            "import os; os.makedirs('gone'); os.chdir('gone'); os.rmdir('../gone')",
+            set(),
+        ),
+    ],
+    ids=["hook", "signal", "handler", "filter", "directory that is gone"],
+)
+def test_what_cannot_be_set_again_is_named(fresh: Sandbox, change: str, names: set[str]) -> None:
+    printed(fresh, change)
+    assert {variable.name for variable in fresh.unsaved} == names
+    assert set(kill(fresh)) == names
+    printed(fresh, "after = 1")
+    assert fresh.unsaved == ()
+
+
+def test_a_directory_that_is_gone_after_the_death_is_named(fresh: Sandbox) -> None:
+    printed(fresh, "import os; os.makedirs('soon'); home = os.getcwd(); os.chdir('soon')")
+    assert fresh.unsaved == ()
+    result = fresh.execute("os.rmdir('../soon'); os._exit(1)")
+    assert "os.getcwd()" in result.lost
+    assert printed(fresh, "print(os.getcwd() == home)") == "True\n"

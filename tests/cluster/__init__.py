@@ -1,0 +1,1 @@
+"""Tests on a real cluster, where one is named: --engine kubernetes."""
