@@ -184,10 +184,21 @@ class PipedWorkspace:
                     for entry in self._entries()
                     if entry.node.kind != "other" and entry.node.path not in _UNFINISHED
                 }
-                room = self._room_beside(found, free_space(top))
+                free = free_space(top)
+                room = self._room_beside(found, free)
+                gone = {path: entry for path, entry in self._known.items() if path not in found}
+                if self._is_too_much(gone, free):
+                    # The state here may need some of it until the next one has come. But a guest
+                    # that lets every pull fail would leave more and more.
+                    replica.drop(gone)
                 if replica.update(self._calls, found, room):
                     break
         return self._replica
+
+    def _is_too_much(self, gone: Mapping[str, Entry], free: int) -> bool:
+        """Tell whether files that the container no longer has must not stay any longer."""
+        size = _size(gone)
+        return size > (free if self._most is None else self._most) or len(gone) > MAX_NODES
 
     def push(self) -> None:
         with self._lock:

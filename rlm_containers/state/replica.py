@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -127,11 +127,8 @@ class Replica:
         if files:
             with calls.call("get") as call:
                 self._fetch(call, files)
-        gone = [path for path in self._known if path not in found]
-        for path in () if self._is_outdated else gone:
-            with contextlib.suppress(WorkspaceError):
-                self._workspace.discard(path)
-            del self._known[path]
+        if not self._is_outdated:
+            self.drop([path for path in self._known if path not in found])
         for entry in changed:
             if entry.node.kind == "directory":
                 # Also one that a cell has locked must be open to the next update.
@@ -139,6 +136,13 @@ class Replica:
                     os.fchmod(directory, entry.node.mode | 0o700)
                     os.utime(directory, ns=(entry.node.modified, entry.node.modified))
         return not self._is_outdated
+
+    def drop(self, paths: Iterable[str]) -> None:
+        """Remove what the container no longer has."""
+        for path in paths:
+            with contextlib.suppress(WorkspaceError):
+                self._workspace.discard(path)
+            del self._known[path]
 
     def _make(self, entry: Entry) -> None:
         """Make a directory or a link."""

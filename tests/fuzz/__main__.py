@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import gc
+import itertools
 import os
 import random
 import resource
@@ -12,12 +13,18 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
 
 from tests.fuzz.host import a_proxy, ask_proxy, converse, outside, watched
+from tests.fuzz.links import connect, intrude, listen, steps, strangers, talks
 from tests.fuzz.strategies import Act, acts, proxy_bytes
+from tests.fuzz.transfers import guests as transfer_guests
+from tests.fuzz.transfers import transfer
 
 #: Megabytes by which this process may have grown at the end. Hypothesis itself uses some.
 _GROWTH = 150
@@ -47,17 +54,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/fuzz", description=__doc__)
     parser.add_argument("--frames", type=int, default=50_000)
     parser.add_argument("--connections", type=int, default=5_000)
+    parser.add_argument("--transfers", type=int, default=1_000)
+    parser.add_argument("--links", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=None, help="to repeat a run")
     options = parser.parse_args()
     number = options.seed if options.seed is not None else random.randrange(2**32)
     print(f"seed {number}", flush=True)
     with tempfile.TemporaryDirectory(prefix="rlm-fuzz-") as directory:
-        os.environ["XDG_CACHE_HOME"] = os.environ["XDG_CONFIG_HOME"] = directory
+        for kind in ("CACHE", "CONFIG", "STATE"):
+            os.environ[f"XDG_{kind}_HOME"] = directory
         base = Path(directory)
         converse([Act("hear"), Act("ready")])  # so that late imports are done
         with outside(base), watched(base) as done:
             guests(options.frames, number)
             callers(options.connections, number)
+            repeat("transfers", options.transfers, number, transfer_guests, transfer)
+        links(options.links, number)
         print(f"outside of the workspaces: {len(done)} accesses")
         left = list((base / "rlm-containers" / "workspaces").iterdir())
         print(f"left behind: {', '.join(path.name for path in left) or 'nothing'}")
@@ -105,23 +117,42 @@ def guests(frames: int, number: int) -> None:
 
 def callers(connections: int, number: int) -> None:
     """Open so many connections to one proxy."""
+    with a_proxy() as proxy:
+        repeat("callers", connections, number, proxy_bytes, lambda parts: ask_proxy(proxy, parts))
+
+
+def links(most: int, number: int) -> None:
+    """Have both ends of links told the truth, and lies; and a tenth of that to a pod's process."""
+    repeat("links that break", most, number, steps, connect)
+    repeat("links that lie", most, number, talks, listen)
+    names = itertools.count()
+
+    def meet(intruders: list[Any]) -> None:
+        intrude(f"fuzz-{os.getpid()}-{next(names)}", intruders)
+
+    repeat("strangers in a pod", most // 10, number, strangers, meet)
+
+
+def repeat(
+    what: str, most: int, number: int, cases: SearchStrategy[Any], one: Callable[[Any], None]
+) -> None:
+    """Try so many cases."""
     count = 0
     start = time.monotonic()
-    with a_proxy() as proxy:
-        while count < connections:
+    while count < most:
 
-            @seed(number + count)
-            @_SETTINGS
-            @given(proxy_bytes)
-            def run(parts: list[tuple[bytes, bytes]]) -> None:
-                nonlocal count
-                faulthandler.dump_traceback_later(_HANG, exit=True)
-                ask_proxy(proxy, parts)
-                count += 1
+        @seed(number + count)
+        @settings(_SETTINGS, max_examples=min(_ROUND, most - count))
+        @given(cases)
+        def run(case: Any) -> None:
+            nonlocal count
+            faulthandler.dump_traceback_later(_HANG, exit=True)
+            one(case)
+            count += 1
 
-            run()
+        run()
     faulthandler.cancel_dump_traceback_later()
-    print(f"callers: {count} connections in {time.monotonic() - start:.0f} s", flush=True)
+    print(f"{what}: {count} in {time.monotonic() - start:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ class GuestThread(ContainerProcess):
         os.close(err)
         super().__init__(spec.name, theirs_in, theirs_out, theirs_err)
         self._acts = acts
-        self._workspace = next(m.source for m in spec.mounts if not m.read_only)
+        self._workspace = next((m.source for m in spec.mounts if not m.read_only), Path())
         self._decoder = wire.FrameDecoder()
         self._heard: list[dict[str, Any]] = []
         self._last: dict[str, Any] = {}
@@ -122,19 +122,25 @@ class GuestThread(ContainerProcess):
     def _hear(self) -> None:
         deadline = time.monotonic() + _HEARS
         while not self._heard:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select((self._in,), (), (), left)[0] or not self._read():
+            if not self._wait_for_host(deadline - time.monotonic()) or not self._read():
                 return
         self._last = self._heard.pop(0)
+
+    def _wait_for_host(self, seconds: float) -> bool:
+        """Return whether there is something to read, or the host has closed its end."""
+        return seconds > 0 and bool(select.select((self._in,), (), (), seconds)[0])
 
     def _read(self) -> bool:
         data = os.read(self._in, 1 << 20)
         for kind, payload in self._decoder.feed(data):
-            if kind == wire.MESSAGE:
-                self._heard.append(json.loads(payload))
-            elif kind in (wire.CALL, wire.RUN):
-                json.loads(payload[4:])
+            self._note(kind, payload)
         return bool(data)
+
+    def _note(self, kind: int, payload: bytes) -> None:
+        if kind == wire.MESSAGE:
+            self._heard.append(json.loads(payload))
+        elif kind in (wire.CALL, wire.RUN):
+            json.loads(payload[4:])
 
 
 class GuestRuntime(LocalRuntime):

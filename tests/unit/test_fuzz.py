@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 
 from rlm_containers.lm import LMProxy
 from tests.fuzz.host import a_proxy, ask_proxy, converse, outside, watched
+from tests.fuzz.links import Stranger, connect, intrude, listen, steps, strangers, talks
 from tests.fuzz.strategies import Act, acts, proxy_bytes
+from tests.fuzz.transfers import guests, transfer
 from tests.support import TIMEOUT, eventually
 
 # The same cases every time, so that a failure can be repeated.
@@ -32,6 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, made_bundle: object) -> Itera
     directory = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(directory))
+        patch.setenv("XDG_STATE_HOME", str(directory))
         converse([Act("hear"), Act("ready")])  # does late imports, makes the bundle
         with outside(directory):
             yield directory
@@ -70,3 +74,26 @@ def test_callers_that_send_anything(base: Path, proxy: LMProxy) -> None:
     with watched(base) as done:
         FEW(given(proxy_bytes)(ask))()
     assert done == []
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_guests_that_lie_about_files(base: Path) -> None:
+    with watched(base) as done:
+        settings(FEW, max_examples=25)(given(guests)(transfer))()
+    assert done == []
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_links_that_break_and_ends_that_lie() -> None:
+    FEW(given(steps)(connect))()
+    FEW(given(talks)(listen))()
+
+
+@pytest.mark.usefixtures("no_hang")
+def test_strangers_in_a_pod() -> None:
+    names = itertools.count()
+
+    def meet(intruders: list[Stranger]) -> None:
+        intrude(f"fuzz-{os.getpid()}-{next(names)}", intruders)
+
+    settings(FEW, max_examples=8)(given(strangers)(meet))()

@@ -164,6 +164,24 @@ def test_a_file_that_is_another_when_it_comes(
     assert list(sessions_directory().glob("more/workspace/*")) == []
 
 
+def test_transfers_that_fail_do_not_fill_the_disk(boxes: Boxes, own_sessions: None) -> None:
+    """Each time the guest has other files, and one that comes to an end, before it lies."""
+    code = "asked.append(op)\nname = f'file {asked.count(\"list\")}'\n"
+    code += "if op == 'list': out(rec(b'N', [row(name, size=800_000), row('last')]), number)\n"
+    code += "if op == 'get': out(rec(b'N', [row(name, size=800_000)]), number)\n"
+    code += "for _ in range(16 * (op == 'get')): out(rec(b'D', bytes(50_000)), number)\n"
+    code += "if op == 'get': out(rec(b'E') + rec(b'S'), number)\nend(number)"
+    answering(boxes.local, code)
+    box = boxes(workspace="memory", workspace_size="1m", session="failing")
+    most = 0
+    for _ in range(5):
+        with pytest.raises(WorkspaceError):
+            box.snapshot()
+        files = list(sessions_directory().glob("failing/workspace/file *"))
+        most = max(most, len(files))
+    assert most == 2
+
+
 def test_files_that_become_shorter_are_fetched_again(boxes: Boxes, own_sessions: None) -> None:
     code = "if op == 'list': out(rec(b'N', [row(size=6)]), number)\n"
     code += "if op == 'get': out(rec(b'N', [row(size=6)]) + rec(b'D', piece.pop(0)), number)\n"
