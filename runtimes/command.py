@@ -288,10 +288,8 @@ class EngineCommand:
         directory: Path | None,
         keep_open: Collection[int],
     ) -> ClientProcess:
-        # Copies, which a child of ours does not drop.
-        passed = [os.dup(descriptor) for descriptor in keep_open]
-        for descriptor in passed:
-            os.set_inheritable(descriptor, True)  # sh closes it in every other child
+        # Copies, which the program does not drop. sh closes them in every other child.
+        passed = [flight.dup(descriptor) for descriptor in keep_open]
         theirs_in, ours_in = flight.pipe()
         ours_out, theirs_out = flight.pipe()
         ours_err, theirs_err = flight.pipe()
@@ -302,7 +300,7 @@ class EngineCommand:
                 os.fdopen(theirs_in, "rb", buffering=0) as child_in,
                 os.fdopen(theirs_out, "wb", buffering=0) as child_out,
                 os.fdopen(theirs_err, "wb", buffering=0) as child_err,
-                flight.theirs(theirs_in, theirs_out, theirs_err),
+                flight.theirs(theirs_in, theirs_out, theirs_err, *passed),
             ):
                 running = self._start(
                     args,

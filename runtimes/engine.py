@@ -162,7 +162,8 @@ class ContainerEngine(EngineImages):
             exit_code=exit_code,
             stderr=stderr,
         )
-        error.transient = bool(_TRANSIENT.search(stderr))
+        # podman 4 sometimes ends without a word on a machine that is very busy.
+        error.transient = bool(_TRANSIENT.search(stderr)) or (exit_code == 1 and not said)
         return error
 
     def remove(self, name: str) -> None:

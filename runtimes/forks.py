@@ -55,7 +55,7 @@ def drop_in_children(held: Droppable) -> None:
 
 
 class InFlight:
-    """The ends of pipes to a program that is being started. Other threads' children drop them.
+    """What a program that is being started gets. Other threads' children drop it.
 
     Use it as a context manager around the start.
     """
@@ -76,6 +76,13 @@ class InFlight:
         ends = os.pipe()
         self._descriptors.update(ends)
         return ends
+
+    def dup(self, descriptor: int) -> int:
+        """Make a copy, which can be inherited."""
+        copy = os.dup(descriptor)
+        self._descriptors.add(copy)
+        os.set_inheritable(copy, True)
+        return copy
 
     @contextlib.contextmanager
     def theirs(self, *descriptors: int) -> Iterator[None]:

@@ -420,6 +420,8 @@ class Workspace:
 
     def drop(self) -> None:
         """In a forked child, close the descriptor. The workspace stays its parent's."""
+        # The number goes first: once it is closed, another thread may get it for something else,
+        # and a child of that thread would close that.
         descriptor, self._directory = self._directory, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -427,9 +429,7 @@ class Workspace:
     def close(self) -> None:
         """Close the descriptor. The directory stays; no other method works from now on."""
         with self._guard:
-            if self._directory >= 0:
-                os.close(self._directory)
-                self._directory = -1
+            self.drop()
 
 
 def remove_tree(path: Path) -> None:

@@ -145,11 +145,12 @@ BUSY = [
 ]
 
 
-@pytest.mark.parametrize("stderr", BUSY)
-def test_an_engine_that_is_busy_is_asked_again(fake: FakeCli, stderr: str) -> None:
+@pytest.mark.parametrize(("stderr", "exit_code"), [*((text, 125) for text in BUSY), ("", 1)])
+def test_an_engine_that_is_busy_is_asked_again(fake: FakeCli, stderr: str, exit_code: int) -> None:
     fake.script(
         "run",
-        f"[ -e {fake.path}.tried ] || {{ : >{fake.path}.tried; echo '{stderr}' >&2; exit 125; }}\n"
+        f"[ -e {fake.path}.tried ] || "
+        f"{{ : >{fake.path}.tried; echo '{stderr}' >&2; exit {exit_code}; }}\n"
         "echo other >&2; exit 9",
     )
     with pytest.raises(ContainerStartError, match="status 9"):
@@ -184,7 +185,7 @@ def test_the_client_runs_in_the_workspace_unless_arguments_have_relative_paths(
 ) -> None:
     # Podman's monitor leaves a file where its client was called.
     cli = fake_podman(tmp_path)
-    cli.script("run", f"pwd >>{tmp_path}/where; exit 1")
+    cli.script("run", f"pwd >>{tmp_path}/where; exit 9")
     here = tmp_path / "here"
     here.mkdir()
     (here / "vars.env").touch()
@@ -388,7 +389,7 @@ def test_an_engine_that_is_gone(fake: FakeCli) -> None:
 
 
 def test_the_engines_arguments(fake: FakeCli) -> None:
-    fake.answer("run", exit_code=1)
+    fake.answer("run", exit_code=9)
     with pytest.raises(ContainersError):
         start(
             fake,

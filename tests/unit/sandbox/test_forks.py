@@ -144,12 +144,17 @@ def test_a_child_has_none_of_its_descriptors(local: LocalRuntime, box: Sandbox) 
 @pytest.mark.usefixtures("own_sessions")
 def test_a_living_child_holds_nothing_up(local: LocalRuntime) -> None:
     held, release = os.pipe()
+    runs, says = os.pipe()
     box = Sandbox(runtime=local, session="one").start()
     child = os.fork()
     if child == 0:
         os.close(release)
+        os.close(says)
         os.read(held, 1)
         os._exit(0)
+    os.close(says)
+    assert os.read(runs, 1) == b""  # before it has run, it has all that it is born with
+    os.close(runs)
     pid = local.processes[-1].pid
     box.close()
     assert await_end(pid)
