@@ -18,12 +18,12 @@ class State:
     Attributes:
         what: in words.
         make: the code of a cell that makes it, as ``data``.
-        change: the code of a cell that changes it.
+        change: the code of a cell that changes a part of it; ``None`` if it has none.
     """
 
     what: str
     make: str
-    change: str
+    change: str | None
 
 
 _STATES = (
@@ -51,7 +51,7 @@ _STATES = (
     State(
         "a 500 MB str",
         "data = 'x' * 500_000_000",
-        "data = data[1:] + 'y'",
+        None,
     ),
 )
 _FRAME = State(
@@ -74,7 +74,7 @@ del _Nothing, _start
 
 
 def measure_states(bench: Bench) -> list[Row]:
-    """``x = 1`` beside what cells have made, a cell that changes it, and a death."""
+    """``x = 1`` beside what cells have made, a cell that changes a part of it, and a death."""
     small = 1000 if bench.megabytes < 100 else 1
     rows = []
     alone, death = Series(), Series()
@@ -91,45 +91,49 @@ def measure_states(bench: Bench) -> list[Row]:
 def _measure(
     bench: Bench, state: State, image: str, alone: Series, death: Series, small: int
 ) -> list[Row]:
-    beside, changed, saved, pickled, died = Series(), Series(), Series(), Series(), Series()
     make = state.make if small == 1 else state.make.replace("00_000", "0_000")
+    beside, died = Series(), Series()
     with ours(bench.engine, bench.handler).live(image) as live:
         live.run(make)
         live.settle()
         # Each cell waits for what the one before it has left to do.
         _repeat(bench, f"`x = 1` beside {state.what}", beside, lambda: live.run(ONE_CELL))
         live.settle()
-        _repeat(bench, f"a change of {state.what}", changed, lambda: live.run(state.change))
-        live.settle()
-        _repeat(
-            bench, f"a saved change of {state.what}", saved, lambda: live.run_many(state.change, 1)
+        changes = (
+            [] if state.change is None else _change(bench, live, state.what, state.change, alone)
         )
-        in_turns(
-            bench.few,
-            lambda: pickled.add(_seconds_in_cell(live, _PICKLE)),
-            note=lambda text: bench.note(f"pickle {state.what}, {text}"),
-        )
-        pickled.drop_warm_up()
         _repeat(bench, f"a death beside {state.what}", died, lambda: _die(live))
     return [
         Row(f"`x = 1` beside {state.what}", "", beside, Target(1.5, alone, "≤ 1.5 × alone")),
-        Row(
-            f"change {state.what}, until the answer",
-            "",
-            changed,
-            Target(25, alone, "≤ 25 × `x = 1` alone"),
-        ),
-        Row(
-            f"change {state.what}, until it is on disk",
-            "",
-            saved,
-            Target(2.5, pickled, "≤ 2.5 × one C pickle"),
-        ),
+        *changes,
         Row(
             f"a killed worker beside {state.what}, until the next cell's answer",
             "",
             died,
             Target(3, death, "≤ 3 × beside nothing"),
+        ),
+    ]
+
+
+def _change(bench: Bench, live: Live, what: str, change: str, alone: Series) -> list[Row]:
+    changed, saved, pickled = Series(), Series(), Series()
+    _repeat(bench, f"a change of {what}", changed, lambda: live.run(change))
+    live.settle()
+    _repeat(bench, f"a saved change of {what}", saved, lambda: live.run_many(change, 1))
+    in_turns(
+        bench.few,
+        lambda: pickled.add(_seconds_in_cell(live, _PICKLE)),
+        note=lambda text: bench.note(f"pickle {what}, {text}"),
+    )
+    pickled.drop_warm_up()
+    target = Target(25, alone, "≤ 25 × `x = 1` alone")
+    return [
+        Row(f"change {what}, until the answer", "", changed, target),
+        Row(
+            f"change {what}, until it is on disk",
+            "",
+            saved,
+            Target(2.5, pickled, "≤ 2.5 × one C pickle"),
         ),
     ]
 
