@@ -32,11 +32,10 @@ from .chunks import ChunkStore, NewFile, WholeFile
 from .disk import open_regular
 from .failures import TOO_LONG, Failure, SlowVariable
 from .files import Sink, StatePair, needed_files, read_index, write_index
-from .pickling import no_collection
 from .proof import ProofInterruptedError, Trial, find_failures
 from .records import MissingObjectError, Records, RecordWriter
 from .references import References
-from .values import BlobStore, LoadedFiles, Reference
+from .values import BlobStore, LoadedFiles, Reference, no_collection
 
 if TYPE_CHECKING:
     from .earlier import EarlierRecords

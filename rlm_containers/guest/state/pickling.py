@@ -9,16 +9,14 @@ is put into the memo first: a *prelude* loads it, and the records get it from th
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import gc
 import io
 import json
 import pickle
 import sys
 import types
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import arrays
@@ -262,18 +260,6 @@ def _puts(numbers: range) -> bytearray:
     for place in range(4):
         program[place + 1 :: 5] = arguments[place::4]
     return program
-
-
-@contextlib.contextmanager
-def no_collection() -> Iterator[None]:
-    """Collect no garbage: that would look at all new objects again and again, and find none."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def is_whole(obj: Any) -> bool:

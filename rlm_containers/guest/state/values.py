@@ -239,12 +239,25 @@ def _mapped(path: str) -> Iterator[bytes | mmap.mmap]:
             yield contents
 
 
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Collect no garbage: that would look at all new objects again and again, and find none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _decode(kind: str, contents: bytes | mmap.mmap) -> Any:
     """Return the value in a file. A pickle is the host's, whom this process trusts."""
-    if kind == "pickle":
-        return pickle.loads(contents)
-    text = str(contents, "utf-8", "surrogatepass")
-    return text if kind == "text" else json.loads(text)
+    with no_collection():
+        if kind == "pickle":
+            return pickle.loads(contents)
+        text = str(contents, "utf-8", "surrogatepass")
+        return text if kind == "text" else json.loads(text)
 
 
 def _ids(value: Any) -> list[int]:
