@@ -18,28 +18,29 @@ import json
 import os
 import socket
 import threading
+from select import POLLIN, POLLOUT, poll
 from typing import Any
 
 from . import wire
 
 Prompt = Any  # a str, or any JSON that the model's client takes, such as a list of messages
 
-#: Seconds to wait for the proxy at start.
-_PROBE_TIMEOUT = 3.0
+#: Seconds to wait for a connection to the proxy.
+_CONNECT_TIMEOUT = 3.0
 
-#: Seconds to wait for a connection to the proxy later.
-_CONNECT_TIMEOUT = 5.0
+#: How many times in a row the kernel sends the same data before a connection counts as broken: the
+#: network does not lead to the proxy any more. It does so after 0.2, 0.6, 1.4 and 3 s. A proxy that
+#: takes its time to read acknowledges what it has no room for, too.
+_REPEATS = 4
 
-#: When a connection counts as broken: data was not acknowledged for 20 s (20,000 ms), or, while an
-#: answer is awaited, three keepalive probes 5 s apart were not. See tcp(7).
+#: Milliseconds between two looks at that.
+_LOOK = 500
+
+#: When a connection counts as broken while an answer is awaited: three keepalive probes 5 s apart
+#: were not acknowledged. See tcp(7).
 _SILENCE = {
     getattr(socket, name): value
-    for name, value in (
-        ("TCP_USER_TIMEOUT", 20_000),
-        ("TCP_KEEPIDLE", 10),
-        ("TCP_KEEPINTVL", 5),
-        ("TCP_KEEPCNT", 3),
-    )
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
     if hasattr(socket, name)
 }
 
@@ -138,7 +139,7 @@ class _HttpRoute:
 
     def probe(self) -> None:
         """Raise OSError if the proxy cannot be reached."""
-        socket.create_connection(self.place, _PROBE_TIMEOUT).close()
+        socket.create_connection(self.place, _CONNECT_TIMEOUT).close()
 
     def send(self, path: str, body: bytes) -> bytes:
         if not self.is_lost:
@@ -152,7 +153,7 @@ class _HttpRoute:
         """Return the answer, or ``None`` if the proxy does not answer."""
         try:
             connection = self._connection()
-            connection.sendall(self.head.format(path, len(body)).encode("ascii") + body)
+            _send_all(connection, self.head.format(path, len(body)).encode("ascii") + body)
             status, keeps, reply = _read_response(connection)
         except (OSError, ValueError, LookupError):
             self._close()
@@ -196,6 +197,42 @@ _SERVICE_UNAVAILABLE = 503
 _MAX_HEAD = 65536
 
 
+def _send_all(connection: socket.socket, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[connection.send(rest, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            _wait(connection, POLLOUT)
+
+
+def _receive(connection: socket.socket, most: int) -> bytes:
+    _wait(connection, POLLIN)
+    return connection.recv(most)
+
+
+def _wait(connection: socket.socket, event: int) -> None:
+    """Wait until a connection can be read or written.
+
+    Raises:
+        ConnectionError: nobody acknowledges what was sent.
+    """
+    waiting = poll()
+    waiting.register(connection, event)
+    while not waiting.poll(_LOOK):
+        if _repeats(connection) >= _REPEATS:
+            raise ConnectionError("nobody acknowledges what was sent")
+
+
+def _repeats(connection: socket.socket) -> int:
+    """Return how many times in a row the kernel has sent the same data."""
+    try:
+        # `tcpi_retransmits` of `struct tcp_info`, see linux/tcp.h.
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)[2]
+    except OSError:  # not every kernel says so
+        return 0
+
+
 def _read_response(connection: socket.socket) -> tuple[int, bool, bytes]:
     """Read a response as RFC 9112 has it. The proxy gives the length of each.
 
@@ -207,7 +244,7 @@ def _read_response(connection: socket.socket) -> tuple[int, bool, bytes]:
     """
     data = b""
     while b"\r\n\r\n" not in data:
-        part = connection.recv(_MAX_HEAD)
+        part = _receive(connection, _MAX_HEAD)
         data += part
         if not part or len(data) > 2 * _MAX_HEAD:
             raise ValueError("no response")
@@ -220,7 +257,7 @@ def _read_response(connection: socket.socket) -> tuple[int, bool, bytes]:
     parts = [data]
     left = int(fields["content-length"]) - len(data)
     while left > 0:
-        part = connection.recv(min(left, 1 << 20))
+        part = _receive(connection, min(left, 1 << 20))
         if not part:
             raise ValueError("the response is not whole")
         parts.append(part)

@@ -230,18 +230,7 @@ def test_llm_query_goes_on_where_the_proxy_is_not_reached_any_more(
             assert printed(box, "print(llm_query('after'))") == "AFTER\n"
         else:
             with dropped(engine, port):
-                # On new connections: the one that is open falls silent, which takes longer to see.
-                output = printed(
-                    box,
-                    """
-                    import threading
-                    def ask(): print(llm_query('after'))
-                    thread = threading.Thread(target=ask)
-                    thread.start()
-                    thread.join()
-                    """,
-                )
-                assert output == "AFTER\n"
+                assert printed(box, "print(llm_query('after'))") == "AFTER\n"
         assert printed(box, "print(llm_query_batched(['a', 'b']))") == "['A', 'B']\n"
 
 

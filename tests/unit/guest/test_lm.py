@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 from rlm_containers.guest import lm, wire
 from rlm_containers.lm import CallableBackend, LMBroker, LMProxy
+from tests.support import eventually
 
 Answer = Callable[[str, Any], Any]
 
@@ -239,9 +242,7 @@ def fake_proxy(*answers: bytes) -> Iterator[dict[str, Any]]:
             connection, _ = listener.accept()
             with connection, connection.makefile("rb") as stream:
                 if answer:
-                    lines = list(iter(stream.readline, b"\r\n"))
-                    (length,) = [int(line[15:]) for line in lines if b"Content-Length" in line]
-                    stream.read(length)
+                    read_request(stream)
                     with contextlib.suppress(ConnectionError):  # the guest has read enough
                         connection.sendall(answer)
 
@@ -250,6 +251,12 @@ def fake_proxy(*answers: bytes) -> Iterator[dict[str, Any]]:
         server.start()
         yield {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
         server.join()
+
+
+def read_request(stream: IO[bytes]) -> None:
+    lines = list(iter(stream.readline, b"\r\n"))
+    (length,) = [int(line[15:]) for line in lines if b"Content-Length" in line]
+    stream.read(length)
 
 
 def http(response: str, status: str = "200 OK") -> bytes:
@@ -344,6 +351,67 @@ def test_a_busy_proxy_is_asked_again_later() -> None:
     supervisor.close()
 
 
+@pytest.mark.parametrize("what", ["question", "long question", "connection"])
+def test_a_proxy_that_the_network_leads_to_no_more_is_replaced_by_the_pipe(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where a bridge gets another address, and this end sends to the one that it knows.
+    monkeypatch.setattr(lm, "_REPEATS", 2)
+    monkeypatch.setattr(lm, "_CONNECT_TIMEOUT", 0.5)
+    supervisor = Supervisor(lambda path, request: {"response": "by pipe"})
+    proxy = LMProxy("127.0.0.1", lambda path, request: {"response": "by http"})
+    told = {"host": "127.0.0.1", "port": proxy.port, "token": proxy.token}
+    assert lm.connect(told, supervisor.guest, has_model=True)["route"] == "http"
+    if what == "connection":
+        drop_all(proxy.socket)
+    else:
+        assert lm.llm_query("x") == "by http"
+        (connection,) = proxy._members
+        drop_all(connection)
+    assert lm.llm_query("x" * (10_000_000 if what == "long question" else 1)) == "by pipe"
+    supervisor.close()
+    proxy.close()
+
+
+def drop_all(connection: socket.socket) -> None:
+    """Have the kernel drop all that comes for a socket, as if it had got lost."""
+    program = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # return 0
+    described = struct.pack("HP", 1, ctypes.addressof(program))
+    connection.setsockopt(socket.SOL_SOCKET, 26, described)  # SO_ATTACH_FILTER, see socket(7)
+
+
+def test_a_proxy_may_take_its_time_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm, "_LOOK", 10)
+    monkeypatch.setattr(lm, "_REPEATS", 1)
+    asking: list[socket.socket] = []
+
+    def refusals() -> int:
+        # `tcpi_backoff`: how often the asking side was told that there is no room yet.
+        return asking[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 5)[4]
+
+    def serve() -> None:
+        listener.accept()[0].close()  # that of connect()
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rb") as stream:
+            read_request(stream)
+            connection.sendall(http("at once"))
+            assert eventually(lambda: asking and refusals() > 1)
+            read_request(stream)
+            connection.sendall(http("late"))
+
+    ours, theirs = socket.socketpair()
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = threading.Thread(target=serve)
+    with ours, theirs, listener:
+        server.start()
+        told = {"host": "127.0.0.1", "port": listener.getsockname()[1], "token": "t"}
+        lm.connect(told, ours, has_model=True)
+        assert lm.llm_query("x") == "at once"
+        asking.append(lm._route.local.connection)
+        assert lm.llm_query("x" * 30_000_000) == "late"
+        server.join()
+
+
 def test_a_silent_connection_is_noticed(connect: Callable[[Answer], None]) -> None:
     connect(broker())
     assert lm.llm_query("x") == "X"
@@ -351,4 +419,5 @@ def test_a_silent_connection_is_noticed(connect: Callable[[Answer], None]) -> No
         sock = lm._route.local.connection
         assert sock.gettimeout() is None  # an answer may take an hour
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+        # It would end one whose proxy takes its time to read.
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
