@@ -22,6 +22,7 @@ from . import lm
 from .heir import Heir, Owner, Reports, descriptors, forked
 from .memoryuse import MemoryUse
 from .succession import (
+    ABLE,
     CURRENT,
     ENDED,
     HEIR,
@@ -50,12 +51,12 @@ _OF_WRITER = 0.25
 _SAVE_PER_MIB = 0.002
 _TRANSIENT = 4
 
-#: Libraries that have threads, and that a forked child can use only while it does nothing else.
-_OPENBLAS = b"openblas"
-_UNSAFE = (
-    b"gomp", b"iomp", b"libomp", b"torch", b"arrow", b"polars", b"libtbb", b"mkl", b"tensorflow",
-    b"grpc", b"jaxlib", b"onnx", b"libcuda", b"opencv", b"duckdb",
-)  # fmt: skip
+#: The threads of this process, a directory for each.
+_TASKS = "/proc/self/task"
+#: Seconds for threads that end before a fork to be gone.
+_END_OF_THREADS = 0.01
+#: Forks in vain after which no more are tried.
+_TRIES = 5
 
 _sleep = time.sleep
 _MIB = 1024 * 1024
@@ -82,7 +83,9 @@ class Heirs:
         self._cost = 0.0  # seconds of the last checkpoint
         self._saved_at = self._memory.resident()  # bytes in use at the last checkpoint
         self._fork_seconds = (0.0, 0)  # of the last fork, and the bytes in use then
-        self._safe_threads = 1  # the number of threads that is known to be safe
+        # Threads that have lived on through a fork, and how many forks were in vain for that.
+        self._strangers: frozenset[str] = frozenset()
+        self._failures = 0
 
     # In the worker
 
@@ -165,6 +168,7 @@ class Heirs:
             written=written,
             restore_random=_random_state(),
         )
+        noted = progress[READY], progress[ABLE]
         started = time.perf_counter()
         try:
             child = forked()
@@ -176,6 +180,9 @@ class Heirs:
             os.setpgid(child, child)
         except OSError:
             pass  # it has done so itself
+        if self._find_strangers():
+            self._undo(child, noted)
+            return False
         progress[HELD] = number
         if written:
             progress[ENDED] = child
@@ -235,20 +242,38 @@ class Heirs:
             self._owner.adopt(*found)
 
     def _is_alone(self) -> bool:
-        """Return whether no other thread can hold a lock that a forked child would wait for."""
+        """Return whether no other thread is known that may hold a lock in a forked child."""
         if count_threads():
             return False
         try:
-            threads = os.stat("/proc/self/task").st_nlink - 2
-            if threads > self._safe_threads:
-                with open("/proc/self/maps", "rb") as file:
-                    maps = file.read().lower()
-                if _OPENBLAS not in maps or any(name in maps for name in _UNSAFE):
-                    return False
-                self._safe_threads = threads
+            # A link for each thread, and two for the directory itself.
+            if os.stat(_TASKS).st_nlink == 3:
+                return True
+            return self._failures < _TRIES and self._strangers.isdisjoint(os.listdir(_TASKS))
         except OSError:
             return False
-        return True
+
+    def _find_strangers(self) -> bool:
+        """After a fork, return whether this process has threads that know nothing of it.
+
+        A library whose threads do ends them before a fork, and makes others when it needs them, as
+        OpenBLAS does. What others have left in a child may never be unlocked.
+        """
+        deadline = time.monotonic() + _END_OF_THREADS
+        while os.stat(_TASKS).st_nlink > 3:
+            if time.monotonic() > deadline:
+                self._strangers = frozenset(os.listdir(_TASKS)) - {str(os.getpid())}
+                self._failures += 1
+                return True
+            _sleep(0.0002)
+        return False
+
+    def _undo(self, child: int, before: tuple[int, int]) -> None:
+        """End an heir that was just forked, and restore what it may have noted."""
+        signal_group(child, SIGKILL)
+        os.waitpid(child, 0)
+        _sleep(0.001)  # until its own child is gone too, which is nobody's to wait for
+        self._progress[READY], self._progress[ABLE] = before
 
     def _is_anything_open(self) -> bool:
         """Return whether cells have anything open."""
