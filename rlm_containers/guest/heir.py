@@ -43,6 +43,7 @@ from .succession import (
     KILLED,
     NOW,
     READY,
+    READY_PROCESS,
     REPORT_SIZE,
     REPORT_SUM,
     REPORTS,
@@ -51,6 +52,7 @@ from .succession import (
     TAKEN,
     WRITER,
     WRITING,
+    WRITING_PROCESS,
     TakenOver,
     exists,
     signal_group,
@@ -224,6 +226,7 @@ class Heir:
         self._able = self._able and os.getppid() == self._supervisor
         if self._able:
             self._progress[ABLE] = self._group
+        self._progress[READY_PROCESS] = os.getpid()
         self._progress[READY] = self._group
         offer_to_kernel(score=900)
 
@@ -266,6 +269,7 @@ class Heir:
             elif now >= due or progress[NOW]:
                 other = progress[WRITING]
                 if not other or not exists(other):
+                    progress[WRITING_PROCESS] = os.getpid()
                     progress[WRITING] = group
                     if progress[HEIR] != group:
                         os._exit(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 #: How often to look for processes that were started meanwhile. If they multiply faster, the
 #: container's limit of processes ends that: stopped ones count too.
@@ -26,8 +26,8 @@ def sweep(
     worker: int,
     alive: bool,
     since: float,
-    keepers: Iterable[int] = (),
-    groups: Container[int] = (),
+    keepers: Iterable[int],
+    heirs: Mapping[int, int],
 ) -> None:
     """Kill what cells have started.
 
@@ -41,18 +41,23 @@ def sweep(
         since: kill only what was started after this, in seconds of ``CLOCK_BOOTTIME``. The kernel
             has start times in hundredths of a second; in doubt, kill.
         keepers: spare these, and what descends from them.
-        groups: spare what belongs to these process groups.
+        heirs: the process groups of heirs, with the heirs' processes; 0 for one that is not known
+            yet. Spare these and their children. A cell's process may have joined a group.
     """
     root = 1 if _is_isolated() else worker
     spared = {1, os.getpid()} | ({worker} if alive else set())
     first = int(since * os.sysconf("SC_CLK_TCK"))
+
+    def is_of_heir(pid: int, group: int, table: _Table) -> bool:
+        heir = heirs.get(group)
+        return heir is not None and (heir == 0 or _descends(pid, heir, table))
 
     def started(table: _Table) -> set[int]:
         return {
             pid
             for pid, (_, group, session, start) in table.items()
             if start >= first
-            and group not in groups
+            and not is_of_heir(pid, group, table)
             and (session == worker or _descends(pid, root, table))
             and not any(_descends(pid, keeper, table) for keeper in keepers)
         } - spared

@@ -46,13 +46,16 @@ KEPT = HEIR + 14
 ABLE = HEIR + 15
 TAKE = HEIR + 16
 TAKEN = HEIR + 17
+#: The process of the heir that READY names, and of the one that WRITING names; by the heirs.
+READY_PROCESS = HEIR + 18
+WRITING_PROCESS = HEIR + 19
 #: The last request that the journal has, 0 for none; the request that its first entry came after;
 #: and its bytes. By the worker, see :mod:`rlm_guest.journal`.
-JOURNALED = HEIR + 18
-JOURNAL_BASE = HEIR + 19
-JOURNAL_LENGTH = HEIR + 20
+JOURNALED = HEIR + 20
+JOURNAL_BASE = HEIR + 21
+JOURNAL_LENGTH = HEIR + 22
 #: How many numbers there are in all.
-SHARED = HEIR + 21
+SHARED = HEIR + 23
 
 #: Seconds to wait for killed processes to be gone, or for news of a dead one.
 _KILL_TIMEOUT = 0.5
@@ -111,9 +114,16 @@ class Succession:
         self._stall = StallWatch(self._writer)
         self._killed = 0
 
-    def groups(self) -> tuple[int, ...]:
-        """Return the process groups of heirs. Nothing that a cell has left is in them."""
-        return tuple({self._progress[HEIR], self._progress[WRITING]} - {0})
+    def groups(self) -> dict[int, int]:
+        """Return the process groups of heirs, each with the heir's process; 0 if unknown yet."""
+        progress = self._progress
+        newest = progress[HEIR]
+        found = {
+            newest: progress[READY_PROCESS] if progress[READY] == newest else 0,
+            progress[WRITING]: progress[WRITING_PROCESS],
+        }
+        found.pop(0, None)
+        return found
 
     def is_pending(self) -> bool:
         """Return whether the newest heir has something left to write."""

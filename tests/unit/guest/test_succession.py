@@ -194,6 +194,32 @@ def test_where_it_is_not_safe_the_file_is_read(box: Sandbox, code: str, lost: se
     assert run(box, "print(plain)").stdout == "[1]\n"
 
 
+def test_a_process_that_joins_an_heirs_group_ends_with_its_cell(box: Sandbox) -> None:
+    worker = int(run(box, "print(os.getpid())").stdout)
+    await_heir(box)
+    settle(box)
+    assert eventually(lambda: len(heirs(worker)) == 1)
+    group = os.getpgid(*heirs(worker))
+    code = f"""
+import subprocess
+child = subprocess.Popen(["sleep", "1000"], preexec_fn=lambda: os.setpgid(0, {group}))
+print(child.pid, flush=True)
+os._exit(1)
+"""
+    result = box.execute(code)
+    assert (result.status, result.lost) == ("died", ())
+    assert not is_running(int(result.stdout))
+    assert run(box, CHECK).stdout == "1 0\n"
+
+
+def is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 def test_a_killed_heir_costs_what_no_file_has(box: Sandbox) -> None:
     worker = int(run(box, "print(os.getpid())").stdout)
     settle(box)
