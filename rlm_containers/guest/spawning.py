@@ -12,9 +12,7 @@ from __future__ import annotations
 import atexit
 import marshal
 import os
-import shutil
 import sys
-import tempfile
 import types
 from typing import Any, NoReturn
 
@@ -62,6 +60,8 @@ def _prepare_children(spawn: Any) -> None:
 
 def _save_session(main: dict[str, Any]) -> str:
     """Write a child's program and the state file that it loads. Return the program's path."""
+    import tempfile  # late: few cells spawn processes, and it takes half a megabyte
+
     from .state.checkpoint import Checkpoint
 
     directory = tempfile.mkdtemp(dir=_top())
@@ -97,6 +97,9 @@ def _top() -> str:
     """Return the directory for those of all children, which this process removes at its end."""
     global _directory
     if not _directory:
+        import shutil
+        import tempfile
+
         _directory = tempfile.mkdtemp(prefix="spawned-")
         atexit.register(shutil.rmtree, _directory, ignore_errors=True)
     return _directory
@@ -124,6 +127,8 @@ def load_session(directory: str, namespace: dict[str, Any]) -> None:
         directory: where it is.
         namespace: the globals of the program. They become the child's ``__main__``.
     """
+    import shutil
+
     from .state.checkpoint import Checkpoint
 
     global _directory
