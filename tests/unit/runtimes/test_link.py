@@ -65,6 +65,15 @@ def test_what_is_not_acknowledged_is_bounded() -> None:
     assert (one.room(), len(other.inbox)) == (WINDOW, WINDOW)
 
 
+def test_an_end_that_does_not_read_costs_no_memory() -> None:
+    cable = Cable()
+    settle(cable)
+    link = cable.ends[0]
+    for _ in range(WINDOW // 8):
+        link.beat()
+    assert len(link.outbox) <= WINDOW + 13
+
+
 def test_notes_come_while_there_is_a_connection() -> None:
     cable = Cable()
     one, other = cable.ends
