@@ -79,6 +79,11 @@ class OwnCode:
         """Return the recursion limit of the cells."""
         return sys.getrecursionlimit() if self._of_cells is None else self._of_cells[0]
 
+    def set_recursion_limit(self, limit: int) -> None:
+        """Set the recursion limit of the cells, while this package's code runs."""
+        assert self._of_cells is not None
+        self._of_cells = (limit, *self._of_cells[1:])
+
     def begin(self) -> None:
         """Set the recursion limit of this package; stop tracers and profilers."""
         if self._of_cells is None:
@@ -92,6 +97,9 @@ class OwnCode:
         if self._of_cells is not None:
             limit, trace, profile = self._of_cells
             self._of_cells = None
-            sys.setrecursionlimit(limit)
+            try:
+                sys.setrecursionlimit(limit)
+            except (RecursionError, ValueError):
+                pass  # this is deeper than that already
             sys.setprofile(profile)
             sys.settrace(trace)

@@ -31,7 +31,7 @@ from _signal import signal as set_handler
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from .interrupts import BEGUN, CHECKPOINTING, NUMBERS, PHASE, SAVED, Interrupts
+from .interrupts import BEGUN, CHECKPOINTING, NUMBERS, PHASE, SAVED, Interrupts, monotonic
 from .memory import offer_to_kernel
 from .memoryuse import MemoryUse
 from .succession import (
@@ -40,6 +40,7 @@ from .succession import (
     ENDED,
     HEIR,
     HELD,
+    ITSELF,
     KILLED,
     NOW,
     READY,
@@ -77,6 +78,7 @@ _WRITERS = 10
 _CALLS = 4
 
 _fork = os.fork
+_sleep = time.sleep
 
 
 class Owner(Protocol):
@@ -221,7 +223,7 @@ class Heir:
         self._before = mask, set_handler(SIGURG, SIG_DFL), set_handler(SIGCHLD, SIG_DFL)
         self._drop_descriptors()
         while os.getppid() == self._group:
-            time.sleep(0.0002)  # the worker's child has not ended yet
+            _sleep(0.0002)  # the worker's child has not ended yet
         # The supervisor has to see how its worker ends, so that must be its child.
         self._able = self._able and os.getppid() == self._supervisor
         if self._able:
@@ -258,24 +260,26 @@ class Heir:
     def _wait_and_write(self) -> None:
         """Wait until it is time to write and no other heir does. Then have a writer do so."""
         progress, group = self._progress, self._group
-        due = min(time.monotonic() + _QUIET, progress[SINCE] / 1000 + _AGE)
+        due = min(monotonic() + _QUIET, progress[SINCE] / 1000 + _AGE)
         while True:
-            now = time.monotonic()
+            now = monotonic()
             timeout = _LOOK
             if progress[HEIR] != group:
                 if progress[READY] != group:
                     os._exit(0)  # there is a newer one
                 # The worker has not come to say so yet.
-            elif now >= due or progress[NOW]:
+            elif now < due and not progress[NOW]:
+                timeout = due - now
+            elif not progress[ITSELF]:
                 other = progress[WRITING]
                 if not other or not exists(other):
                     progress[WRITING_PROCESS] = os.getpid()
                     progress[WRITING] = group
                     if progress[HEIR] != group:
                         os._exit(0)
-                    break
-            else:
-                timeout = due - now
+                    if not progress[ITSELF]:
+                        break
+                    progress[WRITING] = 0
             self._look(timeout)
         try:
             self._have_written()
@@ -302,6 +306,10 @@ class Heir:
     def _have_written(self) -> None:
         """Have a writer write the checkpoint, and another one if it dies."""
         progress = self._progress
+        # Here and once: a writer that adopted this would forget of what the one before it died.
+        news = self._reports.read()
+        if news is not None:
+            self._owner.adopt(*news)
         status = 0
         for _ in range(_WRITERS):
             known = progress[REPORTS]
@@ -351,9 +359,6 @@ class Heir:
         offer_to_kernel()
         numbers[BEGUN] = self._number
         numbers[PHASE] = CHECKPOINTING
-        news = self._reports.read()
-        if news is not None:
-            self._owner.adopt(*news)
         if self._restore_random is not None:
             self._restore_random()
         report = self._owner.write(self._number, interrupts)

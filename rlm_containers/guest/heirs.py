@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 
 from . import lm
 from .heir import Heir, Owner, Reports, descriptors, forked
+from .interrupts import monotonic
 from .memoryuse import MemoryUse
 from .succession import (
     ABLE,
@@ -27,6 +28,7 @@ from .succession import (
     ENDED,
     HEIR,
     HELD,
+    ITSELF,
     NOW,
     READY,
     SINCE,
@@ -169,7 +171,7 @@ class Heirs:
             restore_random=_random_state(),
         )
         noted = progress[READY], progress[ABLE]
-        started = time.perf_counter()
+        started = monotonic()
         try:
             child = forked()
         except OSError:
@@ -189,7 +191,7 @@ class Heirs:
             self._settled = number
         progress[HEIR] = child
         self._children.append(child)
-        self._fork_seconds = time.perf_counter() - started, self._memory.resident()
+        self._fork_seconds = monotonic() - started, self._memory.resident()
         self._saved_at = self._fork_seconds[1]
         if before and before != progress[WRITING]:
             signal_group(before, SIGKILL)
@@ -221,18 +223,26 @@ class Heirs:
         """Have the newest heir write at once."""
         hurry(self._progress)
 
-    def discard(self) -> None:
-        """End the newest heir, unless it writes. Wait for the one that does."""
-        progress = self._progress
-        newest = progress[HEIR]
-        if newest and newest != progress[WRITING]:
-            progress[HEIR] = 0  # from now on it does not begin to write
-            if newest != progress[WRITING]:
-                signal_group(newest, SIGKILL)
+    def hold(self) -> None:
+        """Before the worker writes, let no heir begin to. Wait for the one that does.
+
+        The newest one stays: until the worker has written, it alone may have what it holds.
+        """
+        self._progress[ITSELF] = 1
         while self.is_writing():
             _sleep(0.001)
         self._adopt_last()
-        self._settled = progress[HELD]
+
+    def release(self, *, drop: bool) -> None:
+        """Let heirs write again. With ``drop``, end the newest one: nobody needs it."""
+        progress = self._progress
+        if drop:
+            newest = progress[HEIR]
+            progress[HEIR] = 0
+            if newest:
+                signal_group(newest, SIGKILL)
+            self._settled = progress[HELD]
+        progress[ITSELF] = 0
 
     def _adopt_last(self) -> None:
         """Adopt the last report."""
@@ -259,9 +269,9 @@ class Heirs:
         A library whose threads do ends them before a fork, and makes others when it needs them, as
         OpenBLAS does. What others have left in a child may never be unlocked.
         """
-        deadline = time.monotonic() + _END_OF_THREADS
+        deadline = monotonic() + _END_OF_THREADS
         while os.stat(_TASKS).st_nlink > 3:
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 self._strangers = frozenset(os.listdir(_TASKS)) - {str(os.getpid())}
                 self._failures += 1
                 return True
@@ -301,7 +311,7 @@ def _has_children() -> bool:
 
 
 def _milliseconds() -> int:
-    return int(time.monotonic() * 1000)
+    return int(monotonic() * 1000)
 
 
 def _random_state() -> Callable[[], None] | None:

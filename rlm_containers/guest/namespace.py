@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import builtins
 import sys
-import time
 import types
 from collections.abc import Iterator
 from typing import Any
 
 from . import lm, wire
-from .interrupts import Interrupts
+from .interrupts import Interrupts, monotonic
 from .shortforms import short_form, type_name
 from .trivial import bound_names
 
@@ -163,7 +162,7 @@ class Namespace:
         """
         forms: dict[str, str] = {}
         left = _FORMS_BUDGET
-        deadline = time.monotonic() + _FORMS_SECONDS
+        deadline = monotonic() + _FORMS_SECONDS
         slow, self._slow = self._slow, {}
         for name, value in self.shown_variables():
             if len(name) > _FORMS_NAME:
@@ -173,7 +172,7 @@ class Namespace:
             form = "<{}>".format(type_name(value))
             if slow.get(name) == id(value):
                 self._slow[name] = id(value)
-            elif left > 0 and time.monotonic() < deadline:
+            elif left > 0 and monotonic() < deadline:
                 received = interrupts.received
                 form = short_form(value, interrupts)
                 if interrupts.received > received:

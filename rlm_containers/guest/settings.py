@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from _signal import SIG_DFL, SIG_IGN, getsignal  # type: ignore[import-not-found]
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from .cells import OwnCode
+from .hooks import CellHooks
 from .shortforms import error_text
 
 #: What a name of a setting has in place of a type.
@@ -27,25 +28,22 @@ class Settings:
 
     Args:
         path: returns the search path of the cells.
-        recursion_limit: returns the recursion limit of the cells.
+        own_code: has the recursion limit of the cells.
+        hooks: has their signal handlers.
 
     What was set when this object was made is none of the cells' settings.
     """
 
-    def __init__(self, path: Callable[[], list[str]], recursion_limit: Callable[[], int]) -> None:
+    def __init__(self, path: Callable[[], list[str]], own_code: OwnCode, hooks: CellHooks) -> None:
         self._path = path
-        self._recursion_limit = recursion_limit
+        self._own_code = own_code
+        self._hooks = hooks
         self._first = self._read()
-        self._first_handlers = _signal_handlers()
 
     def save(self) -> tuple[bytes, list[list[str]]]:
         """Return the settings that cells have changed, and ``unsaved`` for those left out."""
         found = self._read()
-        names = [
-            "signal handler {}".format(number)
-            for number, handler in _signal_handlers().items()
-            if handler != self._first_handlers.get(number)
-        ]
+        names = ["signal handler {}".format(number) for number in self._hooks.handlers()]
         hooks = {"sys.excepthook": sys.excepthook, "sys.displayhook": sys.displayhook}
         usual = (sys.__excepthook__, sys.__displayhook__)
         names += [name for name, hook in hooks.items() if hook not in usual]
@@ -79,21 +77,20 @@ class Settings:
             if (name in _EARLY) != early:
                 continue
             try:
-                _RESTORERS[name](value)
+                if name == "recursion limit":
+                    self._own_code.set_recursion_limit(value)
+                else:
+                    _RESTORERS[name](value)
             except Exception as error:
                 lost.append([_NAMES.get(name, name), KIND, error_text(error)])
         return lost
-
-    def has_handlers(self) -> bool:
-        """Return whether cells have set signal handlers, whose code may run at any time."""
-        return _signal_handlers() != self._first_handlers
 
     def _read(self) -> dict[str, Any]:
         import warnings
 
         found: dict[str, Any] = {
             "path": self._path(),
-            "recursion limit": self._recursion_limit(),
+            "recursion limit": self._own_code.recursion_limit(),
             "warnings": list(warnings.filters),
             "logging": _read_logging(),
         }
@@ -105,12 +102,6 @@ class Settings:
             if value is not None:
                 found[name] = value
         return found
-
-
-def _signal_handlers() -> dict[int, Any]:
-    """Return the handlers in Python, by signal; but SIGINT's, which is ours between cells."""
-    found = {number: getsignal(number) for number in range(1, 32) if number != 2}
-    return {n: h for n, h in found.items() if h is not None and h not in (SIG_DFL, SIG_IGN)}
 
 
 def _loaded(name: str) -> Any:
@@ -313,7 +304,6 @@ _RESTORERS: dict[str, Callable[[Any], None]] = {
     "path": _restore_path,
     "directory": os.chdir,
     "environ": _restore_environ,
-    "recursion limit": sys.setrecursionlimit,
     "warnings": _restore_warnings,
     "random": _restore_random,
     "numpy": _restore_numpy,

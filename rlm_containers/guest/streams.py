@@ -65,6 +65,11 @@ class StandardStreams:
             self.restore()
 
     def _restore(self) -> None:
+        for saved in self.saved:
+            os.set_blocking(saved, True)  # a child of a cell may have changed that for all
+        for own in (self.stdin, self.stdout, self.stderr):
+            for name in vars(own).keys() - {"mode"}:
+                delattr(own, name)  # such as a `write` that the cell has set
         for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None)):
             if stream is not self.stdout and stream is not self.stderr:
                 self._flush(stream)
@@ -166,6 +171,13 @@ class _SilentStream:
         return getattr(self._stream, name)
 
 
+class _Buffer(io.BufferedWriter):
+    """A buffer that stays open if a second wrapper around it is collected, which closes it."""
+
+    def close(self) -> None:
+        self.flush()
+
+
 def _is_open(stream: io.TextIOWrapper) -> bool:
     """Return whether a stream is neither closed nor detached, nor its buffer."""
     try:
@@ -179,7 +191,7 @@ def _input_stream() -> io.TextIOWrapper:
 
 
 def _text_stream(descriptor: int) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)), **_FORM)
+    return io.TextIOWrapper(_Buffer(io.FileIO(descriptor, "w", closefd=False)), **_FORM)
 
 
 def print_exception(

@@ -49,13 +49,16 @@ TAKEN = HEIR + 17
 #: The process of the heir that READY names, and of the one that WRITING names; by the heirs.
 READY_PROCESS = HEIR + 18
 WRITING_PROCESS = HEIR + 19
+#: Whether the worker writes a checkpoint itself, so that no heir begins to; by the worker, until it
+#: is dead.
+ITSELF = HEIR + 20
 #: The last request that the journal has, 0 for none; the request that its first entry came after;
 #: and its bytes. By the worker, see :mod:`rlm_guest.journal`.
-JOURNALED = HEIR + 20
-JOURNAL_BASE = HEIR + 21
-JOURNAL_LENGTH = HEIR + 22
+JOURNALED = HEIR + 21
+JOURNAL_BASE = HEIR + 22
+JOURNAL_LENGTH = HEIR + 23
 #: How many numbers there are in all.
-SHARED = HEIR + 23
+SHARED = HEIR + 24
 
 #: Seconds to wait for killed processes to be gone, or for news of a dead one.
 _KILL_TIMEOUT = 0.5
@@ -66,22 +69,32 @@ class TakenOver(BaseException):
     """This process, an heir, is the worker now. Leads it back to the worker's loop."""
 
 
+# Cells can write to the numbers too, and group 1 would stand for every process.
+
+
 def exists(group: int) -> bool:
     """Return whether a process group has any process."""
     try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
+        os.killpg(group if group > 1 else -1, 0)
     except PermissionError:
         pass
+    except (OSError, OverflowError):
+        return False
     return True
 
 
 def signal_group(group: int, number: int) -> None:
     """Send a signal to a process group, if it is there."""
     try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
+        os.killpg(group if group > 1 else -1, number)
+    except (OSError, OverflowError):
+        pass
+
+
+def _signal_process(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except (OSError, OverflowError):
         pass
 
 
@@ -133,6 +146,10 @@ class Succession:
         """Have the newest heir write at once."""
         hurry(self._progress)
 
+    def note_death(self) -> None:
+        """Note that the worker is dead: if it was writing a checkpoint, an heir may begin now."""
+        self._progress[ITSELF] = 0
+
     def is_awaited(self) -> bool:
         """Return whether the worker waits for the writer."""
         return bool(self._progress[WAITING])
@@ -142,10 +159,7 @@ class Succession:
         self._writer[STEP] = step
         self._writer[INTERRUPTS] += 1
         if self._progress[WRITING]:
-            try:
-                os.kill(self._progress[WRITER], signal.SIGINT)
-            except (ProcessLookupError, PermissionError):
-                pass
+            _signal_process(self._progress[WRITER], signal.SIGINT)
 
     def watch(self) -> bool:
         """Once a second, interrupt a writer that does not get on. Return whether there is any."""
@@ -154,10 +168,7 @@ class Succession:
         action = self._stall.action()
         if action == "kill":
             # Its heir takes another writer, which leaves that variable out.
-            try:
-                os.kill(self._progress[WRITER], signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
+            _signal_process(self._progress[WRITER], signal.SIGKILL)
         elif action:
             self.interrupt(2 * self._writer[BEGUN] + (self._writer[PHASE] == CHECKPOINTING))
         return True
@@ -209,8 +220,13 @@ class Succession:
         signal_group(progress[HEIR], signal.SIGURG)
 
     def successor(self) -> int:
-        """Return the process that goes on; 0 while there is none yet."""
-        return int(self._progress[TAKEN])
+        """Return the process that goes on, a living child of this one; 0 while there is none."""
+        pid = int(self._progress[TAKEN])
+        try:
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except (OSError, OverflowError):
+            return 0  # nobody would see how it ends
+        return pid if ended is None else 0
 
     def take_over(self) -> int:
         """Forget the heir that goes on, and end an older one. Return the request that it holds."""
@@ -232,7 +248,7 @@ class Succession:
             for group in groups:
                 try:
                     os.waitpid(-group, os.WNOHANG)  # if this process is PID 1
-                except ChildProcessError:
+                except (OSError, OverflowError):
                     pass
             time.sleep(0.001)
         for index in range(NUMBERS, JOURNALED):

@@ -103,6 +103,8 @@ class Supervisor:
         self.wake = wake
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        # Whoever has started this may have blocked signals.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         # Ctrl-C in the terminal reaches this process too. Leave it to the host.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self.poll.register(host_in, select.POLLIN)
@@ -208,6 +210,7 @@ class Supervisor:
         elif kills:
             self.report_kill()  # of another process, before the worker died
         self.burial, self.burial_ends = how, _NEVER
+        self.succession.note_death()
         self.adopt_heirs()
         self.heir_calls, self.offer_ends = calls, _now() + _OFFER_TIMEOUT
         self.replace_worker()
@@ -384,7 +387,7 @@ class Supervisor:
         self.watching = _WATCH if self.progress[PHASE] or writes else self.watching - 1
         if self.burial is not None:
             return
-        action = self.stall.action()
+        action = self.stall.action(waits=writes)
         if action == "kill":
             self.stalled = True
             self.kill_group()

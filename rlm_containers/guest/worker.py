@@ -8,7 +8,6 @@ import os
 import select
 import socket
 import sys
-import time
 from _thread import _count as count_threads
 from time import sleep
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from . import lm, sources, wire
 from .account import limit_files, name_user
 from .cells import Cell, OwnCode
+from .hooks import CellHooks
 from .interrupts import (
     ANSWERING,
     BEGUN,
@@ -27,6 +27,7 @@ from .interrupts import (
     SAVED,
     SAVING,
     Interrupts,
+    monotonic,
 )
 from .journal import Journal
 from .namespace import Namespace
@@ -80,12 +81,14 @@ class Worker:
         self.checkpoint: Any = None
         self.heirs: Any = None
         self.journal = Journal(progress, journal)
-        self.journaled_since = 0.0  # by time.monotonic()
+        self.journaled_since = 0.0  # by monotonic()
         # The last request whose variables were saved as a whole; None if that has failed.
         self.base: int | None = None
+        self.failed = 0  # the last request whose checkpoint has failed, 0 if there is a later one
         self.bound: set[str] | None = None  # what the last cell has bound, if it was trivial
         self.figures: Any = None
         self.own_code = OwnCode()
+        self.hooks = CellHooks()
         self.search_path = SearchPath()
         self.settings: Settings | None = None
         # The last `saved`. Without one, the host assumes of the first worker that all is saved.
@@ -231,6 +234,7 @@ class Worker:
     def start(self, request: dict[str, Any]) -> None:
         """Connect to the language model, restore the checkpoint if there is one, and say so."""
         self.started = True
+        self.own_code.begin()
         self.kept = request.get("kept_session", False)
         self.durable = request.get("durable", False)
         self.progress[KEPT] = self.kept
@@ -244,16 +248,16 @@ class Worker:
             pass
         self.search_path.add_image()
         limit_files(request.get("file_limit"), core_files=request.get("core_files", False))
-        self.settings = Settings(self.search_path.path_of_cells, self.own_code.recursion_limit)
+        self.settings = Settings(self.search_path.path_of_cells, self.own_code, self.hooks)
         self.namespace.begin(request.get("scaffold", True))
         if request.get("tools"):
             self.bind_tools(request["tools"])
         report: dict[str, Any] = {"lost": [], "damage": "", "older": []}
         seconds = 0.0
         if request["expected"] or has_state():
-            started = time.perf_counter()
+            started = monotonic()
             report = self.restore()
-            seconds = time.perf_counter() - started
+            seconds = monotonic() - started
             if self.mode != "fresh":
                 self.journal.apply(self.namespace.values, self.progress[SAVED], exact=False)
             if self.mode == "restore" and not report["damage"]:
@@ -267,6 +271,8 @@ class Worker:
         self.watch_figures()
         self.watch_spawning()
         forget_compiled()
+        self.hooks.hold()
+        self.own_code.end()
 
     def resume(self, request: dict[str, Any]) -> None:
         """Do what is new to a process that was an heir: all its variables are there."""
@@ -370,12 +376,14 @@ class Worker:
                 return self.run_trivial(cell, bound)
             self.give_to_heir()
             with self.search_path.of_cells(), self.interrupts:
+                self.hooks.release()
                 cell.run(self.namespace.values)
             return "ok"
         except TakenOver:
             raise
         except BaseException as error:
             self.own_code.begin()
+            self.hooks.hold()
             self.progress[PHASE] = ANSWERING
             if os.getpid() == self.pid:
                 # So that a traceback is seen whatever the cell did.
@@ -398,8 +406,7 @@ class Worker:
             and count_threads() == 0
             and sys.gettrace() is None
             and sys.getprofile() is None
-            and self.settings is not None
-            and not self.settings.has_handlers()
+            and not self.hooks.handlers()
         )
 
     def give_to_heir(self) -> None:
@@ -446,6 +453,7 @@ class Worker:
             self.streams.restore()
             os._exit(0)
         self.own_code.begin()
+        self.hooks.hold()
         self.progress[PHASE] = ANSWERING
         self.interrupts.install()
         self.namespace.restore_scaffold()
@@ -475,6 +483,15 @@ class Worker:
 
     def save(self, number: int) -> None:
         """Save the variables: in the journal, by an heir, or here, whichever takes least time."""
+        try:
+            self.save_somewhere(number)
+        except Exception as error:
+            # A cell can break any module that saving needs. Go on without a checkpoint.
+            self.base, self.failed = None, number
+            self.tell(unwritten(error_text(error)))
+
+    def save_somewhere(self, number: int) -> None:
+        """See :meth:`save`."""
         bound, self.bound = self.bound, None
         if bound is not None and self.note_in_journal(number, bound):
             return
@@ -484,10 +501,15 @@ class Worker:
         if self.fork_heir(number, wanted=self.checkpoint.is_deadly or self.is_heir_wanted()):
             self.progress[SAVING] = 0
             return
-        self.heirs.discard()
-        self.save_here(number)
-        if self.is_heir_wanted():
-            self.fork_heir(number, wanted=True, written=self.base == number)
+        drop = False
+        try:
+            self.heirs.hold()
+            self.save_here(number)
+            drop = self.base == number and not (
+                self.is_heir_wanted() and self.fork_heir(number, wanted=True, written=True)
+            )
+        finally:
+            self.heirs.release(drop=drop)
 
     def is_heir_wanted(self) -> bool:
         """Return whether an heir would keep what a file cannot have, such as a generator."""
@@ -495,8 +517,7 @@ class Worker:
 
     def is_replaceable(self) -> bool:
         """Return whether an heir could go on in the place of this process."""
-        no_handlers = self.settings is not None and not self.settings.has_handlers()
-        return no_handlers and bool(self.heirs.may_be_able())
+        return not self.hooks.handlers() and bool(self.heirs.may_be_able())
 
     def fork_heir(self, number: int, *, wanted: bool = False, written: bool = False) -> bool:
         """Have an heir save, if that takes less time than to do it here. Return whether it does.
@@ -506,6 +527,8 @@ class Worker:
             wanted: whether it is better in any case.
             written: whether there is a checkpoint already.
         """
+        if self.hooks.runs_at_fork or self.streams.is_watched:
+            return False  # code of a cell's would run
         try:
             variables = list(self.namespace.variables())
             unwritten = self.checkpoint.unwritten(variables)
@@ -522,12 +545,12 @@ class Worker:
 
     def save_here(self, number: int) -> None:
         """Write the checkpoint in this process."""
-        started = time.perf_counter()
+        started = monotonic()
         with self.streams.silenced():
             report = self.write_checkpoint(number, self.interrupts)
         if self.heirs is not None:
-            self.heirs.note_saved(time.perf_counter() - started - self.checkpoint.blob_seconds)
-        self.base = number if report["error"] is None else None
+            self.heirs.note_saved(monotonic() - started - self.checkpoint.blob_seconds)
+        self.base, self.failed = (number, 0) if report["error"] is None else (None, number)
         if self.base is not None:
             self.journal.clear()
         self.progress[SAVING] = 0
@@ -539,7 +562,7 @@ class Worker:
         found = {name: values[name] for name in bound if name in values}
         if self.base is None or not is_plain(found):
             return False
-        now = time.monotonic()
+        now = monotonic()
         if not self.is_journal_needed():
             self.journaled_since = now
         elif now > self.journaled_since + _JOURNAL_AGE:
@@ -613,7 +636,8 @@ class Worker:
         if heirs.is_orphaned():
             # Somebody has killed it.
             number = max(heirs.held, self.journal.last)
-            heirs.discard()
+            heirs.hold()
+            heirs.release(drop=True)
             self.base = None
             self.save_idle(number)
         return False
@@ -628,10 +652,10 @@ class Worker:
         checkpoint = self.checkpoint
         checkpoint.find_files()
         checkpoint.attempting = lambda name: self.heirs.note_attempt(names.get(name, 0))
-        started = time.perf_counter()
+        started = monotonic()
         with self.streams.silenced():
             report = self.write_checkpoint(number, interrupts)
-        seconds = time.perf_counter() - started - checkpoint.blob_seconds
+        seconds = monotonic() - started - checkpoint.blob_seconds
         return {"report": report, "checkpoint": checkpoint.export(), "seconds": seconds}
 
     def apply_journal(self, number: int) -> int:
@@ -655,7 +679,7 @@ class Worker:
         if "checkpoint" in news:
             self.checkpoint.adopt(news["checkpoint"], number)
             self.heirs.note_saved(news["seconds"], by_writer=True)
-        if os.getpid() == self.pid:
+        if os.getpid() == self.pid and number >= self.failed:
             self.tell(news["report"])
 
     def note_file(self, number: int, inode: int) -> None:

@@ -154,6 +154,9 @@ HARMS = pytest.mark.parametrize(
         "import sys; sys.stdout = type('S', (), {'flush': lambda s: 1 / 0, 'write': print})()",
         "import sys; sys.stdout.reconfigure(encoding='ascii', errors='strict', newline='')",
         "import sys; sys.stdout.reconfigure(newline='\\r\\n', line_buffering=False)",
+        "import io, sys; sys.stdout = io.TextIOWrapper(sys.stdout.buffer)",
+        "import sys; sys.stdout.write = lambda text: 1 / 0",
+        "import os; os.set_blocking(1, False); os.set_blocking(2, False)",
         "import os; os.close(1)",
         "import os; os.close(0); os.close(1); os.close(2)",
         "import os; os.dup2(os.open('elsewhere.txt', os.O_CREAT | os.O_WRONLY), 1)",
@@ -186,6 +189,17 @@ def test_the_streams_are_whole_again_after_code_of_an_object(
     seen = box.execute(check)
     assert (seen.status, seen.stdout, seen.stderr) == ("ok", "a\nü\nchild\n", "e\n")
     box.execute("del harm")
+
+
+def test_a_second_wrapper_that_is_collected_closes_nothing(box: Sandbox) -> None:
+    printed(box, "import io, sys\nwrapper = io.TextIOWrapper(sys.stdout.buffer)")
+    assert printed(box, "del wrapper\nprint('after')") == "after\n"
+
+
+def test_a_pipe_that_a_child_makes_non_blocking(box: Sandbox) -> None:
+    # As node.js does. It holds for all that share the pipe.
+    printed(box, "import os; os.set_blocking(1, False)")
+    assert len(printed(box, "print('x' * 900_000)")) == 900_001
 
 
 def test_a_cell_may_capture_its_own_output(box: Sandbox) -> None:

@@ -29,6 +29,7 @@ def kill(box: Sandbox) -> tuple[str, ...]:
             "grüße False",
         ),
         ("import sys; sys.setrecursionlimit(1234)", "print(sys.getrecursionlimit())", "1234"),
+        ("import sys; sys.setrecursionlimit(60)", "print(sys.getrecursionlimit())", "60"),
         (
             "import random; random.seed(7); r = random.Random(7); r.random(); random.random()",
             "print(random.random() == r.random())",
@@ -67,7 +68,7 @@ def kill(box: Sandbox) -> tuple[str, ...]:
         ),
     ],
     ids=[
-        "directory", "environment", "recursion limit", "random", "decimal", "warnings", "locale",
+        "directory", "environment", "recursion limit", "low limit", "random", "decimal", "warnings", "locale",
         "logging", "log file",
     ],
 )  # fmt: skip

@@ -89,3 +89,70 @@ def test_tracers_do_not_see_our_code(fresh: Sandbox) -> None:
     execute(fresh, textwrap.dedent(code))
     lines = printed(fresh, "sys.settrace(None); sys.setprofile(None); print('\\n'.join(seen))")
     assert not [line for line in lines.splitlines() if line.endswith(("namespace.py", "dill.py"))]
+
+
+#: A variable that only an heir keeps, so that there is one.
+LIVE = "import os\nnumbers = (n for n in range(9))\n"
+
+
+@pytest.mark.parametrize("when", ["before", "after_in_child", "after_in_parent"])
+def test_what_is_called_around_a_fork_is_not_called_in_ours(fresh: Sandbox, when: str) -> None:
+    execute(fresh, WAITS + LIVE + f"os.register_at_fork({when}=wait)")
+    for _ in range(2):
+        assert printed(fresh, "kept = [1]; print('goes on')") == "goes on\n"
+    assert [variable.name for variable in fresh.unsaved] == ["numbers"]
+    assert fresh.execute("os._exit(1)").lost == ("numbers",)
+
+
+def test_signals_that_come_between_cells_are_handled_in_the_next(fresh: Sandbox) -> None:
+    pid = printed(fresh, LIVE + "print(os.getpid())").strip()
+    code = """
+        import signal
+        seen = []
+        def handle(*_):
+            seen.append(1)
+            raise TimeoutError('late')
+        signal.signal(signal.SIGUSR1, handle)
+        """
+    execute(fresh, code)
+    fresh.command(["sh", "-c", f"kill -USR1 {pid}"])
+    result = fresh.execute("x = 5")
+    assert (result.status, result.stderr[-19:]) == ("error", "TimeoutError: late\n")
+    assert printed(fresh, "print(next(numbers), seen)") == "0 [1]\n"
+    assert printed(fresh, "signal.raise_signal(signal.SIGUSR1) if 0 else print(seen)") == "[1]\n"
+
+
+def test_a_handler_of_sigchld_sees_no_child_of_ours(fresh: Sandbox) -> None:
+    code = "import signal\nseen = []\nsignal.signal(signal.SIGCHLD, lambda *_: seen.append(1))"
+    execute(fresh, LIVE + code)
+    for _ in range(3):
+        assert printed(fresh, "print(seen)") == "[]\n"
+    assert printed(fresh, "os.system('true'); print(len(seen) in (0, 1))") == "True\n"
+
+
+def test_finalizers_of_garbage_run_in_cells(fresh: Sandbox) -> None:
+    code = """
+        import gc, sys
+        where = []
+        class Left:
+            def __del__(self):
+                frame, names = sys._getframe(), []
+                while frame:
+                    names.append(frame.f_code.co_name)
+                    frame = frame.f_back
+                where.append('finish' in names)
+        gc.collect()
+        gc.set_threshold(50)
+        left = Left()
+        left.me = left
+        del left
+        """
+    execute(fresh, code)
+    assert printed(fresh, "gc.set_threshold(700); gc.collect(); print(where)") == "[False]\n"
+
+
+def test_clocks_that_a_cell_has_replaced(fresh: Sandbox) -> None:
+    fail = "import time\ntime.monotonic = time.perf_counter = time.time = lambda: 1 / 0\nx = [1]"
+    assert execute(fresh, LIVE + fail).status == "ok"
+    assert printed(fresh, "print(x, next(numbers))") == "[1] 0\n"
+    assert fresh.execute("os._exit(1)").status == "died"

@@ -358,3 +358,44 @@ def test_heirs_never(boxes: Boxes) -> None:
     run(box, "x = 1; pid = os.getpid()")
     assert run(box, "pass").unwritten == 0
     assert groups_of(int(run(box, "print(pid)").stdout)) == set()
+
+
+def test_a_writer_that_ends_after_another_heir_has_written(box: Sandbox) -> None:
+    run(box, "class Fatal:\n    def __reduce__(self): os._exit(7)")
+    settle(box)
+    before = state(box).stat().st_ino
+    run(box, "Slow.seconds = 0.5")
+    run(box, "time.sleep(0.1); fatal = Fatal()")  # its heir is forked while the other one writes
+    assert eventually(lambda: state(box).stat().st_ino != before)
+    assert [variable.name for variable in box.unsaved] == ["fatal"]
+
+
+def test_the_heir_stays_until_the_worker_has_written(box: Sandbox) -> None:
+    """The worker writes the second cell itself, since there is a thread, and dies of it."""
+    run(box, "x = [1]")
+    settle(box)
+    run(box, "x = [2]")
+    thread = (
+        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()"
+    )
+    box.execute(f"{thread}\nx = [3]\nSlow.__reduce__ = lambda self: os._exit(1)")
+    result = box.execute("print(x)")
+    assert result.stdout == "[2]\n", result
+    assert "x" in result.older
+
+
+@pytest.mark.parametrize("event", ["open", "os.rename", "os.fork", "os.unlink"])
+def test_the_heir_stays_if_the_worker_cannot_write(box: Sandbox, event: str) -> None:
+    run(box, "x = [1]")
+    settle(box)
+    run(box, "x = [2]")
+    hook = f"def hook(event, _):\n    if event == {event!r}: raise OSError\n"
+    box.execute(hook + "import sys\nsys.addaudithook(hook)\nx = [3]")
+    box.execute(DIE)
+    assert run(box, "print(x[0] >= 2)").stdout == "True\n"
+
+
+def test_a_cell_that_stops_the_clock(box: Sandbox) -> None:
+    before = state(box).stat().st_ino
+    run(box, "time.monotonic = lambda: 5.0\nx = [1]")
+    assert eventually(lambda: state(box).stat().st_ino != before)

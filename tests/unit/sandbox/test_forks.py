@@ -305,6 +305,8 @@ from tests.unit.guests import LocalRuntime
 {before}
 with Sandbox(runtime=LocalRuntime(), lm=lambda prompt: "answer") as box:
     said = box.execute("print(llm_query('?'))").stdout
+    assert box.execute("import os; os._exit(1)").status == "died"
+    assert box.execute("print(1)").stdout == "1\\n"
 assert said == "answer\\n", said
 with open({out!r}, "w") as file: file.write(said)
 """
@@ -327,8 +329,18 @@ with open({out!r}, "w") as file: file.write(said)
             "signal.signal(signal.SIGCHLD, reap)",
             'exec "$@"',
         ),
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))", 'exec "$@"'),
+        (
+            "import socket, warnings\\nsignal.signal(signal.SIGPIPE, signal.SIG_DFL)\\n"
+            "socket.setdefaulttimeout(0.1); warnings.simplefilter('error'); os.umask(0o777)\\n"
+            "threading.stack_size(32768); sys.setrecursionlimit(150)",
+            'exec "$@"',
+        ),
     ],
-    ids=["ignored", "ignores", "all closed", "stdin", "stderr", "closes", "no terminal", "reaps"],
+    ids=[
+        *("ignored", "ignores", "all closed", "stdin", "stderr", "closes", "no terminal", "reaps"),
+        *("blocks", "many"),
+    ],
 )
 def test_hosts_with_habits(tmp_path: Path, before: str, shell: str) -> None:
     out = tmp_path / "out"
