@@ -18,6 +18,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import sh
 
@@ -86,6 +87,11 @@ class ContainerProcess(ABC):
         with self._lock:
             self._close("stdin")
 
+    def close_output(self) -> None:
+        """Close standard output and error, which nobody will read."""
+        with self._lock:
+            self._close("stdout", "stderr")
+
     def drop(self) -> None:
         """In a forked child, close the descriptors. The container stays its parent's."""
         # Without the lock, which a thread may hold that is gone here.
@@ -111,42 +117,53 @@ class ClientProcess(ContainerProcess):
         self, name: str, running: sh.RunningCommand, stdin: int, stdout: int, stderr: int
     ) -> None:
         super().__init__(name, stdin, stdout, stderr)
-        self._running = running
+        self._pid = int(running.pid)
         self._owner = os.getpid()
+        self._status: int | None = None
+        self._is_lost = False  # something else in this process has waited for it
+        # sh has a thread for each process, which looks once a second whether that lives. It ends
+        # once it finds a status. From then on nobody but this object waits for the process.
+        process: Any = running.process
+        with process._wait_lock:
+            self._status = process.exit_code
+            process.exit_code = 0
+        process._quit_threads.set()
 
     @property
     def pid(self) -> int:
         """The process id of the local client."""
-        return int(self._running.pid)
+        return self._pid
 
     def wait(self, timeout: float) -> int | None:
-        process = self._running.process
         deadline = time.monotonic() + timeout
         pause, overdue = 0.001, False
-        # Without a timer: at the interpreter's end no thread can be started.
-        while process.is_alive()[0]:
-            if time.monotonic() > deadline:
+        # Without a thread: at the interpreter's end none can be started.
+        while not self._has_ended():
+            if time.monotonic() > deadline and not overdue:
                 overdue = True
                 self.kill()
-                break
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-        try:
-            # RunningCommand.wait() polls, and raises for a status other than 0.
-            status = int(process.wait())
-        except ChildProcessError:
-            return None  # something else in this process has waited for it, so nobody knows
-        except RuntimeError:  # sh needs a thread to clean up
-            if process.exit_code is None:
-                raise
-            status = int(process.exit_code)
-        return None if overdue else status
+        return None if overdue else self._status
 
     def kill(self) -> None:
-        # Once sh has reaped the client, its pid may belong to another process.
-        if self._running.process.exit_code is None and self._owner == os.getpid():
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        with self._lock:
+            # Once it was waited for, its pid may belong to another process.
+            if self._owner == os.getpid() and not self._has_ended():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._pid, signal.SIGKILL)
+
+    def _has_ended(self) -> bool:
+        with self._lock:
+            if self._status is None and not self._is_lost:
+                try:
+                    pid, status = os.waitpid(self._pid, os.WNOHANG)
+                except ChildProcessError:
+                    self._is_lost = True  # so nobody knows how it ended
+                else:
+                    if pid:
+                        self._status = os.waitstatus_to_exitcode(status)
+            return self._status is not None or self._is_lost
 
 
 def read_pieces(

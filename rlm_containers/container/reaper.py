@@ -26,6 +26,7 @@ from runtimes import EngineCommand
 # more after the client has ended.
 _SCRIPT = """\
 trap '' HUP INT TERM
+exec >/dev/null 2>&1
 client=
 while read -r word value; do
     case $word in
@@ -38,7 +39,7 @@ workspace=$2
 owner=$3
 also=$4
 shift 4
-there() { [ -n "$client" ] && kill -0 "$client" 2>/dev/null; }
+there() { [ -n "$client" ] && kill -0 "$client"; }
 await_client() {
     tries=$1
     while there && [ "$tries" -gt 0 ]; do
@@ -48,14 +49,14 @@ await_client() {
 }
 [ -n "$client" ] || sleep 1
 await_client "$tenths"
-"$@" >/dev/null 2>&1
+"$@"
 if there; then
     await_client 600
-    "$@" >/dev/null 2>&1
+    "$@"
 fi
 for directory in "$workspace" "$also"; do
     [ -n "$directory" ] || continue
-    rm -rf -- "$directory" 2>/dev/null || {
+    rm -rf -- "$directory" || {
         # A cell has taken the permissions off some directories.
         chmod -R u+rwX -- "$directory"
         rm -rf -- "$directory"
@@ -100,6 +101,7 @@ class Reaper:
             *remove_container,
             keep_open=() if lock is None else (lock,),
         )
+        self._process.close_output()  # it says nothing
 
     @property
     def pid(self) -> int:

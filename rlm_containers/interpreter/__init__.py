@@ -16,6 +16,7 @@ from rlm_containers.interpreter.pipe import (
     Message,
     Pipe,
 )
+from rlm_containers.interpreter.reader import is_reader_thread
 from rlm_containers.interpreter.results import (
     Artifact,
     CellResult,
@@ -72,6 +73,7 @@ __all__ = [
     "WorkerSetup",
     "WorkspaceFile",
     "greatest_cost",
+    "is_reader_thread",
     "parse_cost",
     "printable",
     "start_thread",

@@ -1,8 +1,8 @@
 """The host's end of the pipe to a container.
 
-One thread reads. All input is untrusted: the code in a cell runs as the same user as the
-supervisor and can write to its descriptors. So frames are bounded, invalid JSON is expected, and
-the pipe closes as soon as the bytes are no longer frames.
+All pipes are read in one thread (``reader.py``). All input is untrusted: the code in a cell runs as
+the same user as the supervisor and can write to its descriptors. So frames are bounded, invalid
+JSON is expected, and the pipe closes as soon as the bytes are no longer frames.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlm_containers.errors import SandboxBusyError, SandboxLostError, describe
+from rlm_containers.errors import SandboxBusyError, SandboxError, SandboxLostError, describe
 from rlm_containers.guest import wire
 from rlm_containers.interpreter.direct import DirectSocket
 from rlm_containers.interpreter.queue import BoundedQueue, Woken
+from rlm_containers.interpreter.reader import Next, Turns, hold_reader
 from rlm_containers.interpreter.threads import start_thread
 from rlm_containers.interpreter.untrusted import UntrustedJSON
 from runtimes import ContainerProcess
@@ -43,9 +44,12 @@ _WRITE_CHECK = 100
 #: Seconds between two looks at the reader by whoever waits for it. It may have died.
 _READER_CHECK = 1.0
 
-#: Bytes in memory of the items that wait to be received. Past that the reader waits, and so does
-#: the container.
+#: Bytes in memory of the items that wait to be received. Past that nothing is read, and the
+#: container waits.
 _MAX_WAITING = 64 * 1024 * 1024
+
+#: Frames that are handled before other containers have their turn.
+_TURN = 64
 
 #: Bytes that an item takes besides its contents.
 _ITEM_OVERHEAD = 500
@@ -151,7 +155,10 @@ class Pipe:
         on_command: called in the reader's thread with the kind and payload of every frame about a
             command. Must not wait. Raises FloodError to end the pipe.
         on_saved: called in the reader's thread when the guest reports a checkpoint. Must not wait.
-        on_closed: called in the reader's thread when the container has ended.
+        on_closed: called in any thread when the container has ended.
+
+    Raises:
+        SandboxError: this process has no thread or no descriptor left.
     """
 
     def __init__(
@@ -166,7 +173,7 @@ class Pipe:
         self.on_command: Callable[[int, bytes], None] = lambda kind, payload: None
         self.on_saved: Callable[[], None] = lambda: None
         self.on_closed: Callable[[], None] = lambda: None
-        self._items: BoundedQueue[Item] = BoundedQueue(_MAX_WAITING)
+        self._items: BoundedQueue[Item] = BoundedQueue(_MAX_WAITING, self._resume)
         self._stderr = bytearray()
         self._frame = Frame(memoryview(b""))  # the last one
         # A signal handler may hang up while the code below it writes: the first lock lets it in,
@@ -182,9 +189,15 @@ class Pipe:
         # those of another container's while the reader still reads them.
         self._ending = threading.RLock()
         self._has_read = self._is_over = False
+        self._unfinished = threading.Lock()  # held until all is read and known; to wait for that
+        self._unfinished.acquire()
+        self._finisher: threading.Thread | None = None
         # A full pipe must not block the writer without a limit, see send().
         os.set_blocking(process.stdin, False)
-        self._reader = start_thread(self._read, f"rlm-pipe-{process.name}", container=process.name)
+        self._open_ends = {process.stdout, process.stderr}
+        self._reader = hold_reader()
+        self._read(process.stderr, self._last_words(process.stderr))
+        self._read(process.stdout, self._frames(process.stdout))
 
     def send(self, kind: int, payload: bytes = b"") -> None:
         """Write one frame.
@@ -244,7 +257,10 @@ class Pipe:
                 )
             try:
                 with self._writing:
-                    deadline = time.monotonic() + (_WRITE_TIMEOUT if timeout is None else timeout)
+                    if timeout is None:
+                        # Where others wait to be read, nobody waits.
+                        timeout = 0 if self._reader.is_this_thread() else _WRITE_TIMEOUT
+                    deadline = time.monotonic() + timeout
                     self._complete(self._frame, deadline)
                     self._frame = frame
                     self._complete(frame, deadline)
@@ -343,8 +359,9 @@ class Pipe:
 
         A guest that does not end although it was hung up on counts as ended after a while.
         """
-        if not self._reader.is_alive() or time.monotonic() > self._end_by:
-            return self.closed or Closed(None, "", self._reason or "its reader died")
+        is_read = self._finisher is not None or self._reader.is_alive
+        if self.closed is None and (not is_read or time.monotonic() > self._end_by):
+            return Closed(None, "", self._reason or "its reader died")
         return self.closed
 
     def wake(self) -> None:
@@ -368,8 +385,8 @@ class Pipe:
                 self._close_input()
 
     def is_reading_here(self) -> bool:
-        """Whether this thread is the reader, for which :meth:`close` waits."""
-        return threading.current_thread() is self._reader
+        """Whether this thread is one for which :meth:`close` waits."""
+        return self._reader.is_this_thread() or threading.current_thread() is self._finisher
 
     def close(self, timeout: float) -> None:
         """Close the pipe, which ends the guest, and wait for the client to end.
@@ -381,13 +398,22 @@ class Pipe:
         self._hung_up = True
         with self._write_lock:
             self._close_input()
-        self._reader.join(timeout)
-        if self._reader.is_alive():
+        if not self._await_end(timeout):
             self.process.kill()
             if self._direct is not None:
                 self._direct.cut()
-            self._reader.join(timeout)
+            self._await_end(timeout)
         self._close_descriptors(is_over=True)
+
+    def _await_end(self, timeout: float) -> bool:
+        """Wait until all is read and known. Return whether it is. Signal handlers may, too."""
+        deadline = time.monotonic() + timeout
+        while not self._has_read and (left := deadline - time.monotonic()) > 0:
+            if self._unfinished.acquire(timeout=min(left, _READER_CHECK)):
+                self._unfinished.release()
+            elif self._finisher is None and not self._reader.is_alive:
+                self._has_read = True  # as far as it ever will be
+        return self._has_read
 
     def _close_descriptors(self, *, has_read: bool = False, is_over: bool = False) -> None:
         with self._ending:
@@ -399,30 +425,38 @@ class Pipe:
         if self._direct is not None:
             self._direct.close()
 
-    # The reader's thread
+    # Reading, in turns with other containers
 
-    def _read(self) -> None:
-        reason, exit_code = "", None
-        try:
-            reason = self._read_to_end()
-            exit_code = self.process.wait(_END_TIMEOUT)
-        except BaseException as error:
-            # MemoryError above all. Whatever ends this thread, somebody may wait for its items.
-            reason = reason or f"its output could not be read ({describe(error)})"
-            self.hang_up(reason)
-            self.process.kill()
-        finally:
-            stderr = self._stderr.decode("utf-8", "replace")
-            self.closed = Closed(exit_code, stderr, reason or self._reason)
-            self.on_closed()
-            self._items.put(self.closed, 0)
-            self._close_descriptors(has_read=True)
+    def _read(self, descriptor: int, turns: Turns) -> None:
+        self._reader.add(descriptor, self._to_end(descriptor, turns))
 
-    def _read_to_end(self) -> str:
-        """Read until the container ends or its bytes are no frames; return why it is the latter."""
+    def _frames(self, descriptor: int) -> Turns:
+        """Handle the frames that come from a descriptor."""
+        decoder = wire.FrameDecoder(_LIMITS, _WHOLE)
+        while data := self._receive(descriptor):
+            for count, (kind, payload) in enumerate(decoder.feed(data), 1):
+                self._dispatch(kind, payload)
+                del payload  # else it would be kept until the next frame
+                while self._items.is_full:
+                    yield Next.PAUSE
+                if count % _TURN == 0:
+                    yield Next.MORE
+            data = b""  # likewise
+            yield Next.READ
+
+    def _last_words(self, descriptor: int) -> Turns:
+        """Keep the end of standard error."""
+        while data := self._receive(descriptor):
+            self._stderr += data
+            del self._stderr[:-_STDERR_KEPT]
+            data = b""
+            yield Next.READ
+
+    def _to_end(self, descriptor: int, turns: Turns) -> Turns:
+        """Take turns with a descriptor until it is at its end or makes no sense."""
         reason = ""
         try:
-            self._read_frames()
+            yield from turns
         except wire.FrameError as error:
             reason = f"the container sent what is no frame ({error})"
         except ValueError as error:
@@ -431,39 +465,31 @@ class Pipe:
             reason = str(error)
         except MemoryError:
             reason = "this process has no memory left for what the container sent"
-        # Either the container has ended, or the position of the next frame is not known.
-        self.hang_up(reason)
-        if reason:
-            self._discard()
-        return reason
-
-    def _read_frames(self) -> None:
-        streams = wire.FrameDecoder(_LIMITS, _WHOLE)
-        direct = wire.FrameDecoder(_LIMITS, _WHOLE)
-        poll = select.poll()
-        open_ends = {self.process.stdout, self.process.stderr}
-        for descriptor in open_ends:
-            poll.register(descriptor, select.POLLIN)
-        connection = -1
-        while open_ends:
-            for descriptor, _ in poll.poll():
-                data = self._receive(descriptor)
-                if not data:
-                    poll.unregister(descriptor)
-                    open_ends.discard(descriptor)
-                elif descriptor == self.process.stderr:
-                    self._stderr += data
-                    del self._stderr[:-_STDERR_KEPT]
-                else:
-                    self._feed(direct if descriptor == connection else streams, data)
-            if self._is_direct and self._direct and connection < 0:
-                connection = self._direct.fileno()
-                poll.register(connection, select.POLLIN)
-        # The container has ended, or its client has. What it had said before has all arrived.
-        if self._direct is not None:
+        except Exception as error:
+            reason = f"its output could not be read ({describe(error)})"
+        self._reader.remove(descriptor)
+        self._open_ends.discard(descriptor)
+        has_ended = not self._open_ends & {self.process.stdout, self.process.stderr}
+        if has_ended and self._direct is not None:
+            # The container has ended, or its client has. What it had said before has all arrived.
             self._direct.cut()
-        while connection >= 0 and (data := self._receive(connection)):
-            self._feed(direct, data)
+        if reason or not self._open_ends:
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """Read no more, and leave the rest to a thread: the engine's client takes its time."""
+        while self._open_ends:
+            self._reader.remove(self._open_ends.pop())
+        try:
+            self._finisher = start_thread(self._finish, f"rlm-end-{self.process.name}", reason)
+        except SandboxError:  # at the interpreter's end none starts
+            self._finisher = threading.current_thread()
+            self._finish(reason)
+        self._reader.release()
+
+    def _resume(self) -> None:
+        for descriptor in tuple(self._open_ends):
+            self._reader.resume(descriptor)
 
     def _receive(self, descriptor: int) -> bytes:
         """Read. Return nothing at the end."""
@@ -471,26 +497,6 @@ class Pipe:
             return os.read(descriptor, wire.CHUNK)
         except (BlockingIOError, ConnectionError):
             return b""
-
-    def _feed(self, decoder: wire.FrameDecoder, data: bytes) -> None:
-        for kind, payload in decoder.feed(data):
-            self._dispatch(kind, payload)
-            del payload  # else it would be kept until the next frame
-
-    def _discard(self) -> None:
-        """Read to the end: a guest that is blocked in a write does not see that its pipe closed."""
-        deadline = time.monotonic() + _END_TIMEOUT
-        poll = select.poll()
-        open_ends = {self.process.stdout}
-        if self._direct is not None and self._is_direct:
-            open_ends.add(self._direct.fileno())
-        for descriptor in open_ends:
-            poll.register(descriptor, select.POLLIN)
-        while open_ends and (left := deadline - time.monotonic()) > 0:
-            for descriptor, _ in poll.poll(1000 * left):
-                if not self._receive(descriptor):
-                    poll.unregister(descriptor)
-                    open_ends.discard(descriptor)
 
     def _dispatch(self, kind: int, payload: bytes | bytearray) -> None:
         if kind in (wire.STDOUT, wire.STDERR):
@@ -522,6 +528,51 @@ class Pipe:
         if self._direct is None or self._is_direct or not self._direct.accept():
             raise ValueError("it says that it has connected, and has not")
         self._is_direct = True
+        connection = self._direct.fileno()
+        self._open_ends.add(connection)
+        self._read(connection, self._frames(connection))
+
+    # Once nothing is read any more
+
+    def _finish(self, reason: str) -> None:
+        """Wait for the container to end, and note how.
+
+        Args:
+            reason: why it cannot be read any more; empty if there is nothing left to read.
+        """
+        exit_code = None
+        try:
+            # Either the container has ended, or the position of the next frame is not known.
+            self.hang_up(reason)
+            if reason:
+                self._discard()
+            exit_code = self.process.wait(_END_TIMEOUT)
+        except BaseException as error:
+            # Whatever ends this thread, somebody may wait for its items.
+            reason = reason or f"its end could not be awaited ({describe(error)})"
+            self.process.kill()
+        finally:
+            stderr = self._stderr.decode("utf-8", "replace")
+            self.closed = Closed(exit_code, stderr, reason or self._reason)
+            self.on_closed()
+            self._items.put(self.closed, 0)
+            self._close_descriptors(has_read=True)
+            self._unfinished.release()
+
+    def _discard(self) -> None:
+        """Read to the end: a guest that is blocked in a write does not see that its pipe closed."""
+        deadline = time.monotonic() + _END_TIMEOUT
+        poll = select.poll()
+        open_ends = {self.process.stdout}
+        if self._direct is not None and self._is_direct:
+            open_ends.add(self._direct.fileno())
+        for descriptor in open_ends:
+            poll.register(descriptor, select.POLLIN)
+        while open_ends and (left := deadline - time.monotonic()) > 0:
+            for descriptor, _ in poll.poll(1000 * left):
+                if not self._receive(descriptor):
+                    poll.unregister(descriptor)
+                    open_ends.discard(descriptor)
 
     def _lost(self, how: str) -> SandboxLostError:
         stderr = self._stderr.decode("utf-8", "replace").strip()

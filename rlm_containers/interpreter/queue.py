@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 
@@ -17,34 +18,39 @@ _T = TypeVar("_T")
 class BoundedQueue(Generic[_T]):
     """A queue between one thread that puts and one that gets, bounded by the size of its items.
 
+    Nobody waits to put: who has filled it is told, and goes on once there is room.
     ``queue.Queue`` bounds the number of items only, and cannot be woken.
 
     Args:
-        limit: the total size of the waiting items. A single item may be larger.
+        limit: the total size of the waiting items. The last one may go past it.
+        on_room: called when a full queue has room again, in the thread that makes it.
+
+    Attributes:
+        is_full: whether there is no room for more.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, on_room: Callable[[], None] = lambda: None) -> None:
+        self.is_full = False
         self._limit = limit
+        self._on_room = on_room
         self._items: deque[tuple[_T, int]] = deque()
         self._size = 0
         self._woken = False
         self._closed = False
         self._lock = threading.Lock()
         self._filled = threading.Condition(self._lock)
-        self._emptied = threading.Condition(self._lock)
 
     def __len__(self) -> int:
         return len(self._items)
 
     def put(self, item: _T, size: int) -> None:
-        """Add an item as soon as it fits. Drop it after :meth:`close`."""
+        """Add an item. Drop it after :meth:`close`."""
         with self._lock:
-            while self._items and self._size + size > self._limit and not self._closed:
-                self._emptied.wait()
             if self._closed:
                 return
             self._items.append((item, size))
             self._size += size
+            self.is_full = self._size >= self._limit
             self._filled.notify()
 
     def get(self, timeout: float | None) -> _T:
@@ -66,8 +72,12 @@ class BoundedQueue(Generic[_T]):
                 raise Woken if woken else TimeoutError
             item, size = self._items.popleft()
             self._size -= size
-            self._emptied.notify()
-            return item
+            # Not as soon as one fits: who puts would stop and go on with each item.
+            has_room = self.is_full and self._size <= self._limit // 2
+            self.is_full &= not has_room
+        if has_room:
+            self._on_room()
+        return item
 
     def wake(self) -> None:
         """Make a waiting :meth:`get` return without an item. Any thread may call this.
@@ -83,7 +93,9 @@ class BoundedQueue(Generic[_T]):
                 self._lock.release()
 
     def close(self) -> None:
-        """Let no :meth:`put` wait any more: nobody will get its item."""
+        """Let the queue never be full any more: nobody will get what is put."""
         with self._lock:
             self._closed = True
-            self._emptied.notify()
+            was_full, self.is_full = self.is_full, False
+        if was_full:
+            self._on_room()

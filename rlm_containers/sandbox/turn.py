@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from rlm_containers.errors import SandboxBusyError
+from rlm_containers.interpreter import is_reader_thread
 
 
 class _Service:
@@ -92,7 +93,7 @@ class Turn:
         self._check()  # before the lock, which a thread may have held when this process was forked
         if any(service.turn is self and not service.ended for service in _SERVICES.get()):
             raise self._busy()
-        if self._beside.lock.locked():
+        if self._beside.lock.locked() or is_reader_thread():
             raise self._busy()
         with self._lock:
             if self._call.locked():
@@ -114,7 +115,7 @@ class Turn:
             SandboxBusyError: it is made inside of another call of this thread.
         """
         self._check()
-        if self._is_inside():
+        if self._is_inside() or is_reader_thread():
             raise self._busy()
         try:
             with self._beside.lock:
@@ -168,7 +169,8 @@ class Turn:
 
     def _busy(self) -> SandboxBusyError:
         return SandboxBusyError(
-            "This call was made inside of another call of the same sandbox, which waits for it.",
+            "This call was made inside of another call of the same sandbox, which waits for it, or "
+            "by a __del__ in the thread that reads what sandboxes say.",
             remedy="Make it once the other has returned. A signal handler, on_output, a tool or lm "
             "may call close(), interrupt() and the methods for files; a tool or lm command(), too.",
             container=self._name(),

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from rlm_containers.interpreter.queue import BoundedQueue
-from tests.support import TIMEOUT, eventually
+from tests.support import eventually
 
 
 def test_items_come_in_order() -> None:
@@ -25,22 +25,27 @@ def test_an_empty_queue_times_out(timeout: float) -> None:
         queue.get(timeout)
 
 
-def test_an_item_that_is_too_large_waits_until_it_fits() -> None:
-    queue: BoundedQueue[str] = BoundedQueue(10)
-    queue.put("a", 6)
-    putting = threading.Thread(target=lambda: [queue.put("b", 6), queue.put("c", 4)])
-    putting.start()
-    assert not eventually(lambda: len(queue) > 1, 0.1)
+def test_who_has_filled_it_is_told_once_there_is_room() -> None:
+    told: list[str] = []
+    queue: BoundedQueue[str] = BoundedQueue(10, lambda: told.append("room"))
+    for item in "abc":
+        assert not queue.is_full
+        queue.put(item, 4)
+    assert queue.is_full
     assert queue.get(0) == "a"
-    assert queue.get(TIMEOUT) == "b"
-    assert queue.get(TIMEOUT) == "c"
-    putting.join()
+    assert (queue.is_full, told) == (True, [])  # 8 of 10 are not room enough
+    assert queue.get(0) == "b"
+    assert (queue.is_full, told) == (False, ["room"])
+    assert queue.get(0) == "c"
+    assert told == ["room"]
 
 
 def test_a_single_item_may_be_larger_than_the_limit() -> None:
     queue: BoundedQueue[str] = BoundedQueue(10)
     queue.put("large", 1000)
+    assert queue.is_full
     assert queue.get(0) == "large"
+    assert not queue.is_full
 
 
 def test_a_waiting_thread_can_be_woken() -> None:
@@ -62,15 +67,16 @@ def test_a_waiting_thread_can_be_woken() -> None:
     assert queue.get(0) == "a"
 
 
-def test_nobody_waits_to_put_into_a_closed_queue() -> None:
-    queue: BoundedQueue[str] = BoundedQueue(10)
+def test_a_closed_queue_is_never_full() -> None:
+    told: list[str] = []
+    queue: BoundedQueue[str] = BoundedQueue(10, lambda: told.append("room"))
     queue.put("a", 10)
-    putting = threading.Thread(target=lambda: queue.put("b", 10))
-    putting.start()
+    assert queue.is_full
     queue.close()
-    putting.join(TIMEOUT)
-    assert not putting.is_alive()
-    queue.put("c", 1)
+    queue.close()
+    assert (queue.is_full, told) == (False, ["room"])
+    queue.put("b", 10)
+    assert not queue.is_full
     assert queue.get(0) == "a"  # what was there before is still there
     with pytest.raises(TimeoutError):
         queue.get(0)
