@@ -109,7 +109,8 @@ _NOTES = """\
 - A container that waits is taken from a full pool of two, 0.2 s after it was filled, and its
   sandbox has a model. The children of a batch are environments as rlms makes them, each with a
   context and one cell, without the RLM around. They find as many containers as `pool` says; the
-  others are started meanwhile.
+  others are started meanwhile. Of the steps of a start, the first four are the engine's alone: each
+  does what the one before it does, and something more.
 - States that cells have made are measured on our side only, as the time of one cell until it is
   saved. A "C pickle" is one `pickle.Pickler.dump` in the same container, written to nowhere.
 - Host memory is the largest growth of the resident memory of the process that drives both sides.

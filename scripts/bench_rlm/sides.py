@@ -8,7 +8,8 @@ import shlex
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -121,7 +122,11 @@ class Engine:
         return len(self.call("ps", "--all", "--quiet", label).stdout.split())
 
     def memory_of(self, name: str) -> float:
-        """The bytes of a container's processes and of those that the engine has for it (PSS)."""
+        """The bytes of a container's processes and of those that this host has for it (PSS)."""
+        return sum(self.memory_by_part(name).values())
+
+    def memory_by_part(self, name: str) -> Mapping[str, int]:
+        """The same, by what the processes are for."""
         init, identity = self.ask("inspect", "--format", "{{.State.Pid}} {{.Id}}", name).split()
         processes = dict(_processes())
         found = {
@@ -131,7 +136,10 @@ class Engine:
         } - {os.getpid()}
         while below := {pid for pid, (parent, _) in processes.items() if parent in found} - found:
             found |= below
-        return sum(map(_proportional_size, found))
+        parts: Counter[str] = Counter()
+        for pid in found:
+            parts[_part(processes[pid][1], name)] += _proportional_size(pid)
+        return parts
 
     def _containers(self) -> list[dict[str, Any]]:
         ids = self.call("ps", "--all", "--quiet", "--no-trunc").stdout.split()
@@ -142,6 +150,16 @@ class Engine:
             if done.returncode == 0:
                 containers += json.loads(done.stdout)
         return containers
+
+
+def _part(command: str, name: str) -> str:
+    """Tell what a process with this command line is for."""
+    words = command.split("\0")
+    if "rlm-containers-reaper" in words:
+        return "reaper"
+    if "run" in words and f"--name={name}" in words:
+        return "the engine's client"
+    return "interpreter" if "python" in words[0] else "the engine's processes"
 
 
 def _processes() -> Iterator[tuple[int, tuple[int, str]]]:

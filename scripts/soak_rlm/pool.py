@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -11,8 +13,9 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
-from rlm_containers import SandboxPool
+from rlm_containers import Sandbox, SandboxPool
 from rlm_containers.errors import ContainersError, SandboxLostError
+from tests.engine.test_engine_stops import IMAGE, Daemon, own_daemon
 from tests.engine.test_pool import PLANT, PROGRAM, SEARCH
 from tests.support import Engine, assert_gone
 
@@ -21,6 +24,13 @@ _SIZE = 4
 
 #: How often a host with a pool is killed.
 _HOSTS = 3
+
+#: How often an engine is ended and started again, and the sandboxes that are taken before each.
+_ENDS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL)
+_TAKEN = 10
+
+#: Seconds for what must end by itself.
+_END = 30.0
 
 
 class Handovers:
@@ -48,16 +58,18 @@ class Handovers:
         self._lock = threading.Lock()
 
     def run(self, pool: ThreadPoolExecutor) -> None:
-        """Hand over all sandboxes, and kill some hosts."""
-        hosts = [pool.submit(self.kill_host) for _ in range(_HOSTS)]
+        """Hand over all sandboxes, and kill some hosts and an engine."""
+        others = [pool.submit(self.kill_host) for _ in range(_HOSTS)]
+        if self.options.engine == "docker" and os.getuid() == 0:
+            others.append(pool.submit(self.restart_engine))
         with SandboxPool(
             self.options.image, runtime=self.options.engine, size=_SIZE, cell_timeout=60
         ) as sandboxes:
             list(
                 pool.map(lambda number: self.one(sandboxes, number), range(self.options.hand_overs))
             )
-        for host in hosts:
-            host.result()
+        for other in others:
+            other.result()
 
     def one(self, pool: SandboxPool, number: int) -> None:
         """Take a sandbox, look for what others have planted, plant, and close it."""
@@ -69,12 +81,7 @@ class Handovers:
             with pool.sandbox(lm=str.upper, env={"OF": str(number)}) as box:
                 with self._lock:
                     self.slowest = max(self.slowest, time.monotonic() - began)
-                found = box.execute(SEARCH.replace("TOKEN", ""))
-                assert (found.status, found.stdout) == ("ok", "[] True\n"), found
-                planted = box.execute(PLANT)
-                assert planted.stdout == "True True True\n", planted
-                asked = box.execute("import os\nprint(llm_query('a'), os.environ['OF'])")
-                assert asked.stdout == f"A {number}\n", asked
+                self.use(box, number)
         except SandboxLostError:
             with self._lock:  # a fault was meant for one that waited, and came too late
                 self.lost += 1
@@ -85,6 +92,15 @@ class Handovers:
             self.count += 1
             if self.count % 100 == 0:
                 print(f"{self.count} hand-overs, {len(self.failures)} failures", flush=True)
+
+    def use(self, box: Sandbox, number: int) -> None:
+        """Look for what others have planted, and plant."""
+        found = box.execute(SEARCH.replace("TOKEN", ""))
+        assert (found.status, found.stdout) == ("ok", "[] True\n"), found
+        planted = box.execute(PLANT)
+        assert planted.stdout == "True True True\n", planted
+        asked = box.execute("import os\nprint(llm_query('a'), os.environ['OF'])")
+        assert asked.stdout == f"A {number}\n", asked
 
     def fault(self, pool: SandboxPool, chance: random.Random) -> None:
         """Break a container that waits."""
@@ -121,6 +137,46 @@ class Handovers:
         except (AssertionError, ContainersError) as error:
             with self._lock:
                 self.failures.append(f"a killed host: {error}")
+
+    def restart_engine(self) -> None:
+        """Take sandboxes from a pool whose engine, one of its own, ends and comes back."""
+        try:
+            daemon = own_daemon(self.options.image)
+            try:
+                with SandboxPool(IMAGE, runtime=daemon.runtime, network="none", size=2) as pool:
+                    for number in _ENDS:
+                        self.take(pool)
+                        with pool.sandbox(lm=str.upper):
+                            daemon.end(number)
+                            self.miss(pool)
+                        daemon.start()
+                    self.take(pool)
+                self.await_nothing(daemon)
+            finally:
+                daemon.clean_up()
+        except Exception:
+            with self._lock:
+                self.failures.append(f"an engine that ends: {traceback.format_exc()}")
+
+    def take(self, pool: SandboxPool) -> None:
+        for number in range(_TAKEN):
+            with pool.sandbox(lm=str.upper, env={"OF": str(number)}) as box:
+                self.use(box, number)
+
+    def miss(self, pool: SandboxPool) -> None:
+        """Take one that cannot start."""
+        try:
+            with pool.sandbox():
+                raise AssertionError("a sandbox started without an engine")
+        except ContainersError:
+            with self._lock:
+                self.faults["engine ended"] = self.faults.get("engine ended", 0) + 1
+
+    def await_nothing(self, daemon: Daemon) -> None:
+        deadline = time.monotonic() + _END
+        while left := daemon.docker("ps", "--all", "--quiet").stdout:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
 
     def report(self) -> str:
         """What was seen, in a line."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from rlm_containers import ContainersError, Sandbox
+from rlm_containers import ContainersError, Sandbox, SandboxPool
 from rlm_containers.errors import EngineUnavailableError, SandboxLostError
 from rlm_containers.state import workspaces_directory
 from tests.support import Engine, eventually, on_ci, printed, processes
@@ -88,19 +88,26 @@ def daemon(engine: Engine) -> Iterator[Daemon]:
         if on_ci():
             pytest.fail("this must run in CI, and needs root, dockerd and unshare", pytrace=False)
         pytest.skip("needs root, dockerd and unshare, to start a daemon of its own")
-    saved = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
+    daemon = own_daemon(engine.image())
+    yield daemon
+    daemon.clean_up()
+
+
+def own_daemon(image: str) -> Daemon:
+    """Start a daemon that has an image of docker's as :data:`IMAGE`. The caller cleans it up."""
     daemon = Daemon(Path(tempfile.mkdtemp(prefix="rlm-d.", dir="/tmp")))
     try:
         daemon.start()
-        with saved:
-            subprocess.run(("docker", "save", engine.image()), stdout=saved, check=True)
+        with tempfile.TemporaryFile() as saved:
+            subprocess.run(("docker", "save", image), stdout=saved, check=True)
             saved.seek(0)
             load = (*daemon.runtime.split(), "load", "--quiet")
             subprocess.run(load, stdin=saved, check=True, capture_output=True)
-        assert daemon.docker("tag", engine.image(), IMAGE).returncode == 0
-        yield daemon
-    finally:
+        assert daemon.docker("tag", image, IMAGE).returncode == 0
+    except BaseException:
         daemon.clean_up()
+        raise
+    return daemon
 
 
 def box_on(daemon: Daemon) -> Sandbox:
@@ -165,4 +172,21 @@ def test_a_sandbox_goes_on_once_the_engine_is_back(daemon: Daemon) -> None:
         result = box.execute("print(x, open('file').read(), llm_query('on'))")
         assert (result.status, result.stdout) == ("ok", "[1] here ON\n"), result.stderr
     assert eventually(lambda: not left(box)), left(box)
+    assert eventually(lambda: daemon.docker("ps", "--all", "--quiet").stdout == "", 20)
+
+
+def test_a_pool_goes_on_once_its_engine_is_back(daemon: Daemon) -> None:
+    with SandboxPool(IMAGE, runtime=daemon.runtime, network="none", size=2) as pool:
+        assert eventually(lambda: pool.waiting == 2)
+        held = pool.acquire()
+        daemon.end(signal.SIGKILL)
+        with pytest.raises(ContainersError):
+            pool.acquire()
+        held.close()
+        daemon.start()
+        with pool.sandbox(lm=str.upper) as box:
+            assert printed(box, "print(llm_query('on'))") == "ON\n"
+            assert eventually(lambda: pool.waiting == 2)
+        with pool.sandbox() as box:
+            assert printed(box, "print('on')") == "on\n"
     assert eventually(lambda: daemon.docker("ps", "--all", "--quiet").stdout == "", 20)
