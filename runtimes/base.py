@@ -112,7 +112,7 @@ class Runtime(ABC):
     belong to optional abilities, and by default say that the engine lacks them:
 
     * commands from the command line: ``exec_command``;
-    * the host: ``host_route``, ``workspace_user``, ``ran_out_of_memory``;
+    * the host: ``host_route``, ``workspace_user``, ``ran_out_of_memory``, ``exit_status``;
     * networks: ``check_internal_network`` to ``remove_network_command``;
     * images: ``image_exists`` to ``load_image``. A sandbox needs ``inspect_image`` and ``pull``
       unless its image comes from elsewhere; derived images need ``build``.
@@ -130,6 +130,9 @@ class Runtime(ABC):
     shares_files: bool | None = None
     """Whether its containers can see this machine's files; ``None`` until one was started that
     should. What an engine says of itself does not tell."""
+
+    outlives_client: bool = False
+    """Whether a container lives on, and is removed at its end, when its client is killed."""
 
     pulls_at_start: bool = False
     """Whether a missing image is fetched as a container starts, by whatever runs that. Then there
@@ -240,6 +243,18 @@ class Runtime(ABC):
 
         Returns:
             ``None`` if the engine does not know whether or when it happened.
+        """
+        return None
+
+    def exit_status(self, name: str, since: float) -> int | None:
+        """Return the exit status of a container that has ended and may have been removed.
+
+        Args:
+            name: the container's name.
+            since: seconds since 1970, before its end.
+
+        Returns:
+            ``None`` if the engine does not know, or does not say so soon.
         """
         return None
 

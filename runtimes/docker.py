@@ -213,6 +213,10 @@ class DockerRuntime(ContainerEngine):
         )
         return bool(found.stdout.strip()) if found.exit_code == 0 else None
 
+    def _past_exits(self) -> tuple[str, ...]:
+        until = f"--until={time.time():.9f}"
+        return until, "--filter=event=die", "--format={{.Actor.Attributes.exitCode}}"
+
     def _qualify(self, image: str) -> str:
         return image
 

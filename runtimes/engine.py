@@ -43,6 +43,10 @@ _NO_GPU = re.compile(
 #: whose time is over. The engine goes on with it when its client is killed.
 REMOVE_TIMEOUT = 20.0
 
+#: How often, and with how many seconds between, to ask how a container has ended.
+_STATUS_TRIES = 10
+_STATUS_PAUSE = 0.1
+
 #: How often, and with how many seconds between, to try to remove a network that seems to be in use:
 #: an engine may take a moment to notice that the last container is gone.
 _NETWORK_TRIES = 10
@@ -70,6 +74,7 @@ class ContainerEngine(EngineImages):
         command: how to call it.
     """
 
+    outlives_client = True
     #: The argument that makes ``ps`` print JSON.
     _ps_format = "--format=json"
     #: Further options of ``--tmpfs``, which only this engine knows.
@@ -100,6 +105,10 @@ class ContainerEngine(EngineImages):
     @abstractmethod
     def _directory_arg(self, directory: OwnDirectory, spec: ContainerSpec) -> str:
         """Return the argument of ``run`` for a directory that the container's user can write to."""
+
+    @abstractmethod
+    def _past_exits(self) -> tuple[str, ...]:
+        """Arguments of ``events`` that make it print with which status containers have ended."""
 
     @abstractmethod
     def _container_record(self, raw: Mapping[str, Any]) -> ContainerRecord:
@@ -182,6 +191,22 @@ class ContainerEngine(EngineImages):
 
     def remove_command(self, name: str) -> tuple[str, ...]:
         return (*self.command.argv, "rm", "--force", "--volumes", name)
+
+    def exit_status(self, name: str, since: float) -> int | None:
+        for _ in range(_STATUS_TRIES):  # it may take a moment until the engine has noticed
+            found = self.command.run(
+                "events",
+                f"--since={since:.9f}",
+                f"--filter=container={name}",
+                *self._past_exits(),
+                timeout=REMOVE_TIMEOUT,  # somebody waits to be told how it ended
+                check=False,
+            )
+            said = found.stdout.split()
+            if found.exit_code != 0 or said:
+                return int(said[-1]) if said and said[-1].isdecimal() else None
+            time.sleep(_STATUS_PAUSE)
+        return None
 
     def exec_command(
         self, name: str, command: Sequence[str], *, tty: bool = False

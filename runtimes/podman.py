@@ -257,6 +257,10 @@ class PodmanRuntime(ContainerEngine):
             return None
         return True if found.st_mtime >= since else None
 
+    def _past_exits(self) -> tuple[str, ...]:
+        # Podman 4.3 prints nothing if --until is in the past.
+        return "--stream=false", "--filter=event=died", "--format={{.ContainerExitCode}}"
+
     def remove_command(self, name: str) -> tuple[str, ...]:
         # --time=0: else podman waits ten seconds for a PID 1 that ignores SIGTERM.
         return (*self.command.argv, "rm", "--force", "--time=0", "--volumes", name)

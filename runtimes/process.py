@@ -79,6 +79,19 @@ class ContainerProcess(ABC):
     def kill(self) -> None:
         """Kill the local client and its children, such as ssh, if it is this process's own."""
 
+    def leave(self, pid: int) -> int:
+        """End the client, and watch the engine's own process for the container in its place.
+
+        The streams lead nowhere then, and stay open until :meth:`close`.
+
+        Args:
+            pid: a process in the container, by its id on this host.
+
+        Returns:
+            The process that is watched; 0 if there is none, and the client goes on.
+        """
+        return 0
+
     def close_stdin(self) -> None:
         """Close the container's standard input, which tells the guest to end.
 
@@ -121,6 +134,7 @@ class ClientProcess(ContainerProcess):
         self._owner = os.getpid()
         self._status: int | None = None
         self._is_lost = False  # something else in this process has waited for it
+        self._monitor = 0  # what is watched once the client is left
         # sh has a thread for each process, which looks once a second whether that lives. It ends
         # once it finds a status. From then on nobody but this object waits for the process.
         process: Any = running.process
@@ -134,7 +148,29 @@ class ClientProcess(ContainerProcess):
         """The process id of the local client."""
         return self._pid
 
+    def leave(self, pid: int) -> int:
+        monitor = _monitor_of(pid)
+        if monitor:
+            self._wait(0)  # kills it
+            self._monitor = monitor
+        return monitor
+
     def wait(self, timeout: float) -> int | None:
+        if not self._monitor:
+            return self._wait(timeout)
+        # The exit status is the engine's to say. What has ended before the container, or does not
+        # end, has not seen to its removal.
+        status, deadline, pause = None, time.monotonic() + timeout, 0.001
+        while _lives(self._monitor):
+            if time.monotonic() > deadline:
+                return None
+            status = 0
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        return status
+
+    def _wait(self, timeout: float) -> int | None:
+        """Wait for the client to end. See :meth:`wait`."""
         deadline = time.monotonic() + timeout
         pause, overdue = 0.001, False
         # Without a thread: at the interpreter's end none can be started.
@@ -164,6 +200,34 @@ class ClientProcess(ContainerProcess):
                     if pid:
                         self._status = os.waitstatus_to_exitcode(status)
             return self._status is not None or self._is_lost
+
+
+def _monitor_of(pid: int) -> int:
+    """Return the process that an engine has for a container, such as conmon; 0 if there is none.
+
+    Args:
+        pid: a process in the container.
+    """
+    try:
+        while pid:
+            # Of processes in other namespaces there are several ids, see proc(5).
+            found = dict(
+                line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            )
+            if len(found["NSpid"].split()) == 1:
+                return pid
+            pid = int(found["PPid"])
+    except (OSError, KeyError, ValueError):
+        pass
+    return 0
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # some hosts have no init that waits for orphans
 
 
 def read_pieces(

@@ -309,6 +309,7 @@ class ContainerPool:
             with limit.applied():
                 container.start(limit, check=self.check)
                 container.prepare(limit)
+                container.leave_client()
             return True
         except BaseException as error:
             self._discard(container)

@@ -39,7 +39,7 @@ workspace=$2
 owner=$3
 also=$4
 shift 4
-there() { [ -n "$client" ] && kill -0 "$client"; }
+there() { [ -n "$client" ] && { kill -0 "$client" || [ -e "/proc/$client" ]; }; }
 await_client() {
     tries=$1
     while there && [ "$tries" -gt 0 ]; do
@@ -109,7 +109,11 @@ class Reaper:
         return self._process.pid
 
     def watch(self, client: int) -> None:
-        """Name the engine's client, which the reaper waits for before it removes the container."""
+        """Name the process that the reaper waits for before it removes the container.
+
+        Args:
+            client: the engine's client; once that is left, what ends with the container.
+        """
         self._send(f"client {client}")
 
     def dismiss(self) -> None:

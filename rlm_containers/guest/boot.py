@@ -24,9 +24,16 @@ def main() -> None:
     except OSError:  # a full disk, for one; such a session goes on
         wrote = "false"
     connection = _connect()
+    errors = _connect() if connection >= 0 else -1
+    if errors >= 0:
+        # Standard error goes there from now on. The streams may lead nowhere some day: the host may
+        # let go of the engine's client, which is at their other end.
+        os.dup2(errors, 2)
+        os.dup2(errors, 1)
+        os.close(errors)
     version = ".".join(str(part) for part in sys.version_info[:3])
     hello = '{{"event": "hello", "python": "{}", "pid": {}, "wrote": {}, "direct": {}}}'.format(
-        version, os.getpid(), wrote, "true" if connection >= 0 else "false"
+        version, os.getpid(), wrote, "true" if errors >= 0 else "false"
     )
     # A frame by hand, as rlm_guest.wire would encode this event.
     os.write(host_out, len(hello).to_bytes(4, "big") + b"e" + hello.encode())
@@ -36,7 +43,7 @@ def main() -> None:
 
     os.environ.pop(wire.TUNABLES, None)
 
-    if connection >= 0:
+    if errors >= 0:
         # The standard streams stay open: they tell the host how long the container lives.
         host_in = host_out = connection
     Supervisor(host_in, host_out).run()

@@ -100,8 +100,9 @@ which counts up from 1, and may have ``"announce": true``, which asks for ``begu
 
 ``hello``
     ``python``: the version of the interpreter. ``pid``. ``wrote``: whether there is a new file
-    :data:`HELLO` in the workspace. ``direct``: whether it has connected to :data:`SOCKET` there.
-    Then everything else, either way, goes by that connection instead of the standard streams.
+    :data:`HELLO` in the workspace. ``direct``: whether it has connected to :data:`SOCKET` there,
+    twice. Then everything else, either way, goes by the first connection instead of the standard
+    streams; the second one is its standard error.
 ``killed``
     The kernel has killed a process for its memory, but not the worker. ``memory``: ``{"limit":
     bytes}``, where null stands for the machine's own limit; null if the kernel does not say.

@@ -11,17 +11,24 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 from pathlib import Path
 
 from rlm_containers.guest import wire
 from runtimes.forks import drop_in_children
 
+_INT = struct.Struct("i")
+
 
 class DirectSocket:
-    """Waits for the one connection of a guest, and becomes it.
+    """Waits for the connections of a guest, and becomes the first of them.
 
     Args:
         workspace: the directory that the guest shares.
+
+    Attributes:
+        errors: the second one, the guest's standard error; ``None`` until they were taken.
+        peer: the process id of the guest on this host; 0 if it cannot be seen from here.
 
     Raises:
         OSError: there can be no socket in it.
@@ -29,12 +36,14 @@ class DirectSocket:
 
     def __init__(self, workspace: Path) -> None:
         self._file = workspace / wire.SOCKET
+        self.errors: socket.socket | None = None
+        self.peer = 0
         self._socket = socket.socket(socket.AF_UNIX)
         drop_in_children(self)
         try:
             self._socket.setblocking(False)
             self._bind(workspace)
-            self._socket.listen(1)
+            self._socket.listen(2)
         except BaseException:
             self.close()
             raise
@@ -52,14 +61,17 @@ class DirectSocket:
             os.close(directory)
 
     def accept(self) -> bool:
-        """Take the connection that waits. Return whether there was one. No other can follow."""
+        """Take the two connections that wait. Return whether they do. No other can follow."""
         try:
             connection, _ = self._socket.accept()
+            listening, self._socket = self._socket, connection
+            with listening:
+                self.errors, _ = listening.accept()
+            self.errors.setblocking(False)
+            connection.setblocking(False)
+            self.peer = _peer_of(connection)
         except OSError:
             return False
-        connection.setblocking(False)
-        self._socket, listening = connection, self._socket
-        listening.close()
         self.remove()
         return True
 
@@ -74,8 +86,10 @@ class DirectSocket:
 
     def cut(self) -> None:
         """Let nobody write to it any more. What it has can still be read, and that ends."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        for connection in (self._socket, self.errors):
+            if connection is not None:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def remove(self) -> None:
         """Remove the socket from the workspace."""
@@ -84,9 +98,20 @@ class DirectSocket:
 
     def close(self) -> None:
         """Close it, and remove it from the workspace."""
-        self._socket.close()
+        self.drop()
         self.remove()
 
     def drop(self) -> None:
-        """In a forked child, close the descriptor. The connection stays its parent's."""
+        """In a forked child, close the descriptors. The connections stay its parent's."""
         self._socket.close()
+        if self.errors is not None:
+            self.errors.close()
+
+
+def _peer_of(connection: socket.socket) -> int:
+    """Return the process id of who has connected, 0 if it cannot be seen from here."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return 0
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 3 * _INT.size)
+    pid = int(_INT.unpack_from(found)[0])
+    return pid if Path(f"/proc/{pid}").exists() else 0

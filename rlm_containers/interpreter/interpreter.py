@@ -558,7 +558,8 @@ class Interpreter:
 
     def gone(self, closed: Closed) -> SandboxLostError:
         """Return the error that says how the container ended. Any thread may call this."""
-        why = closed.reason or f"its program ended with status {closed.exit_code}"
+        status = "" if closed.exit_code is None else f" with status {closed.exit_code}"
+        why = closed.reason or f"its program ended{status}"
         remedy = "Make a new Sandbox. Was it removed by someone, or its engine stopped?"
         if closed.exit_code == KILLED and not closed.reason:
             loss = self._memory_loss(self._answered_at)

@@ -185,6 +185,8 @@ class Pipe:
         self._reason = ""
         self._direct = direct
         self._is_direct = False  # whether the guest has connected
+        self._is_shut = False  # whether nothing can be written any more
+        self._ask_status: Callable[[], int | None] | None = None  # once the client is left
         # The last of the two to be done closes the descriptors. Before, their numbers could become
         # those of another container's while the reader still reads them.
         self._ending = threading.RLock()
@@ -274,7 +276,7 @@ class Pipe:
 
     def _complete(self, frame: Frame, deadline: float) -> None:
         while (count := frame.count) < len(frame.data):
-            if self.process.stdin < 0:
+            if self._is_shut or self._input() < 0:
                 raise self._lost("its pipe is closed")
             try:
                 # In one step: an exception of a signal handler must not come between a write and
@@ -300,6 +302,7 @@ class Pipe:
         return self._direct.fileno() if self._direct and self._is_direct else self.process.stdin
 
     def _close_input(self) -> None:
+        self._is_shut = True
         if self._direct is not None:
             self._direct.shut_down()
         self.process.close_stdin()
@@ -383,6 +386,23 @@ class Pipe:
         with self._write_lock:
             if not self._writing.locked():  # else this thread closes it when it has written
                 self._close_input()
+
+    def leave_client(self, ask_status: Callable[[], int | None]) -> int:
+        """End the engine's client, if the guest is reached without it.
+
+        Args:
+            ask_status: returns the container's exit status once it has ended.
+
+        Returns:
+            The process that ends with the container; 0 if the client must stay.
+        """
+        if self._direct is None or not self._is_direct or not self._direct.peer:
+            return 0
+        self._ask_status = ask_status  # first: the end of the streams means nothing from now on
+        monitor = self.process.leave(self._direct.peer)
+        if not monitor:
+            self._ask_status = None
+        return monitor
 
     def is_reading_here(self) -> bool:
         """Whether this thread is one for which :meth:`close` waits."""
@@ -470,7 +490,9 @@ class Pipe:
         self._reader.remove(descriptor)
         self._open_ends.discard(descriptor)
         has_ended = not self._open_ends & {self.process.stdout, self.process.stderr}
-        if has_ended and self._direct is not None:
+        if has_ended and self._ask_status is not None:
+            self.process.close()  # of a client that was left
+        elif has_ended and self._direct is not None:
             # The container has ended, or its client has. What it had said before has all arrived.
             self._direct.cut()
         if reason or not self._open_ends:
@@ -525,12 +547,14 @@ class Pipe:
 
     def _connect(self) -> None:
         """Read and write what follows by the direct connection."""
-        if self._direct is None or self._is_direct or not self._direct.accept():
+        direct = self._direct
+        if direct is None or self._is_direct or not direct.accept() or direct.errors is None:
             raise ValueError("it says that it has connected, and has not")
         self._is_direct = True
-        connection = self._direct.fileno()
-        self._open_ends.add(connection)
+        connection, errors = direct.fileno(), direct.errors.fileno()
+        self._open_ends |= {connection, errors}
         self._read(connection, self._frames(connection))
+        self._read(errors, self._last_words(errors))
 
     # Once nothing is read any more
 
@@ -540,13 +564,15 @@ class Pipe:
         Args:
             reason: why it cannot be read any more; empty if there is nothing left to read.
         """
-        exit_code = None
+        exit_code, ask = None, None if self._hung_up or reason else self._ask_status
         try:
             # Either the container has ended, or the position of the next frame is not known.
             self.hang_up(reason)
             if reason:
                 self._discard()
             exit_code = self.process.wait(_END_TIMEOUT)
+            if ask is not None:
+                exit_code = ask()
         except BaseException as error:
             # Whatever ends this thread, somebody may wait for its items.
             reason = reason or f"its end could not be awaited ({describe(error)})"

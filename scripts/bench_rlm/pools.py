@@ -38,7 +38,8 @@ _BATCH = (
 
 def measure_pools(bench: Bench) -> list[Row]:
     """The steps of a start, handing out a container, the children of a batch, many sandboxes."""
-    return [*_steps(bench), *_hand_over(bench), *_children(bench), *_many(bench)]
+    many = [row for pooled in (False, True) for row in _many(bench, pooled=pooled)]
+    return [*_steps(bench), *_hand_over(bench), *_children(bench), *many]
 
 
 def _steps(bench: Bench) -> list[Row]:
@@ -182,16 +183,26 @@ class _Host:
         return cls(threading.active_count(), len(os.listdir("/proc/self/fd")))
 
 
-def _many(bench: Bench) -> list[Row]:
-    """Many sandboxes at once: what each takes, a cell in each, and closing them."""
+def _many(bench: Bench, *, pooled: bool) -> list[Row]:
+    """Many sandboxes at once: what each takes, a cell in each, and closing them.
+
+    Args:
+        bench: what is measured, and how.
+        pooled: whether they are of a pool.
+    """
+    options: dict[str, Any] = {"image": bench.image, "runtime": bench.engine.name}
     cell = Series()
     memory: defaultdict[str, Series] = defaultdict(lambda: Series(unit=megabytes))
     before = _Host.now()
     with ExitStack() as stack:
+        pool = stack.enter_context(SandboxPool(**options, size=2)) if pooled else None
         boxes = []
         for number in range(bench.many):
-            bench.note(f"{bench.many} sandboxes, {number}")
-            boxes.append(stack.enter_context(Sandbox(bench.image, runtime=bench.engine.name)))
+            bench.note(f"{bench.many} sandboxes{' of a pool' if pooled else ''}, {number}")
+            if pool is not None:
+                _await_waiting(pool, 1)
+            box = Sandbox(**options) if pool is None else pool.sandbox()
+            boxes.append(stack.enter_context(box))
         for box in boxes:
             box.execute("x = 1")
         held = _Host.now()
@@ -207,7 +218,7 @@ def _many(bench: Bench) -> list[Row]:
         closing = Series()
         with closing.timed(share=bench.many):
             stack.close()
-    what = f"{bench.many} sandboxes at once"
+    what = f"{bench.many} sandboxes{' of a pool' if pooled else ''} at once"
     return [
         Row(f"{what}: memory of each", "", memory.pop("")),
         *(Row(f"{what}: of it {part}", "", memory[part]) for part in sorted(memory)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -108,13 +109,17 @@ class Handovers:
         if not waiting:
             return
         container = chance.choice(waiting)
-        kind = chance.choice(("removed", "client killed", "stopped"))
+        kind = chance.choice(("removed", "shim killed", "stopped"))
         if kind == "removed":
             self.engine.run("rm", "--force", container.name, check=False)
-        elif kind == "client killed":
+        elif kind == "shim killed":
             pipe = container.pipe
             assert pipe is not None
-            pipe.process.kill()
+            monitor = pipe.process._monitor  # type: ignore[attr-defined]
+            if not monitor or self.options.engine != "docker":
+                return  # podman cannot remove a container any more whose monitor was killed
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(monitor, signal.SIGKILL)
         else:
             code = "import os\nfor p in os.listdir('/proc'):\n"
             code += "    if p.isdigit() and int(p) not in (1, os.getpid()): os.kill(int(p), 19)"
@@ -164,13 +169,16 @@ class Handovers:
                 self.use(box, number)
 
     def miss(self, pool: SandboxPool) -> None:
-        """Take one that cannot start."""
-        try:
-            with pool.sandbox():
-                raise AssertionError("a sandbox started without an engine")
-        except ContainersError:
-            with self._lock:
-                self.faults["engine ended"] = self.faults.get("engine ended", 0) + 1
+        """Take those that wait, and one that cannot start."""
+        for _ in range(10):
+            try:
+                with pool.sandbox():
+                    pass
+            except ContainersError:
+                with self._lock:
+                    self.faults["engine ended"] = self.faults.get("engine ended", 0) + 1
+                return
+        raise AssertionError("sandboxes started without an engine")
 
     def await_nothing(self, daemon: Daemon) -> None:
         deadline = time.monotonic() + _END

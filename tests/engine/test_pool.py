@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from rlm_containers import Sandbox, SandboxPool
-from tests.support import TIMEOUT, Engine, assert_gone, eventually, printed
+from rlm_containers.errors import SandboxLostError
+from tests.support import TIMEOUT, Engine, assert_gone, eventually, printed, processes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -154,6 +155,20 @@ def test_a_container_that_was_removed_is_replaced(pool: SandboxPool, engine: Eng
     with pool.sandbox() as box:
         assert box.name == waiting[1]
         printed(box, "x = 1")
+
+
+def test_a_container_goes_on_without_the_client_that_has_started_it(
+    pool: SandboxPool, engine: Engine
+) -> None:
+    with filled(pool).sandbox(lm=str.upper) as box:
+        pipe = box._life.running.interpreter.pipe
+        assert pipe.process.stdout == -1
+        assert not [line for _, line in processes(box.name) if f"--name={box.name}" in line]
+        assert printed(box, "print(llm_query('on'))") == "ON\n"
+        engine.run("kill", box.name)
+        with pytest.raises(SandboxLostError, match="status 137"):
+            box.execute("import time\ntime.sleep(60)")
+    assert_gone(engine, box.name)
 
 
 PROGRAM = """

@@ -232,8 +232,8 @@ def test_requests_of_many_threads(clock: CellClock, time: Time) -> None:
 WALL_CLOCK = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "today", "utcnow"}
 
 
-#: Uses per file to search the engine's journal for containers that were killed for their memory.
-JOURNAL = {"launch.py": 1, "interpreter.py": 2, "docker.py": 1}
+#: Uses per file to search the engine's journal for how containers have ended.
+JOURNAL = {"launch.py": 1, "container.py": 1, "interpreter.py": 2, "docker.py": 2}
 
 #: Uses per file for dates that users see.
 DATES = {

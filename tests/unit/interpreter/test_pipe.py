@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -47,14 +48,17 @@ def calls() -> Calls:
     return Calls()
 
 
-#: Goes on by a direct connection.
+#: Goes on by a direct connection. The streams stay open, as those of a guest do.
 CONNECT = """
 import socket
-connection = socket.socket(socket.AF_UNIX)
+stream = os.dup(1)
+connection, errors = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
 connection.connect({path!r})
+errors.connect({path!r})
 put(b"e", b'{{"event": "hello", "direct": true}}')
 os.dup2(connection.detach(), 0)
 os.dup2(0, 1)
+os.dup2(errors.detach(), 2)
 """
 
 HELLO = Event({"event": "hello", "direct": True})
@@ -213,21 +217,76 @@ def test_a_program_that_lies_about_a_direct_connection(open_: Open) -> None:
     assert "says that it has connected" in closed.reason
 
 
-def test_only_one_connection_is_taken(tmp_path: Path) -> None:
+def test_only_two_connections_are_taken(tmp_path: Path) -> None:
     direct = DirectSocket(tmp_path)
     path = str(tmp_path / wire.SOCKET)
-    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
-        assert not direct.accept()
-        first.connect(path)
-        second.connect(path)
+    with contextlib.ExitStack() as stack:
+        first, second, third, fourth = (
+            stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(4)
+        )
+        for connection in (first, second, third):
+            connection.connect(path)
         assert direct.accept()
+        assert direct.errors is not None
+        assert direct.peer == os.getpid()
         first.sendall(b"first")
+        second.sendall(b"second")
         assert os.read(direct.fileno(), 10) == b"first"
+        assert direct.errors.recv(10) == b"second"
         with pytest.raises(ConnectionError):
-            second.sendall(b"second")
-        with pytest.raises(FileNotFoundError), socket.socket(socket.AF_UNIX) as third:
-            third.connect(path)
+            third.sendall(b"third")
+        with pytest.raises(FileNotFoundError):
+            fourth.connect(path)
     direct.close()
+
+
+@pytest.mark.parametrize("connections", [0, 1])
+def test_a_guest_that_connects_less_often_has_not_connected(
+    tmp_path: Path, connections: int
+) -> None:
+    direct = DirectSocket(tmp_path)
+    with socket.socket(socket.AF_UNIX) as only:
+        if connections:
+            only.connect(str(tmp_path / wire.SOCKET))
+        assert not direct.accept()
+    direct.close()
+
+
+@pytest.mark.parametrize("end", ["by itself", "closed"])
+def test_a_guest_goes_on_without_its_client(tmp_path: Path, end: str) -> None:
+    direct = DirectSocket(tmp_path)
+    code = (
+        "child = os.fork()\nif child: os._exit(os.waitpid(child, 0)[1])\nos.setsid()\n"
+        + CONNECT.format(path=str(tmp_path / wire.SOCKET))
+        + "os.close(stream)\n"  # only the client has it
+        + "kind, payload = frame()\nput(kind, payload)\nframe()\nos.write(2, b'bye')"
+    )
+    process = EngineCommand((sys.executable, "-E")).hold("rlm-test", "-c", PRELUDE + code)
+    pipe = Pipe(process, direct=direct)
+    try:
+        assert pipe.receive(TIMEOUT) == HELLO
+        assert pipe.leave_client(lambda: 7) not in (0, process.pid)
+        with pytest.raises(ProcessLookupError):
+            os.kill(process.pid, 0)
+        assert eventually(lambda: (process.stdin, process.stdout, process.stderr) == (-1, -1, -1))
+        pipe.send_message(op="echo")
+        assert pipe.receive(TIMEOUT) == Message({"op": "echo"})
+        if end == "by itself":
+            pipe.send_message(op="end")
+            assert pipe.receive(TIMEOUT) == Closed(7, "bye", "")
+    finally:
+        pipe.close(TIMEOUT)
+    if end == "closed":  # nobody asks the engine
+        assert pipe.closed is not None
+        assert pipe.closed.exit_code == 0
+
+
+@pytest.mark.parametrize("open_", ["streams"], indirect=True)
+def test_a_client_that_the_guest_needs_stays(open_: Open) -> None:
+    pipe = open_("put(*frame())")
+    assert pipe.leave_client(lambda: 7) == 0
+    pipe.send_message(op="x")
+    assert pipe.receive(TIMEOUT) == Message({"op": "x"})
 
 
 def test_what_a_session_has_left_in_its_place(tmp_path: Path) -> None:
@@ -356,7 +415,7 @@ def test_a_program_that_is_blocked_when_it_is_hung_up_on(open_: Open) -> None:
 @pytest.mark.parametrize("open_", ["direct"], indirect=True)
 def test_what_writes_on_when_the_client_has_ended(open_: Open) -> None:
     pipe = open_(
-        "import signal\nif os.fork() == 0:\n    os.close(2)\n    signal.alarm(60)\n"
+        "import signal\nif os.fork() == 0:\n    os.close(stream)\n    signal.alarm(60)\n"
         "    while True: put(b'o', bytes(1000))\nos._exit(3)"
     )
     received = 0

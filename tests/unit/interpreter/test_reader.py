@@ -169,4 +169,4 @@ def test_many_sandboxes_take_few_threads_and_descriptors(made_bundle: Bundle) ->
             box.execute("x = 1")
         # The one that watches its workspace. Threads of sh end on their own.
         assert eventually(lambda: used()[0] <= threads + 5), threading.enumerate()
-        assert used()[1] <= descriptors + 5 * 6
+        assert used()[1] <= descriptors + 5 * 7
