@@ -42,14 +42,14 @@ class CellHooks:
 
     def hold(self) -> None:
         """From the end of a cell on, let no handler run, and no finalizer of garbage."""
-        for number, handler in self.handlers().items():
-            if number not in self._held:
-                self._held[number] = handler
-                set_handler(number, self._note)
         # With threads of cells this would keep their garbage, and they run code at any time.
         if gc.isenabled() and count_threads() == 0:
             gc.disable()
             self._collects = True
+        for number, handler in self.handlers().items():
+            if number not in self._held:
+                self._held[number] = handler
+                set_handler(number, self._note)
 
     def release(self) -> None:
         """At the beginning of a cell, let them run again, and handle the signals that have come."""

@@ -38,20 +38,23 @@ class Settings:
         self._path = path
         self._own_code = own_code
         self._hooks = hooks
-        self._first = self._read()
+        self._first, _ = self._read()
 
     def save(self) -> tuple[bytes, list[list[str]]]:
         """Return the settings that cells have changed, and ``unsaved`` for those left out."""
-        found = self._read()
-        names = ["signal handler {}".format(number) for number in self._hooks.handlers()]
+        found, failed = self._read()
+        names = [*(_NAMES.get(name, name) for name in failed)]
+        names += ["signal handler {}".format(number) for number in self._hooks.handlers()]
         hooks = {"sys.excepthook": sys.excepthook, "sys.displayhook": sys.displayhook}
         usual = (sys.__excepthook__, sys.__displayhook__)
         names += [name for name, hook in hooks.items() if hook not in usual]
-        filters = found["warnings"]
-        found["warnings"] = [entry for entry in filters if entry[2].__module__ != "__main__"]
-        if len(found["warnings"]) < len(filters):
+        filters = found.get("warnings", [])
+        saved = [entry for entry in filters if entry[2].__module__ != "__main__"]
+        if len(saved) < len(filters):
+            found["warnings"] = saved
             names.append("warnings filter for a class of a cell")
-        names += map("logging handler {}".format, found["logging"].pop("others", ()))
+        if "logging" in found:
+            names += map("logging handler {}".format, found["logging"].pop("others", ()))
         unsaved = [[name, KIND, _UNSAVED] for name in names]
         first = self._first
         changed = {name: value for name, value in found.items() if value != first.get(name)}
@@ -85,23 +88,24 @@ class Settings:
                 lost.append([_NAMES.get(name, name), KIND, error_text(error)])
         return lost
 
-    def _read(self) -> dict[str, Any]:
-        import warnings
-
+    def _read(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the settings, and the names of those that cannot be read."""
         found: dict[str, Any] = {
             "path": self._path(),
             "recursion limit": self._own_code.recursion_limit(),
-            "warnings": list(warnings.filters),
-            "logging": _read_logging(),
         }
+        failed = []
         for name, read in _READERS.items():
             try:
                 value = read()
+            except FileNotFoundError:
+                continue  # the directory is gone
             except Exception:  # a cell may have replaced anything
+                failed.append(name)
                 continue
             if value is not None:
                 found[name] = value
-        return found
+        return found, failed
 
 
 def _loaded(name: str) -> Any:
@@ -155,14 +159,11 @@ def _read_environment() -> Any:
     return dict(os.environ._data)  # type: ignore[attr-defined]
 
 
-_READERS: dict[str, Callable[[], Any]] = {
-    "environ": _read_environment,
-    "directory": os.getcwd,
-    "random": _read_random,
-    "numpy": _read_numpy,
-    "decimal": _read_decimal,
-    "locale": _read_locale,
-}
+def _read_warnings() -> Any:
+    import warnings
+
+    return list(warnings.filters)
+
 
 _EARLY = ("path", "directory", "environ")
 
@@ -299,6 +300,17 @@ def _restore_logging(state: dict[str, Any]) -> None:
                 handler.setFormatter(logging.Formatter(*form))
             logger.addHandler(handler)
 
+
+_READERS: dict[str, Callable[[], Any]] = {
+    "warnings": _read_warnings,
+    "logging": _read_logging,
+    "environ": _read_environment,
+    "directory": os.getcwd,
+    "random": _read_random,
+    "numpy": _read_numpy,
+    "decimal": _read_decimal,
+    "locale": _read_locale,
+}
 
 _RESTORERS: dict[str, Callable[[Any], None]] = {
     "path": _restore_path,

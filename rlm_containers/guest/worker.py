@@ -9,6 +9,7 @@ import select
 import socket
 import sys
 from _thread import _count as count_threads
+from os import getpid
 from time import sleep
 from typing import Any
 
@@ -70,7 +71,7 @@ class Worker:
         self.calls = calls
         self.mode = mode
         self.progress = progress
-        self.pid = os.getpid()
+        self.pid = getpid()
         self.interrupts = Interrupts(progress)
         self.started = False
         self.took_over = False  # whether this process was an heir
@@ -110,7 +111,7 @@ class Worker:
 
     def begin_again(self) -> None:
         """Begin as the worker, in the process that was an heir."""
-        self.pid = os.getpid()
+        self.pid = getpid()
         self.took_over, self.started = True, False
         self.interrupts = self.streams.interrupts = Interrupts(self.progress)
         self.interrupts.install()
@@ -378,6 +379,7 @@ class Worker:
             with self.search_path.of_cells(), self.interrupts:
                 self.hooks.release()
                 cell.run(self.namespace.values)
+                self.hooks.hold()
             return "ok"
         except TakenOver:
             raise
@@ -385,7 +387,7 @@ class Worker:
             self.own_code.begin()
             self.hooks.hold()
             self.progress[PHASE] = ANSWERING
-            if os.getpid() == self.pid:
+            if getpid() == self.pid:
                 # So that a traceback is seen whatever the cell did.
                 self.streams.restore()
             if isinstance(error, SystemExit):
@@ -448,7 +450,7 @@ class Worker:
 
     def finish(self, number: int, status: str) -> None:
         """Answer, then save."""
-        if os.getpid() != self.pid:
+        if getpid() != self.pid:
             # This is a child that the cell forked, and that returned from the cell.
             self.streams.restore()
             os._exit(0)
@@ -679,7 +681,7 @@ class Worker:
         if "checkpoint" in news:
             self.checkpoint.adopt(news["checkpoint"], number)
             self.heirs.note_saved(news["seconds"], by_writer=True)
-        if os.getpid() == self.pid and number >= self.failed:
+        if getpid() == self.pid and number >= self.failed:
             self.tell(news["report"])
 
     def note_file(self, number: int, inode: int) -> None:

@@ -47,6 +47,21 @@ def sessions_directory() -> Path:
     return platformdirs.user_state_path("rlm-containers") / "sessions"
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read it. Do not wait for anything else, such as a FIFO.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(number, os.strerror(number), str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 #: How the names of temporary files end.
 _UNFINISHED = ".new"
 

@@ -22,6 +22,7 @@ from rlm_containers.state.hostfiles import (
     is_there,
     listed,
     make_private,
+    open_regular,
     temporary_file,
 )
 from rlm_containers.state.nofollow import CHUNK, copy_contents
@@ -157,7 +158,7 @@ class ObjectStore:
     def _opened(self, digest: str) -> Iterator[BinaryIO]:
         path = self.path(digest)
         try:
-            file = path.open("rb")
+            file = open_regular(path)
         except FileNotFoundError:
             raise SessionStateError(f"The file {path} is missing.", remedy=_REMEDY) from None
         except OSError as error:
@@ -205,7 +206,7 @@ class ObjectStore:
         """Tell whether an object is there and is what it should be."""
         if digest not in self._verified:
             try:
-                with self.path(digest).open("rb") as file:
+                with open_regular(self.path(digest)) as file:
                     found = _digest(file.fileno(), size + 1)
             except FileNotFoundError:
                 return False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlm_containers.errors import SessionStateError
+from rlm_containers.state.hostfiles import open_regular
 
 #: The format of these files. The first had no checksum.
 FORMAT = 2
@@ -55,7 +56,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         UnreadableFileError: it cannot be read, or a later version has written it.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(_MAX_SIZE + 1)
     except FileNotFoundError:
         raise

@@ -20,6 +20,39 @@ def kill(box: Sandbox) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("import warnings; warnings.filters = None", "warnings.filters"),
+        ("import warnings; warnings.filters = [(1, 2)]", "settings"),
+        ("import os; os.getcwd = lambda: 1 / 0", None),
+        ("import decimal; decimal.getcontext = None", "decimal.getcontext()"),
+    ],
+)
+def test_what_cannot_be_read_costs_no_variable(fresh: Sandbox, change: str, name: str) -> None:
+    printed(fresh, f"kept = [1]\n{change}")
+    assert [variable.name for variable in fresh.unsaved] == ([name] if name else [])
+    fresh.execute("import os; os._exit(1)")
+    assert printed(fresh, "print(kept)") == "[1]\n"
+
+
+def test_a_logging_handler_that_hangs_costs_no_variable(fresh: Sandbox) -> None:
+    code = """
+        import logging, threading
+        class Handler(logging.Handler):
+            @property
+            def formatter(self): threading.Event().wait()
+        handler = Handler.__new__(Handler)
+        handler.filters = ()
+        logging.getLogger().handlers.append(handler)
+        kept = [1]
+        """
+    execute(fresh, code)
+    assert "settings" in [variable.name for variable in fresh.unsaved]
+    fresh.execute("import os; os._exit(1)")
+    assert printed(fresh, "print(kept)") == "[1]\n"
+
+
+@pytest.mark.parametrize(
     ("change", "look", "expected"),
     [
         ("import os; os.makedirs('deep/er'); os.chdir('deep')", "print(os.listdir()); os.chdir('..')", "['er']"),

@@ -76,6 +76,7 @@ class Checkpoint:
         # Length and checksum of the last file. Many cells change nothing that has to be saved.
         self._written: tuple[int, int] | None = None
         self._slow: dict[str, SlowVariable] = {}
+        self._settings_hang = False  # whether reading them did not end
 
     # Saving
 
@@ -154,8 +155,8 @@ class Checkpoint:
         sources = writer.write_sources()
         set_beside: list[int] = []
         if settings is not None:
-            raw, left_out = settings.save()
-            set_beside = [sink.length, len(raw)]
+            raw, left_out = self._save_settings(settings, interrupts)
+            set_beside = [sink.length, len(raw)] if raw else []
             sink.write(raw)
             unsaved += left_out
         index = write_index(
@@ -183,6 +184,20 @@ class Checkpoint:
         ]
         self._doubtful = {record.name for record in writer.records if record.doubtful}
         return unsaved
+
+    def _save_settings(
+        self, settings: Settings, interrupts: Interrupts
+    ) -> tuple[bytes, list[list[str]]]:
+        """Return the settings and what is left out of them; nothing if code of a cell hangs."""
+        if not self._settings_hang:
+            try:
+                with interrupts:
+                    return settings.save()
+            except KeyboardInterrupt:
+                self._settings_hang = True  # it would cost every cell that time
+            except Exception as error:
+                return b"", [["settings", "setting", error_text(error)]]
+        return b"", [["settings", "setting", TOO_LONG]]
 
     def _write_records(
         self,
@@ -352,6 +367,7 @@ class Checkpoint:
             "failed": self._failed,
             "written": self._written,
             "slow": self._slow,
+            "settings_hang": self._settings_hang,
         }
 
     def adopt(self, news: dict[str, Any], number: int) -> None:
@@ -372,6 +388,7 @@ class Checkpoint:
         self._failed = news["failed"]
         self._written = news["written"]
         self._slow = news["slow"]
+        self._settings_hang = news["settings_hang"]
 
     def note_deadly(self, name: str, value: Any, reason: str) -> None:
         """Note that a variable has ended a process that tried to save it."""

@@ -60,7 +60,12 @@ def hidden_by_a_directory(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("spoil", [of_a_later_format, hidden_by_a_directory])
+def hidden_by_a_fifo(path: Path) -> None:
+    path.rename(path.with_suffix(".aside"))
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("spoil", [of_a_later_format, hidden_by_a_directory, hidden_by_a_fifo])
 def test_a_record_that_cannot_be_read_costs_no_object(
     spoil: object, ids: tuple[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
