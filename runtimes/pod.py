@@ -8,6 +8,7 @@ import os
 import select
 import threading
 import time
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -44,6 +45,9 @@ _NO_POD = 3.0
 _MOST = 1 << 20
 
 _CHUNK = 1 << 16
+
+#: Characters of an object that the cluster describes. It can store 1.5 MiB of each.
+_LONGEST_OBJECT = 4 << 20
 
 #: Reasons for which a container waits that do not pass. A pull that fails is tried again by its
 #: node, but whoever waits for it would rather know.
@@ -210,7 +214,7 @@ class PodProcess(ContainerProcess):
         poll = select.poll()
         poll.register(client.stdout, select.POLLIN)
         poll.register(self._in, 0)
-        text = ""
+        text, decoder = "", getincrementaldecoder("utf-8")("replace")
         while True:
             happened = dict(poll.poll(1000 * min(1.0, max(0.0, self._deadline - time.monotonic()))))
             if client.stdout not in happened:
@@ -219,7 +223,9 @@ class PodProcess(ContainerProcess):
             data = os.read(client.stdout, _CHUNK)
             if not data:
                 return
-            found, text = read_objects(text + data.decode("utf-8", "replace"))
+            found, text = read_objects(text + decoder.decode(data))
+            if len(text) > _LONGEST_OBJECT:
+                raise _Ended(f"`kubectl get pods` printed an object of more than {len(text)} bytes")
             yield from found
 
     def _raise_if_ended(self, pod: Mapping[str, Any]) -> None:
@@ -433,8 +439,8 @@ def read_objects(text: str) -> tuple[list[dict[str, Any]], str]:
     while text := text.lstrip():
         try:
             one, end = decoder.raw_decode(text)
-        except ValueError:
-            break  # it is not complete
+        except (ValueError, RecursionError):
+            break  # it is not complete, or is none
         text = text[end:]
         if isinstance(one, dict):
             found.append(one)

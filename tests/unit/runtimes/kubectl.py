@@ -5,6 +5,7 @@ It knows the commands that :mod:`runtimes.kubernetes` uses. The directory is in 
 
 * a job ``NAME`` is ``NAME.json``; its pod's process id is in ``NAME.pid``;
 * a pod's container state is in ``NAME.state``, if it is another than that of the process;
+* ``flood`` makes ``get pods`` print without an end;
 * ``refuse`` is what every command fails with;
 * ``clients`` lists the process ids of ``exec``, one a line.
 """
@@ -36,6 +37,8 @@ def main(words: list[str]) -> None:
     elif verb == "create":
         create(json.load(sys.stdin))
     elif verb == "get" and plain[0] == "pods":
+        while (CLUSTER / "flood").exists():
+            os.write(1, b"[" * 65536)
         (uid,) = (word.rpartition("=")[2] for word in rest if word.startswith("--selector"))
         answer(pod(uid))
         time.sleep(60)

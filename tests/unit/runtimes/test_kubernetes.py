@@ -123,6 +123,12 @@ def test_pods_that_do_not_start(
         Sandbox(runtime="kubernetes").start()
 
 
+def test_a_client_that_floods(cluster: Path) -> None:
+    (cluster / "flood").touch()
+    with pytest.raises(ContainersError, match="printed an object of more than"):
+        Sandbox(runtime="kubernetes").start()
+
+
 def test_a_pod_that_is_late_says_what_it_waits_for(cluster: Path) -> None:
     state = {"waiting": {"reason": "ContainerCreating", "message": "no volume yet"}}
     (cluster / "state").write_text(json.dumps(state))
