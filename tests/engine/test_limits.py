@@ -15,6 +15,16 @@ from tests.support import Engine, execute, printed, warnings_of
 
 MEMORY = 128 * 1024**2
 
+#: A variable that takes so long to save that heirs do it from then on.
+SLOW = """
+import time
+class Slow:
+    def __reduce__(self):
+        time.sleep(0.1)
+        return Slow, ()
+slow = Slow()
+"""
+
 HOG = "hog = [bytes(1_000_000) + bytes([n % 256]) for n in range(1000)]"
 
 
@@ -203,18 +213,13 @@ def test_a_writer_that_takes_too_much_memory(engine: Engine, make_box: MakeBox) 
     if not enforces(engine):
         pytest.skip(f"{engine.name} enforces no limits here")
     box = make_box(memory="128m")
-    slow = """
-    import time
-    class Slow:
-        def __reduce__(self):
-            time.sleep(0.1)
-            return Slow, ()
-    slow = Slow()
+    greedy = """
     class Greedy:
         def __reduce__(self):
             return bytes, ([bytes(1_000_000) + bytes([n % 256]) for n in range(1000)],)
     """
-    printed(box, slow)
+    printed(box, SLOW)
+    printed(box, greedy)
     assert not list(box.unsaved)
     printed(box, "kept = 'kept'; greedy = Greedy()")
     (unsaved,) = box.unsaved
@@ -277,6 +282,33 @@ def test_a_fork_bomb(limited: Sandbox) -> None:
     assert printed(
         limited, "import os\nprint(os.waitpid(os.fork() or os._exit(7), 0)[1] >> 8)"
     ) == ("7\n")
+
+
+def test_no_room_for_an_heir_or_its_writer(engine: Engine, make_box: MakeBox) -> None:
+    if not enforces(engine):
+        pytest.skip(f"{engine.name} enforces no limits here")
+    box = make_box(pids=32)
+    printed(box, SLOW)
+    assert box.unsaved == ()
+    for free in (0, 1, 2):  # for the heir, and what it needs to begin
+        fill = f"""
+        import os, signal
+        children = []
+        try:
+            while True:
+                children.append(os.fork() or signal.pause())
+        except OSError:
+            pass
+        for child in children[:{free}]:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        kept = [{free}]
+        """
+        printed(box, fill)
+        printed(box, "kept.append(None)")
+        assert box.unsaved == ()
+        assert box.execute("import os; os._exit(3)").lost == ()
+        assert printed(box, "print(kept)") == f"[{free}, None]\n"
 
 
 def test_shared_memory(make_box: MakeBox) -> None:
