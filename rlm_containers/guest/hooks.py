@@ -16,6 +16,9 @@ from _thread import _count as count_threads
 from types import FrameType
 from typing import Any
 
+#: Their numbers, but SIGINT's.
+_SIGNALS = (1, *range(3, 32))
+
 
 class CellHooks:
     """What cells have hooked into the interpreter.
@@ -29,6 +32,7 @@ class CellHooks:
     def __init__(self) -> None:
         self.runs_at_fork = False
         self._first = _handlers()
+        self._all = list(map(getsignal, _SIGNALS))
         self._held: dict[int, Any] = {}
         self._late: dict[int, None] = {}  # in the order in which they came
         self._collects = False
@@ -36,6 +40,8 @@ class CellHooks:
 
     def handlers(self) -> dict[int, Any]:
         """Return the signal handlers that cells have set, by signal."""
+        if list(map(getsignal, _SIGNALS)) == self._all:
+            return {}  # nor are any held: in place of these there is another
         found = {n: h for n, h in _handlers().items() if h != self._first.get(n)}
         found.update(self._held)
         return found
@@ -84,7 +90,7 @@ class CellHooks:
 
 def _handlers() -> dict[int, Any]:
     """Return the handlers in Python, by signal; but SIGINT's, which is ours between cells."""
-    found = {number: getsignal(number) for number in range(1, 32) if number != 2}
+    found = {number: getsignal(number) for number in _SIGNALS}
     return {n: h for n, h in found.items() if h is not None and h not in (SIG_DFL, SIG_IGN)}
 
 

@@ -140,7 +140,8 @@ class Worker:
     def await_request(self) -> None:
         """While something is left to write, see to that until the next request comes."""
         while self.look() or self.is_journal_needed():
-            if select.select((self.control,), (), (), _LOOK)[0]:
+            quiet = _QUIET_CHEAP if self.is_journal_needed() and self.is_cheap() else _LOOK
+            if select.select((self.control,), (), (), quiet)[0]:
                 return
             if self.is_journal_needed() and not self.heirs.is_pending():
                 self.save_idle(self.journal.last)
@@ -370,13 +371,14 @@ class Worker:
         try:
             with self.interrupts:
                 self.interrupts.check()
-                looks = not display and len(code) <= LONGEST and self.may_journal()
+                looks = not display and self.may_journal(code)
                 cell = Cell(code, filename, display=display, keep_tree=looks)
             bound = self.namespace.names_bound_by(cell.tree) if looks else None
             if bound is not None:
                 return self.run_trivial(cell, bound)
             self.give_to_heir()
             with self.search_path.of_cells(), self.interrupts:
+                self.interrupts.check()
                 self.hooks.release()
                 cell.run(self.namespace.values)
                 self.hooks.hold()
@@ -396,13 +398,12 @@ class Worker:
             print_exception(error, error.__traceback__, self.interrupts)
             return "interrupted" if isinstance(error, KeyboardInterrupt) else "error"
 
-    def may_journal(self) -> bool:
-        """Return whether trivial cells can be told from others, and it is worth it."""
+    def may_journal(self, code: str) -> bool:
+        """Return whether a cell may be trivial, and it is worth it to look."""
         return (
             self.base is not None
             and self.heirs is not None
-            # Where something is in no file, to save means to fork.
-            and (bool(self.reported.get("unsaved")) or not self.heirs.is_cheap())
+            and len(code) <= (_SHORT if self.is_cheap() else LONGEST)
             and not self.streams.is_watched
             and not self.streams.is_changed()
             and count_threads() == 0
@@ -411,11 +412,22 @@ class Worker:
             and not self.hooks.handlers()
         )
 
+    def is_cheap(self) -> bool:
+        """Return whether to save takes little more time than to answer."""
+        # Where something is in no file, to save means to fork.
+        return not self.reported.get("unsaved") and bool(self.heirs.is_cheap())
+
     def give_to_heir(self) -> None:
-        """Before a cell that may take long, have an heir write what is only in the journal."""
+        """Before a cell that may take long, have what is only in the journal written."""
         if self.is_journal_needed() and not self.heirs.is_pending():
             self.own_code.begin()
-            self.fork_heir(self.journal.last)
+            if self.kept:
+                # The interrupts that come now are for the cell.
+                interrupts, self.interrupts = self.interrupts, Interrupts()
+                self.save(self.journal.last)
+                self.interrupts = interrupts
+            else:
+                self.fork_heir(self.journal.last)
             self.heirs.reap()
             self.own_code.end()
         self.progress[SAVING] = 0
@@ -567,7 +579,7 @@ class Worker:
         now = monotonic()
         if not self.is_journal_needed():
             self.journaled_since = now
-        elif now > self.journaled_since + _JOURNAL_AGE:
+        elif now > self.journaled_since + (_AGE_CHEAP if self.is_cheap() else _JOURNAL_AGE):
             return False
         return self.journal.note(number, self.base, found)
 
@@ -691,8 +703,16 @@ class Worker:
         self.progress[FILE] = inode
 
 
-#: The most seconds that something is only in the journal.
+#: The most seconds that something is only in the journal; the same where to save takes little.
 _JOURNAL_AGE = 2.0
+_AGE_CHEAP = 0.1
+
+#: Seconds without another cell after which it is saved where that takes little.
+_QUIET_CHEAP = 0.005
+
+#: The most characters of a cell that is looked at where to save takes little: to parse more would
+#: take as long.
+_SHORT = 200
 
 #: Seconds between two looks at heirs that write, and while the host waits for them.
 _LOOK = 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from rlm_containers import Sandbox
 from rlm_containers.guest.journal import SIZE, Journal
 from rlm_containers.guest.succession import SHARED
 from rlm_containers.guest.trivial import ONLY_AST, bound_names, is_plain
-from tests.unit.guest.test_heirs import SLOW, slow_box, worker
+from tests.support import eventually
+from tests.unit.guest.test_heirs import SLOW, slow_box, state, worker
 from tests.unit.sessions import DIE, Boxes, run, settle, workspace_of
 
 
@@ -266,17 +268,20 @@ def test_it_is_on_disk_once_someone_waits_for_that(box: Sandbox) -> None:
     assert run(box, "print(x)").stdout == "2\n"
 
 
+#: Runs until the value of the cell before it is on disk.
+LONG = """
+import time
+def is_there(): return b"second" in open("state.dill", "rb").read()
+deadline = time.monotonic() + 60
+while not is_there() and time.monotonic() < deadline: time.sleep(0.01)
+print(is_there())
+"""
+
+
 def test_it_is_on_disk_while_a_long_cell_runs(box: Sandbox) -> None:
     run(box, "x = 'first'")
-    code = """
-    import time
-    def is_there(): return any(b'second' in open(n, 'rb').read() for n in ('state.dill',))
-    deadline = time.monotonic() + 60
-    while not is_there() and time.monotonic() < deadline: time.sleep(0.01)
-    print(is_there())
-    """
     run(box, "x = 'second'")
-    assert run(box, code).stdout == "True\n"
+    assert run(box, LONG).stdout == "True\n"
 
 
 @pytest.mark.usefixtures("own_sessions")
@@ -286,6 +291,75 @@ def test_it_is_on_disk_after_the_end(boxes: Boxes) -> None:
     run(box, "x = 2")
     box.close()
     assert run(boxes(session="one"), "print(x)").stdout == "2\n"
+
+
+# Beside a small state, which is saved at once otherwise
+
+
+@pytest.fixture
+def small(boxes: Boxes) -> Sandbox:
+    box = boxes()
+    run(box, "import os\nitems = [1]")
+    settle(box)
+    return box
+
+
+def test_the_next_cell_does_not_wait_for_a_small_state_either(small: Sandbox) -> None:
+    assert eventually(lambda: run(small, "x = 1").unwritten)
+
+
+def test_a_small_state_is_on_disk_soon(small: Sandbox) -> None:
+    before = state(small).stat().st_ino
+    run(small, "x = 1")
+    assert eventually(lambda: state(small).stat().st_ino != before)
+    assert run(small, "pass").unwritten == 0
+
+
+def test_a_burst_beside_a_small_state_is_on_disk_soon(small: Sandbox) -> None:
+    before, number = state(small).stat().st_ino, 0
+    deadline = time.monotonic() + 60
+    while state(small).stat().st_ino == before:
+        assert time.monotonic() < deadline
+        number += 1
+        run(small, f"x = {number}")
+    assert number > 1
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_a_kill_after_a_trivial_cell_costs_nothing(small: Sandbox, moment: int) -> None:
+    pid = worker(small)
+    run(small, "x = 1")
+    run(small, f"x = 2; y = [{moment}]")
+    run(small, "pass")  # what comes before this one is saved
+    time.sleep(moment * moment * 0.0001)
+    os.kill(pid, signal.SIGKILL)
+    result = small.execute("print(x, y, items)")
+    assert (result.stdout, result.lost, result.older) == (f"2 [{moment}] [1]\n", (), ())
+
+
+@pytest.mark.usefixtures("own_sessions")
+def test_a_small_session_is_on_disk_while_a_long_cell_runs_and_at_its_end(boxes: Boxes) -> None:
+    box = boxes(session="one")
+    run(box, "import os")
+    run(box, "x = 'second'")
+    assert run(box, LONG).stdout == "True\n"
+    run(box, "x = 'third'")
+    box.close()
+    assert run(boxes(session="one"), "print(x)").stdout == "third\n"
+
+
+def test_aliases_across_checkpoint_and_journal(small: Sandbox) -> None:
+    run(small, "a = [1]; b = {'a': a}; _ = [None for _ in ()]")
+    run(small, "c = d = [2]")
+    run(small, "n = 5")
+    run(small, "items.append((a, c))")
+    run(small, "m = n")
+    assert small.execute(DIE).lost == ()
+    check = "print(b['a'] is a is items[1][0], c is d is items[1][1], n, m)"
+    assert run(small, check).stdout == "True True 5 5\n"
+
+
+# Where no cell is trivial
 
 
 @pytest.mark.parametrize(
