@@ -22,8 +22,9 @@ from rlm_containers.interpreter.pipe import Pipe
 from rlm_containers.interpreter.untrusted import UntrustedJSON
 from runtimes.text import clean
 
-#: Seconds without any news of an operation, until it is given up.
-_IDLE_TIMEOUT = 60.0
+#: Seconds without any news of an operation, until it is given up. That a node is gone is noticed
+#: sooner.
+_IDLE_TIMEOUT = 120.0
 
 #: The fewest bytes per second that an operation must make of its time beyond these seconds. Else a
 #: guest could keep the host waiting with one byte a minute.

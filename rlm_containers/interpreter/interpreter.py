@@ -122,12 +122,13 @@ class Interpreter:
         self.request("sync", None)
         return self.reports.unsaved
 
-    def settle(self, timeout: float) -> bool:
+    def settle(self, timeout: float, reply: Reply | None = None) -> bool:
         """Wait for the checkpoint of the last request.
 
         Args:
             timeout: seconds until the variable that is being saved is given up, and the one after
                 it, and so on. With ``cell_timeout`` that is the limit instead.
+            reply: that of the last request, to be told of a death; without one, the log is.
 
         Returns:
             Whether there is a checkpoint. If not, the worker was killed, and the changes of the
@@ -139,8 +140,11 @@ class Interpreter:
         self._finish_earlier()
         request = self._new_request("sync", timeout)
         self._run(request)
-        self._log_notices(request)
+        if reply is None:
+            self._log_notices(request)
         if request.deaths:
+            if reply is not None:
+                reply.note_death_after(request.reply)
             return False
         self.reports.note_settled(request.number)
         return True

@@ -185,6 +185,17 @@ class Reply:
         """Note the exit code that the guest reports, which may be anything."""
         self.exit_code = code if isinstance(code, int) and 0 <= code <= 255 else 1
 
+    def note_death_after(self, other: Reply) -> None:
+        """Note that the worker died before it had saved what the request has changed.
+
+        Args:
+            other: the reply that says so.
+        """
+        self.status = "died"
+        self.notices += other.notices
+        self.lost += other.lost
+        self.older += other.older
+
     def note_death(self, event: dict[str, Any]) -> None:
         """Note the exit code of the worker that died with the cell."""
         number = event.get("signal")

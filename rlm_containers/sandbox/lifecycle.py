@@ -31,6 +31,7 @@ from rlm_containers.interpreter import (
     FileCalls,
     Interpreter,
     Pipe,
+    Reply,
     WorkerSetup,
 )
 from rlm_containers.lm import CallBudget, Gateway, LMBroker
@@ -88,17 +89,20 @@ class Running:
     replication: Replication | None
     python_version: str
 
-    def settle(self) -> bool:
+    def settle(self, reply: Reply | None = None) -> bool:
         """Wait until the last checkpoint is on disk, see :meth:`Interpreter.settle`."""
-        return self.interpreter.settle(SETTLE_TIMEOUT)
+        return self.interpreter.settle(SETTLE_TIMEOUT, reply)
 
     def note_changes(self) -> None:
         """Note that cells or the user may have changed files."""
         if self.replication is not None:
             self.replication.wake()
 
-    def save(self) -> bool:
+    def save(self, reply: Reply | None = None) -> bool:
         """Wait until a session has the last checkpoint and the files on this host.
+
+        Args:
+            reply: as for :meth:`settle`.
 
         Returns:
             As :meth:`settle`.
@@ -107,9 +111,16 @@ class Running:
             SandboxLostError: the container is gone.
             WorkspaceError, SessionError: as for :meth:`PipedWorkspace.pull`.
         """
-        saved = self.settle()
-        if self.replication is not None:
-            self.replication.pull()
+        saved = self.settle(reply)
+        while self.replication is not None:
+            try:
+                self.replication.pull()
+                break
+            except SandboxLostError:
+                # Another container may take its place, which this waits for.
+                if self.settle(reply):
+                    raise
+                saved = False
         return saved
 
 

@@ -363,7 +363,7 @@ class Sandbox:
                 running.watch.end_cell(reply)
             running.note_changes()
             if self.options.durability == "sync":
-                running.save()
+                running.save(reply)
             result = reply.result(elapsed, self.broker.take_calls())
             if not reply.artifacts:
                 return result

@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from rlm_containers.state import sessions_directory
+from tests.support import eventually
 from tests.unit.sessions import DIE, Boxes, run
 
 pytestmark = pytest.mark.usefixtures("own_sessions")
@@ -43,6 +45,26 @@ def test_a_loaded_variable_waits_too(boxes: Boxes) -> None:
     box.load("context", "c" * 1000)
     assert box.execute(DIE).lost == ()
     assert run(box, "print(len(context))").stdout == "1000\n"
+
+
+def test_a_container_that_is_lost_while_the_host_fetches_what_changed(boxes: Boxes) -> None:
+    """The cell has ended. Its result says that what it did may be lost, and the session goes on."""
+    box = boxes(durability="sync", session="one", workspace="memory", restarts=1)
+    run(box, "import os\ncount = 1")
+    first = sessions_directory() / "one" / "workspace" / "0"
+
+    def kill() -> None:
+        assert eventually(first.exists)
+        boxes.local.processes[-1].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code = "for i in range(40): open(f'{i}', 'wb').write(os.urandom(4_000_000))\ncount += 1"
+    result = box.execute(code)
+    killer.join()
+    assert result.status == "died"
+    assert "Another one goes on" in result.stderr
+    assert run(box, "print(count)").stdout == "1\n"
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
