@@ -252,7 +252,7 @@ class PodProcess(ContainerProcess):
         Raises:
             _Ended: it was.
         """
-        if self._waited_for_pod() and (said := self._events()):
+        if self._waited_for_pod() and (said := self._events(of_job=True)):
             raise _Ended(f"FailedCreate: {said}")
 
     _asked_at = 0.0
@@ -266,16 +266,18 @@ class PodProcess(ContainerProcess):
         self._asked_at = now
         return True
 
-    def _events(self) -> str:
-        """Return the cluster's last complaints about the job or its pod; empty if none is known."""
-        found = self._command.run(
-            "get",
-            "events",
-            "--field-selector=type=Warning",
-            "--output=json",
-            timeout=_ASK_TIMEOUT,
-            check=False,
-        )
+    def _events(self, *, of_job: bool = False) -> str:
+        """Return the cluster's last complaints about the job or its pod; empty if none is known.
+
+        Args:
+            of_job: only those about this job. There may have been another of its name before.
+        """
+        which = f",involvedObject.uid={self._uid}" if of_job else ""
+        asked = ("get", "events", f"--field-selector=type=Warning{which}", "--output=json")
+        try:
+            found = self._command.run(*asked, timeout=_ASK_TIMEOUT, check=False)
+        except EngineCommandError:
+            return ""  # the cluster is busy
         if found.exit_code != 0:
             return ""  # whoever runs this may not see events
         with reading("get events"):
@@ -283,7 +285,7 @@ class PodProcess(ContainerProcess):
                 str(event.get("message"))
                 for listed in found.objects()
                 for event in listed["items"]
-                if str(event["involvedObject"].get("name")).startswith(self.name)
+                if of_job or str(event["involvedObject"].get("name")).startswith(self.name)
             )
 
     # While it runs
