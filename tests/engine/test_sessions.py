@@ -213,7 +213,9 @@ def test_figures(make_box: MakeBox, engine: Engine) -> None:
         plt.show()
         """,
     )
-    assert (result.status, result.stderr) == ("ok", "")
+    # On a busy machine it says after five seconds that it builds the font cache.
+    said = [line for line in result.stderr.splitlines() if "font cache" not in line]
+    assert (result.status, said) == ("ok", [])
     assert [(a.path, a.mime_type) for a in result.artifacts] == [
         ("saved.pdf", "application/pdf"),
         ("figures/figure-1.png", "image/png"),
