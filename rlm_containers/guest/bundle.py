@@ -49,7 +49,9 @@ class Bundle:
     ) -> None:
         self.root = root
         self.magic = magic
-        self.files = files
+        # Byte code of another Python is of no use, and takes a megabyte.
+        is_same = magic == MAGIC_NUMBER
+        self.files = files if is_same else {path: (file[0], None) for path, file in files.items()}
         self.compiled = {entry[0]: entry[3] for entry in (compiled or {}).values()}
         self._folders = set()
         for path in files:
@@ -98,7 +100,7 @@ class Bundle:
     def code(self, path: str) -> Any:
         """Return the code of a module."""
         compiled = self.files[self._below(path)][1]
-        if compiled is not None and self.magic == MAGIC_NUMBER:
+        if compiled is not None:
             return marshal.loads(zlib.decompress(compiled))
         if path in self.compiled:
             return marshal.loads(zlib.decompress(self.compiled[path]))

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rlm_containers import Sandbox
 from rlm_containers.container import bundle
 from rlm_containers.container.bundle import Bundle, guest_bundle
 from rlm_containers.errors import SandboxError
+from rlm_containers.guest import bundle as guest_side
 from rlm_containers.guest import wire
 from tests.support import TIMEOUT
 from tests.unit.guests import Guest, bundled_files
@@ -192,6 +194,13 @@ def test_another_version_of_the_guest_is_another_bundle(
 
 
 # The boot program
+
+
+def test_byte_code_of_another_python_takes_no_memory() -> None:
+    file = (zlib.compress(b"x = 1"), b"what this Python cannot read")
+    made = guest_side.Bundle("/bundle", b"another", {"guest/a.py": file})
+    assert made.files == {"guest/a.py": (file[0], None)}
+    assert made.code("/bundle/guest/a.py").co_names == ("x",)
 
 
 @pytest.mark.skipif(not interpreters(), reason="there is no pyenv with other Pythons")
