@@ -429,10 +429,10 @@ class Pipe:
         """Wait until all is read and known. Return whether it is. Signal handlers may, too."""
         deadline = time.monotonic() + timeout
         while not self._has_read and (left := deadline - time.monotonic()) > 0:
-            if self._unfinished.acquire(timeout=min(left, _READER_CHECK)):
-                self._unfinished.release()
-            elif self._finisher is None and not self._reader.is_alive:
+            if self._finisher is None and not self._reader.is_alive:
                 self._has_read = True  # as far as it ever will be
+            elif self._unfinished.acquire(timeout=min(left, _READER_CHECK)):
+                self._unfinished.release()
         return self._has_read
 
     def _close_descriptors(self, *, has_read: bool = False, is_over: bool = False) -> None:
