@@ -7,9 +7,12 @@ fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 # The comment at the top of the script.
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' "$0"; }
 
-# Stop the engine that was set up, however the script ends.
+# Stop what was set up, however the script ends.
 state=
+cluster_state=
 clean_up() {
+    [[ -z $cluster_state ]] || "$here/setup-cluster" down "$cluster_state" >/dev/null 2>&1 ||
+        say warning "the cluster in $cluster_state is still there: scripts/setup-cluster down $cluster_state"
     [[ -z $state ]] || "$here/setup-engine" down "$state" >/dev/null 2>&1 ||
         say warning "the engine in $state is still there: scripts/setup-engine down $state"
 }
@@ -51,6 +54,17 @@ ensure_answers() {
     answers "$1" && return
     say engine "$1 does not answer; setting it up for the time of this script"
     set_up_engine "$1" || fail "there is no engine behind '$1'; start docker or podman"
+}
+
+# ensure_cluster DIRECTORY NODES: the cluster of setup-cluster, brought up for the time of this script if it is not.
+ensure_cluster() {
+    if [[ ! -f $1/env ]]; then
+        say cluster "bringing up $2 nodes; the first time Kubernetes is built, which takes some minutes"
+        cluster_state=$1
+        "$here/setup-cluster" up "$1" "$2" || fail "there is no cluster"
+    fi
+    # shellcheck source=/dev/null
+    . "$1/env"
 }
 
 # ensure_runs ENGINE IMAGE: some engines answer but run nothing without a setting that setup-engine knows.

@@ -9,6 +9,8 @@ RUN=$STATE/run
 PREFIX=rk
 # No option of theirs moves these.
 FIXED=(/run/containerd/runc/k8s.io /var/lib/cni /var/lib/kubelet /var/log/pods /var/log/containers)
+# Connections that say nothing are cut after that; by default it is four hours.
+STREAM_IDLE=20s
 SYSCTLS=(kernel.panic kernel.panic_on_oops vm.overcommit_memory)
 mkdir -p "$RUN"
 cd "$RUN"
@@ -25,6 +27,15 @@ lives() {
 stop() {
     if lives "$1"; then kill -9 "$(<"$RUN/$1.pid")"; fi
     rm -f "$RUN/$1.pid"
+}
+# wait_for SECONDS WHAT COMMAND...: until the command succeeds.
+wait_for() {
+    local end=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        ((SECONDS < end)) || { echo "$what takes too long" >&2; return 1; }
+        sleep 0.2
+    done
 }
 within() { # NODE COMMAND...
     local node=$1
@@ -50,10 +61,21 @@ start_api() {
         --authorization-mode=RBAC --allow-privileged=true --feature-gates=TTLAfterFinished=true \
         --kubelet-preferred-address-types=InternalIP --enable-admission-plugins=NodeRestriction \
         --target-ram-mb=200 --min-request-timeout=300
-    until curl -sk -m 2 -H "Authorization: Bearer $(<token)" https://127.0.0.1:16443/readyz 2>/dev/null | grep -q ^ok; do
-        lives apiserver || { tail -3 apiserver.log >&2; exit 1; }
-        sleep 0.1
-    done
+    wait_for 120 "the API server" api_is_ready || { tail -n 3 apiserver.log >&2; return 1; }
+}
+api_is_ready() {
+    curl -sk -m 2 -H "Authorization: Bearer $(<token)" https://127.0.0.1:16443/readyz | grep -q ^ok
+}
+# It serves the connections that are open for up to a minute, and takes no new ones.
+end_api() {
+    kill -TERM "$(<apiserver.pid)"
+    wait_for 120 "the end of the API server" api_has_ended
+}
+api_has_ended() { ! lives apiserver; }
+# What this machine's programs send to the API server is lost, and what it answers. The nodes have another address.
+cut_clients() { # -I or -D
+    iptables -w "$1" INPUT -p tcp -d 127.0.0.1 --dport 16443 -j DROP
+    iptables -w "$1" INPUT -p tcp -s 127.0.0.1 --sport 16443 -j DROP
 }
 
 start_node() { # NODE
@@ -80,8 +102,9 @@ state = "$home/ctd-state"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "docker.io/rlm-cluster/pause:1"
   restrict_oom_score_adj = true
+  stream_idle_timeout = "$STREAM_IDLE"
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "$STATE/deb/containernetworking-plugins/usr/lib/cni"
+    bin_dir = "$BIN/cni"
     conf_dir = "$home/cni"
 TOML
     lives "containerd-$name" || start "containerd-$name" nsenter "--net=/run/netns/$PREFIX-$name" containerd --config "$home/containerd.toml"
@@ -90,7 +113,7 @@ TOML
         cat /sys/fs/cgroup/cpuset/cpuset.cpus >"/sys/fs/cgroup/cpuset/$PREFIX-$name/cpuset.cpus"
         cat /sys/fs/cgroup/cpuset/cpuset.mems >"/sys/fs/cgroup/cpuset/$PREFIX-$name/cpuset.mems"
     fi
-    until ctr -a "$home/ctd.sock" version >/dev/null 2>&1; do sleep 0.1; done
+    wait_for 60 "containerd of node $node" ctr -a "$home/ctd.sock" version
     if [[ ! -e $home/imported ]]; then
         for archive in "$STATE"/images/*.tar; do ctr -a "$home/ctd.sock" -n k8s.io images import "$archive" >/dev/null; done
         touch "$home/imported"
@@ -111,6 +134,7 @@ nodeStatusUpdateFrequency: 4s
 syncFrequency: 10s
 makeIPTablesUtilChains: false
 podPidsLimit: 1024
+streamingConnectionIdleTimeout: $STREAM_IDLE
 volumePluginDir: $home/volumes
 YAML
     lives "kubelet-$name" || start "kubelet-$name" nsenter "--net=/run/netns/$PREFIX-$name" "$BIN/kube" kubelet \
@@ -138,7 +162,6 @@ kill_node() { # NODE
 
 up() { # NODES
     local nodes=$1 path node waiting=()
-    [[ ! -e $RUN/nodes ]] || { echo "it is up, or was not taken down" >&2; exit 1; }
     echo "$nodes" >nodes
     for path in "${FIXED[@]}"; do [[ -e $path ]] || echo "$path"; done >ours
     ip netns list | cut -d' ' -f1 >netns.before
@@ -146,12 +169,12 @@ up() { # NODES
     ip link add ${PREFIX}br type bridge
     ip addr add 10.250.0.1/24 dev ${PREFIX}br
     ip link set ${PREFIX}br up
-    iptables -I FORWARD -i ${PREFIX}br -j ACCEPT
-    iptables -I FORWARD -o ${PREFIX}br -j ACCEPT
+    iptables -w -I FORWARD -i ${PREFIX}br -j ACCEPT
+    iptables -w -I FORWARD -o ${PREFIX}br -j ACCEPT
     openssl genrsa -out sa.key 2048 2>/dev/null
     (umask 077; openssl rand -hex 16 >token; echo "$(<token),admin,1,system:masters" >tokens.csv
         kubeconfig 127.0.0.1 >kubeconfig; kubeconfig 10.250.0.1 >kubeconfig-nodes)
-    start etcd "$STATE/deb/etcd-server/usr/bin/etcd" --data-dir "$RUN/etcd" --unsafe-no-fsync \
+    start etcd "$BIN/etcd" --data-dir "$RUN/etcd" --unsafe-no-fsync \
         --listen-client-urls http://127.0.0.1:12379 --advertise-client-urls http://127.0.0.1:12379 \
         --listen-peer-urls http://127.0.0.1:12380 --initial-advertise-peer-urls http://127.0.0.1:12380 \
         --initial-cluster default=http://127.0.0.1:12380
@@ -160,17 +183,18 @@ up() { # NODES
         --service-account-private-key-file=sa.key --use-service-account-credentials=false --allocate-node-cidrs=true \
         --cluster-cidr=10.251.0.0/16 --configure-cloud-routes=false --leader-elect=false \
         --feature-gates=TTLAfterFinished=true --root-ca-file="$RUN/certs/apiserver.crt" --bind-address=127.0.0.1 \
-        --node-monitor-grace-period=16s --node-monitor-period=2s --pod-eviction-timeout=5s
+        "--node-monitor-grace-period=${RLM_CONTAINERS_CLUSTER_GRACE:-16}s" --node-monitor-period=2s --pod-eviction-timeout=5s
     start scheduler "$BIN/kube" kube-scheduler --kubeconfig=kubeconfig-nodes --leader-elect=false --bind-address=127.0.0.1
     for ((node = 1; node <= nodes; node++)); do
         start_node "$node" &
         waiting+=($!)
     done
-    wait "${waiting[@]}"
+    for node in "${waiting[@]}"; do wait "$node"; done
     export KUBECONFIG=$RUN/kubeconfig
-    until [[ $(kubectl get nodes --no-headers 2>/dev/null | grep -c ' Ready') == "$nodes" ]]; do sleep 0.2; done
-    until kubectl get serviceaccount default >/dev/null 2>&1; do sleep 0.1; done
+    wait_for 120 "a node" nodes_are_ready "$nodes"
+    wait_for 60 "the service account" kubectl get serviceaccount default
 }
+nodes_are_ready() { [[ $(kubectl get nodes --no-headers | grep -c ' Ready') == "$1" ]]; }
 
 down() {
     local part node name mount_point
@@ -190,8 +214,9 @@ down() {
     done
     [[ ! -s ours ]] || xargs rm -rf <ours
     ip link del ${PREFIX}br || true
-    iptables -D FORWARD -i ${PREFIX}br -j ACCEPT || true
-    iptables -D FORWARD -o ${PREFIX}br -j ACCEPT || true
+    while cut_clients -D; do :; done 2>/dev/null
+    iptables -w -D FORWARD -i ${PREFIX}br -j ACCEPT || true
+    iptables -w -D FORWARD -o ${PREFIX}br -j ACCEPT || true
     local values i
     mapfile -t values <sysctl.before
     for i in "${!SYSCTLS[@]}"; do sysctl -q "${SYSCTLS[$i]}=${values[$i]}"; done
@@ -203,11 +228,14 @@ case $1 in
 up) up "$2" ;;
 down) down ;;
 stop-api) stop apiserver ;;
+end-api) end_api ;;
 start-api) start_api ;;
 stop-kubelet) stop "kubelet-n$2" ;;
 stop-containerd) stop "containerd-n$2" ;;
 cut) ip link set "${PREFIX}v$2" down ;;
 heal) ip link set "${PREFIX}v$2" up ;;
+cut-clients) cut_clients -I ;;
+heal-clients) cut_clients -D ;;
 start-node) start_node "$2" ;;
 kill-node) kill_node "$2" ;;
 *) echo "there is no fault $1" >&2; exit 2 ;;
