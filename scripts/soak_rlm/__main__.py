@@ -24,6 +24,7 @@ from rlm_containers import ContainersError, Sandbox
 from rlm_containers.errors import SandboxClosedError, SandboxLostError
 from rlm_containers.state import LABEL, workspaces_directory
 from soak_rlm.cells import BEGIN, FAULTS, LOOK, PASSING, TO_CLOSE, WORK, Kind, Model
+from soak_rlm.cluster import ClusterSoak
 from soak_rlm.pool import Handovers
 from tests.support import Engine, processes
 
@@ -142,15 +143,19 @@ def main() -> None:
     parser.add_argument(
         "--hand-overs", type=int, default=0, help="sandboxes of a pool, in place of all others"
     )
+    parser.add_argument("--cluster", type=Path, help="the directory of scripts/setup-cluster")
     parser.add_argument("--seed", type=int, default=None, help="to repeat a run")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rlm-soak-") as directory:
+        os.environ["XDG_CACHE_HOME"] = os.environ["XDG_STATE_HOME"] = directory
+        sys.exit(ClusterSoak(options).run() if options.cluster else _soak(options))
+
+
+def _soak(options: argparse.Namespace) -> int:
     seed = options.seed if options.seed is not None else random.randrange(2**32)
     print(f"seed {seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="rlm-soak-") as directory:
-        os.environ["XDG_CACHE_HOME"] = directory
-        signal.signal(signal.SIGUSR1, TO_CLOSE.handle)
-        soak = Soak(options, seed)
-        sys.exit(soak.run())
+    signal.signal(signal.SIGUSR1, TO_CLOSE.handle)
+    return Soak(options, seed).run()
 
 
 class Soak:
