@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     )
     from rlm_containers.options import SandboxOptions
     from rlm_containers.repl import ContainerREPL
-    from rlm_containers.sandbox import Files, Sandbox, SandboxPool
+    from rlm_containers.sandbox import Branch, Branches, Files, Sandbox, SandboxPool
     from rlm_containers.state import Snapshot
     from runtimes import Mount
 
 __all__ = [
     "Artifact",
+    "Branch",
+    "Branches",
     "CellResult",
     "CommandOutput",
     "CommandResult",
@@ -46,6 +48,8 @@ __version__ = "0.1.0"
 #: Maps each public name to its module, which is imported with the first use.
 _MODULES = {
     "Artifact": "rlm_containers.interpreter",
+    "Branch": "rlm_containers.sandbox",
+    "Branches": "rlm_containers.sandbox",
     "CellResult": "rlm_containers.interpreter",
     "CommandOutput": "rlm_containers.interpreter",
     "CommandResult": "rlm_containers.interpreter",

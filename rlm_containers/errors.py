@@ -20,7 +20,8 @@ All of them derive from :class:`ContainersError`, also those of the engines, in
         ├── SandboxStartError    the container runs, but the guest in it does not
         │   └── GuestPythonError the image has no Python, or its Python is too old
         ├── SetupCodeError       the setup code raised an exception
-        ├── SandboxBusyError     a call was made inside of another call of the sandbox
+        ├── SandboxBusyError     another call, or branches, have the sandbox now
+        ├── BranchError          the interpreter cannot be branched, or a branch has ended
         ├── SandboxClosedError   the sandbox was closed, or was never started
         │   └── SandboxForkedError   it is of the process that this one was forked from
         ├── SandboxLostError     the container or its engine is gone
@@ -49,6 +50,7 @@ from runtimes.errors import (
 
 __all__ = [
     "ArchiveError",
+    "BranchError",
     "CompletionError",
     "ConfigError",
     "ContainerStartError",
@@ -146,7 +148,14 @@ class SetupCodeError(SandboxError):
 
 
 class SandboxBusyError(SandboxError):
-    """A call was made inside of another call of the sandbox, for instance by a signal handler."""
+    """A call was made inside of another call of the sandbox, or while it has open branches."""
+
+
+class BranchError(SandboxError):
+    """The interpreter cannot be branched as it is now, or a branch has ended.
+
+    The sandbox itself goes on.
+    """
 
 
 class SandboxClosedError(SandboxError):

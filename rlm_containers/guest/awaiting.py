@@ -39,6 +39,15 @@ class CellLoop:
             raise error.with_traceback(error.__traceback__.tb_next)
         return value
 
+    def close_idle(self) -> None:
+        """Close the loop if it has nothing to do: it holds descriptors. The next cell makes one."""
+        loop = self._loop
+        if loop is None or loop.is_closed() or loop.is_running() or asyncio.all_tasks(loop):
+            return
+        self._loop = None
+        asyncio.set_event_loop(None)
+        loop.close()
+
 
 async def _outcome(cell: Coroutine[Any, Any, Any]) -> tuple[Any, Any]:
     """Return what a cell returns and raises; one of the two is ``None``."""

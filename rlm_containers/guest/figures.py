@@ -72,8 +72,11 @@ class Figures:
         while True:
             self._shown += 1
             path = os.path.join(folder, "figure-{}.png".format(self._shown))
-            if not os.path.lexists(path):
-                return path
+            try:  # not only to look: branches may show figures at the same time
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            except FileExistsError:
+                continue
+            return path
 
     def _is_file(self, name: str) -> bool:
         return os.path.isfile(os.path.join(self.directory, name))

@@ -31,6 +31,7 @@ from _signal import signal as set_handler
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from .descriptors import drop_others, take
 from .interrupts import BEGUN, CHECKPOINTING, NUMBERS, PHASE, SAVED, Interrupts, monotonic
 from .memory import offer_to_kernel
 from .memoryuse import MemoryUse
@@ -132,6 +133,10 @@ class Reports:
         progress[REPORTS] += 1
         return True
 
+    def skip(self) -> None:
+        """Take the last report for one that is known."""
+        self._taken = self._progress[REPORTS]
+
     def read(self) -> tuple[int, Any] | None:
         """Return the last report, once."""
         progress = self._progress
@@ -221,7 +226,7 @@ class Heir:
         set_wakeup_fd(-1)
         set_handler(SIGINT, SIG_IGN)
         self._before = mask, set_handler(SIGURG, SIG_DFL), set_handler(SIGCHLD, SIG_DFL)
-        self._drop_descriptors()
+        drop_others(self._own)
         while os.getppid() == self._group:
             _sleep(0.0002)  # the worker's child has not ended yet
         # The supervisor has to see how its worker ends, so that must be its child.
@@ -231,20 +236,6 @@ class Heir:
         self._progress[READY_PROCESS] = os.getpid()
         self._progress[READY] = self._group
         offer_to_kernel(score=900)
-
-    def _drop_descriptors(self) -> None:
-        """Replace what cells have open by something that is not, under the same numbers."""
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in range(3):
-            os.dup2(null, descriptor)
-        nothing = os.open("/", os.O_PATH | os.O_CLOEXEC)
-        for descriptor in descriptors() - self._own - {null, nothing}:
-            try:
-                os.dup2(nothing, descriptor, inheritable=False)
-            except OSError:
-                pass
-        os.close(null)
-        os.close(nothing)
 
     # Waiting
 
@@ -375,17 +366,7 @@ class Heir:
             _, ends, _, _ = socket.recv_fds(calls, 16, 4, socket.MSG_DONTWAIT)
         finally:
             calls.detach()
-        control, new_calls, stdout, stderr = ends
-        # The streams are restored from these after each cell.
-        standard = sorted(self._own - {*range(5)})
-        targets = (0, 1, 2, *standard, 3, 4)
-        null = os.open(os.devnull, os.O_RDONLY)
-        streams = (null, stdout, stderr)
-        sources = (*streams, *streams[: len(standard)], control, new_calls)
-        for source, target in zip(sources, targets):  # noqa: B905 - not in 3.9
-            os.dup2(source, target, inheritable=target < 3)
-        for descriptor in (null, *ends):
-            os.close(descriptor)
+        take(ends, self._own)
         mask, *handlers = self._before
         for number, handler in zip((SIGURG, SIGCHLD), handlers):  # noqa: B905
             set_handler(number, SIG_DFL if handler is None else handler)
@@ -416,15 +397,3 @@ def _ended(status: int) -> str:
         return "was killed (SIGKILL), perhaps for its memory"
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
     return "ended its process with status {}".format(code)
-
-
-def descriptors() -> set[int]:
-    """Return the descriptors of this process."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            os.fstat(int(name))
-        except OSError:
-            continue  # the one that has listed them
-        found.add(int(name))
-    return found

@@ -19,7 +19,8 @@ from _thread import _count as count_threads
 from collections.abc import Callable, Iterable
 
 from . import lm
-from .heir import Heir, Owner, Reports, descriptors, forked
+from .descriptors import descriptors
+from .heir import Heir, Owner, Reports, forked
 from .interrupts import monotonic
 from .memoryuse import MemoryUse
 from .succession import (
@@ -38,6 +39,7 @@ from .succession import (
     is_pending,
     signal_group,
 )
+from .threads import find_strangers, has_children
 
 #: Seconds that a fork takes, and seconds for each MiB of memory, until that was measured.
 _FORK_BASE = 0.0005
@@ -55,8 +57,6 @@ _TRANSIENT = 4
 
 #: The threads of this process, a directory for each.
 _TASKS = "/proc/self/task"
-#: Seconds for threads that end before a fork to be gone.
-_END_OF_THREADS = 0.01
 #: Forks in vain after which no more are tried.
 _TRIES = 5
 
@@ -166,9 +166,9 @@ class Heirs:
             self._owner,
             own=self._own,
             supervisor=self._supervisor,
-            able=able and not is_anything_open and not _has_children(),
+            able=able and not is_anything_open and not has_children(),
             written=written,
-            restore_random=_random_state(),
+            restore_random=random_state(),
         )
         noted = progress[READY], progress[ABLE]
         started = monotonic()
@@ -264,19 +264,12 @@ class Heirs:
             return False
 
     def _find_strangers(self) -> bool:
-        """After a fork, return whether this process has threads that know nothing of it.
-
-        A library whose threads do ends them before a fork, and makes others when it needs them, as
-        OpenBLAS does. What others have left in a child may never be unlocked.
-        """
-        deadline = monotonic() + _END_OF_THREADS
-        while os.stat(_TASKS).st_nlink > 3:
-            if monotonic() > deadline:
-                self._strangers = frozenset(os.listdir(_TASKS)) - {str(os.getpid())}
-                self._failures += 1
-                return True
-            _sleep(0.0002)
-        return False
+        """After a fork, return whether this process has threads that know nothing of it."""
+        found = find_strangers()
+        if found:
+            self._strangers = found
+            self._failures += 1
+        return bool(found)
 
     def _undo(self, child: int, before: tuple[int, int]) -> None:
         """End an heir that was just forked, and restore what it may have noted."""
@@ -292,7 +285,11 @@ class Heirs:
     def may_be_able(self) -> bool:
         """Return whether an heir may go on in the worker's place, for all that is open."""
         self.reap()
-        return not self._is_anything_open() and not _has_children()
+        return not self._is_anything_open() and not has_children()
+
+    def forget_reports(self) -> None:
+        """In a branch, take no report of what the worker's heirs have written."""
+        self._reports.skip()
 
     def begin_again(self) -> None:
         """Begin as the heirs of a process that was one itself."""
@@ -301,20 +298,11 @@ class Heirs:
         self._settled = self._progress[HELD]
 
 
-def _has_children() -> bool:
-    """Return whether this process has children, which a forked child of it would not have."""
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
-
-
 def _milliseconds() -> int:
     return int(monotonic() * 1000)
 
 
-def _random_state() -> Callable[[], None] | None:
+def random_state() -> Callable[[], None] | None:
     """Return what sets the state of ``random`` again, which reseeds itself in a forked child."""
     random = sys.modules.get("random")
     try:

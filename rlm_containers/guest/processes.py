@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 #: How often to look for processes that were started meanwhile. If they multiply faster, the
 #: container's limit of processes ends that: stopped ones count too.
@@ -28,6 +28,8 @@ def sweep(
     since: float,
     keepers: Iterable[int],
     heirs: Mapping[int, int],
+    *,
+    everywhere: bool = True,
 ) -> None:
     """Kill what cells have started.
 
@@ -40,29 +42,61 @@ def sweep(
         alive: whether the worker is to live on.
         since: kill only what was started after this, in seconds of ``CLOCK_BOOTTIME``. The kernel
             has start times in hundredths of a second; in doubt, kill.
-        keepers: spare these, and what descends from them.
+        keepers: spare these, what descends from them, and what belongs to their sessions.
         heirs: the process groups of heirs, with the heirs' processes; 0 for one that is not known
             yet. Spare these and their children. A cell's process may have joined a group.
+        everywhere: whether the worker's is all that is not spared. If not, it is as with
+            ``--pid=host``.
     """
-    root = 1 if _is_isolated() else worker
+    root = 1 if everywhere and _is_isolated() else worker
+    keepers = set(keepers)
     spared = {1, os.getpid()} | ({worker} if alive else set())
     first = int(since * os.sysconf("SC_CLK_TCK"))
-
-    def is_of_heir(pid: int, group: int, table: _Table) -> bool:
-        heir = heirs.get(group)
-        return heir is not None and (heir == 0 or _descends(pid, heir, table))
 
     def started(table: _Table) -> set[int]:
         return {
             pid
             for pid, (_, group, session, start) in table.items()
             if start >= first
-            and not is_of_heir(pid, group, table)
+            and not _is_of_heir(pid, group, heirs, table)
+            and session not in keepers
             and (session == worker or _descends(pid, root, table))
             and not any(_descends(pid, keeper, table) for keeper in keepers)
         } - spared
 
     _kill(started)
+
+
+def _is_of_heir(pid: int, group: int, heirs: Mapping[int, int], table: _Table) -> bool:
+    heir = heirs.get(group)
+    return heir is not None and (heir == 0 or _descends(pid, heir, table))
+
+
+def sweep_newer(since: float, spared: Container[int], heirs: Mapping[int, int]) -> None:
+    """Kill what descends from this process and was started after some time.
+
+    Args:
+        since: the time, in seconds of ``CLOCK_BOOTTIME``. In doubt, spare.
+        spared: spare these, what descends from them or from anything that is older, and what
+            belongs to their sessions.
+        heirs: as for :func:`sweep`.
+    """
+    first = int(since * os.sysconf("SC_CLK_TCK")) + 1
+    root = os.getpid()
+
+    def is_newer(pid: int, table: _Table) -> bool:
+        seen: set[int] = set()
+        while pid in table and pid not in seen and pid != root:
+            parent, group, session, start = table[pid]
+            if start < first or pid in spared or session in spared:
+                return False
+            if _is_of_heir(pid, group, heirs, table):
+                return False
+            seen.add(pid)
+            pid = parent
+        return pid == root and bool(seen)
+
+    _kill(lambda table: {pid for pid in table if is_newer(pid, table)})
 
 
 def kill_below(roots: Iterable[int]) -> None:

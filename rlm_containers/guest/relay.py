@@ -26,12 +26,8 @@ class CallRelay:
         self.calls: dict[int, _Call] = {}  # by descriptor
         self.last = 0
 
-    def accept(self, source: socket.socket) -> None:
-        """Accept the call that waits at ``source``, if there is one."""
-        try:
-            _, descriptors, _, _ = socket.recv_fds(source, 16, 1, socket.MSG_DONTWAIT)
-        except OSError:
-            return
+    def accept(self, descriptors: list[int]) -> None:
+        """Accept a call, by the descriptors that came with it."""
         for descriptor in descriptors:
             self.last = (self.last + 1) & 0xFFFFFFFF
             self.calls[descriptor] = _Call(self.last, socket.socket(fileno=descriptor))
@@ -71,6 +67,18 @@ class CallRelay:
     def _drop(self, descriptor: int) -> None:
         self.poll.unregister(descriptor)
         self.calls.pop(descriptor).socket.close()
+
+
+def received(source: socket.socket) -> tuple[bytes, list[int]]:
+    """Return what waits at a worker's socket for calls, and its descriptors; or nothing.
+
+    The socket must not block: ``recv_fds()`` of Python 3.11 ignores flags, for one.
+    """
+    try:
+        message, descriptors, _, _ = socket.recv_fds(source, 16, 4)
+    except OSError:
+        return b"", []
+    return message, descriptors
 
 
 class _Call:

@@ -59,6 +59,12 @@ JOURNAL_BASE = HEIR + 22
 JOURNAL_LENGTH = HEIR + 23
 #: How many numbers there are in all.
 SHARED = HEIR + 24
+#: A branch has numbers by the same indexes, and three more: its process id, whether it is ready,
+#: and why it could not be made, as of ``errno``. See :mod:`rlm_guest.branching`.
+PID = SHARED
+MADE = SHARED + 1
+FAILED = SHARED + 2
+SLOT = SHARED + 3
 
 #: Seconds to wait for killed processes to be gone, or for news of a dead one.
 _KILL_TIMEOUT = 0.5
@@ -67,6 +73,18 @@ _NEWS_TIMEOUT = 0.05
 
 class TakenOver(BaseException):
     """This process, an heir, is the worker now. Leads it back to the worker's loop."""
+
+
+class Branched(BaseException):
+    """This process is a branch now. Leads it back to the worker's loop.
+
+    Args:
+        progress: the numbers that it shares with the supervisor.
+    """
+
+    def __init__(self, progress: memoryview) -> None:
+        super().__init__()
+        self.progress = progress
 
 
 # Cells can write to the numbers too, and group 1 would stand for every process.

@@ -29,25 +29,19 @@ from .interrupts import (
     CHECKPOINTING,
     FILE,
     FILE_REQUEST,
-    INTERRUPTS,
     PHASE,
     RUNNING,
     SAVED,
     SAVING,
-    STEP,
-    StallWatch,
 )
+from .link import Ends, Link, close_all, how_ended, open_channels, was_killed
 from .memory import MemoryWatch, offer_to_kernel
-from .relay import CallRelay
-from .succession import HEIR, KEPT, SHARED, Succession
+from .relay import CallRelay, received
+from .succession import HEIR, KEPT, SHARED, SLOT, Succession
 
 if TYPE_CHECKING:
+    from .branches import Branches
     from .commands import Commands
-
-#: Before the worker's answer is passed on, at most this much is read from each of its streams. It
-#: is more than a cell can have left there. A child that never stops printing must not hold the
-#: answer back.
-_DRAIN_LIMIT = 4 * wire.CHUNK
 
 #: How a worker starts: from the last checkpoint; if restoring that kills it, from the one before;
 #: if that kills it too, without variables.
@@ -94,6 +88,7 @@ class Supervisor:
         self.relay = CallRelay(self.poll, self.send)
         self.memory = MemoryWatch()
         self.commands: Commands | None = None  # made for the first one
+        self.branches: Branches | None = None  # likewise
         # Workers that died, one after another, before any answer.
         self.failures = 0
         # A child that ends wakes poll() through this pipe.
@@ -110,16 +105,18 @@ class Supervisor:
         self.poll.register(host_in, select.POLLIN)
         self.poll.register(wake, select.POLLIN)
         # Shared with the worker, and still readable after its death. See interrupts.py.
-        memory = memoryview(mmap.mmap(-1, 8 * SHARED + journal.SIZE))
-        self.progress, self.journal = memory[: 8 * SHARED].cast("Q"), memory[8 * SHARED :]
-        self.stall = StallWatch(self.progress)
+        count = SHARED + wire.MAX_BRANCHES * SLOT
+        memory = memoryview(mmap.mmap(-1, 8 * count + journal.SIZE))
+        numbers, self.journal = memory[: 8 * count].cast("Q"), memory[8 * count :]
+        self.progress, self.slots = numbers[:SHARED], numbers[SHARED:]
         self.succession = Succession(self.progress)
         self.memory.own_kills = self.succession.new_kills
         # While an heir of a dead worker writes: how that died, as JSON, and until when to wait.
         self.burial: str | None = None
-        # The dead worker's socket for calls, until its heir is offered its place; and until when
-        # that may take it, 0 for none.
+        # The dead worker's socket for calls, until its heir is offered its place; what that is
+        # offered; and until when it may take it, 0 for none.
         self.heir_calls: socket.socket | None = None
+        self.offered: Link | None = None
         self.offer_ends = 0.0
         self.from_file = False  # whether none may
         self.took_over = False  # whether the worker was an heir
@@ -134,77 +131,41 @@ class Supervisor:
 
     def start_worker(self, mode: str) -> None:
         """Fork a worker. ``mode`` is one of :data:`_MODES`."""
-        ends = self.open_channels()
+        ours, theirs = open_channels()
         # What is there now lives on in both. A collection in one would copy all of its pages.
         gc.freeze()
-        self.pid = _fork()
-        if self.pid == 0:
-            _become_worker(ends, mode, self.progress, self.journal)
-        self.close_ends(ends)
+        pid = _fork()
+        if pid == 0:
+            _become_worker(theirs, mode, self.progress, self.journal, self.slots)
+        close_all(theirs)
         self.took_over = False
-        self.listen()
+        self.listen(Link(self.poll, ours, self.progress), pid)
 
-    def open_channels(self) -> tuple[int, int, int, int]:
-        """Make the sockets and pipes of a new worker.
-
-        Returns:
-            Its ends: control, calls, stdout and stderr.
-        """
-        self.control, control = socket.socketpair()
-        self.call_socket, call_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.stdout, stdout = os.pipe()
-        self.stderr, stderr = os.pipe()
-        return control.detach(), call_socket.detach(), stdout, stderr
-
-    def close_ends(self, ends: tuple[int, ...]) -> None:
-        """Close the worker's ends, which it has."""
-        for descriptor in ends:
-            os.close(descriptor)
-
-    def listen(self) -> None:
+    def listen(self, link: Link, pid: int) -> None:
         """Begin to listen to a new worker."""
-        self.worker_decoder = wire.FrameDecoder()
-        self.to_worker = bytearray()
-        self.waits_to_write = False  # for the worker's socket to accept more of it
-        self.answered = False
-        self.restarted = False  # whether the host had it killed
-        self.stalled = False  # whether code of a cell's object did not end, so that it was killed
+        self.link = link
         self.from_file = False
-        self.control.setblocking(False)
-        for descriptor in (self.stdout, self.stderr):
-            os.set_blocking(descriptor, False)
-        for descriptor in self.worker_descriptors():
-            self.poll.register(descriptor, select.POLLIN)
-
-    def worker_descriptors(self) -> tuple[int, int, int, int]:
-        """Return this side's descriptors of control, calls, stdout and stderr."""
-        return self.control.fileno(), self.call_socket.fileno(), self.stdout, self.stderr
+        link.listen(pid)
 
     def bury_worker(self, status: int) -> None:
         """Clean up after the worker. Let its heir write what it holds before there is another."""
         kills = self.memory.new_kills()  # first: read_worker() would read the counter too
+        link = self.link
         self.read_worker()  # an answer that it gave before
         self.drain_streams()
-        self.kill_group()
+        link.kill_group()
         self.sweep(self.started_at, alive=False)
         self.relay.drop_all()
-        for descriptor in self.worker_descriptors():
-            self.stop_polling(descriptor)
-        calls = self.call_socket
-        self.control.close()
-        os.close(self.stdout)
-        os.close(self.stderr)
-        self.stdout = self.stderr = -1  # these numbers may become those of other descriptors
-        how = (
-            '"signal": {}'.format(os.WTERMSIG(status))
-            if os.WIFSIGNALED(status)
-            else '"exit": {}'.format(os.WEXITSTATUS(status))
-        )
-        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        if killed and self.stalled:
+        for descriptor in link.descriptors():
+            link.stop_polling(descriptor)
+        link.control.close()
+        link.close_streams()
+        how = how_ended(status)
+        killed = was_killed(status)
+        if killed and link.stalled:
             how += ', "stalled": true'
         # A worker that the host had killed did not die of its memory.
-        elif killed and not self.restarted:
+        elif killed and not link.restarted:
             if self.memory.noticed or kills is None:
                 how += ', "memory": ' + self.memory.report()
         elif kills:
@@ -212,7 +173,7 @@ class Supervisor:
         self.burial, self.burial_ends = how, _NEVER
         self.succession.note_death()
         self.adopt_heirs()
-        self.heir_calls, self.offer_ends = calls, _now() + _OFFER_TIMEOUT
+        self.heir_calls, self.offer_ends = link.calls, _now() + _OFFER_TIMEOUT
         self.replace_worker()
 
     def offer_place(self, calls: socket.socket) -> bool:
@@ -228,35 +189,40 @@ class Supervisor:
             self.succession.hurry()
             return False
         # What a worker has.
-        ends = self.open_channels()
+        ours, theirs = open_channels()
+        self.offered = Link(self.poll, ours, self.progress)
         try:
-            socket.send_fds(calls, [b"t"], ends, socket.MSG_DONTWAIT)
+            socket.send_fds(calls, [b"t"], theirs, socket.MSG_DONTWAIT)
         except OSError:
             pass  # it will not take them
-        self.close_ends(ends)
+        close_all(theirs)
         self.succession.hand_over()
         return True
 
     def await_successor(self) -> bool:
         """Return whether to wait on for an heir that was offered the worker's place."""
-        pid = self.succession.successor()
-        if pid:
-            self.offer_ends = 0.0
-            self.pid = pid
+        is_able = self.succession.is_able()  # first: who goes on says so before it leaves its group
+        pid, offered = self.succession.successor(), self.offered
+        if pid and offered is not None:
+            self.offer_ends, self.offered = 0.0, None
             saved = max(self.saved(), self.succession.take_over())
             self.announce_death(saved)
             self.took_over = True
-            self.listen()
+            self.listen(offered, pid)
             return True
-        if _now() < self.offer_ends and self.succession.is_able():
+        if _now() < self.offer_ends and is_able:
             return True
-        self.offer_ends = 0.0
-        self.control.close()
-        self.call_socket.close()
-        os.close(self.stdout)
-        os.close(self.stderr)
-        self.stdout = self.stderr = -1
+        self.withdraw_offer()
         return False
+
+    def withdraw_offer(self) -> None:
+        """Offer the dead worker's place to nobody any more."""
+        self.offer_ends = 0.0
+        if self.heir_calls is not None:
+            self.heir_calls.close()
+        if self.offered is not None:
+            self.offered.close()
+        self.heir_calls = self.offered = None
 
     def replace_worker(self) -> None:
         """Once no heir has anything left to write, tell the host, and fork the next worker."""
@@ -285,7 +251,7 @@ class Supervisor:
         Args:
             saved: the last request whose changes the next worker has.
         """
-        answered = self.answered or self.took_over
+        answered = self.link.answered or self.took_over
         self.failures = 0 if answered else self.failures + 1
         how = '{}, "saved": {}, "begun": {}'.format(self.burial, saved, self.progress[BEGUN])
         self.burial = None
@@ -311,43 +277,39 @@ class Supervisor:
             wire.EVENT, b'{"event": "killed", "memory": ' + self.memory.report().encode() + b"}"
         )
 
-    def stop_polling(self, descriptor: int) -> None:
-        """Unregister a descriptor. poll() would report its closed end over and over again."""
-        try:
-            self.poll.unregister(descriptor)
-        except KeyError:
-            pass
+    def sweep(self, since: float, alive: bool = True, kept: tuple[int, ...] = ()) -> None:
+        """Kill the processes that cells have started since then, daemons too.
 
-    def kill_group(self) -> None:
-        """Kill the worker and what its cells started in its session, which it leads."""
-        self.signal_group(signal.SIGKILL)
-
-    def signal_group(self, number: int) -> None:
-        """Send a signal to the worker and to what its cells started in its session."""
-        try:
-            os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass
-
-    def sweep(self, since: float, alive: bool = True) -> None:
-        """Kill the processes that cells have started since then, daemons too."""
+        Args:
+            since: only those.
+            alive: whether the worker lives on.
+            kept: processes that are spared with what they have started.
+        """
         from .processes import sweep
 
         try:
-            keepers = self.commands.keepers() if self.commands else ()
-            sweep(self.pid, alive, since, keepers, self.succession.groups())
+            sweep(self.link.pid, alive, since, {*kept, *self.others()}, self.succession.groups())
         except OSError:
             pass  # there is no /proc; what is left ends with the container
 
+    def others(self) -> set[int]:
+        """Return the keepers of commands, and the branches."""
+        keepers = self.commands.keepers() if self.commands else set()
+        return keepers | (self.branches.pids() if self.branches else set())
+
+    def spared(self) -> tuple[set[int], dict[int, int]]:
+        """Return the processes that survive all branches, and heirs as for ``sweep()``."""
+        return {self.link.pid, *self.others()}, self.succession.groups()
+
     def restart(self) -> None:
         """Kill the worker: the host does not wait for it any longer."""
-        self.restarted = True
+        self.link.restarted = True
         if self.burial is not None:
             self.burial_ends = min(self.burial_ends, _now() + _BURIAL_TIMEOUT)
             return
         if self.succession.is_awaited():
             self.succession.end()
-        self.kill_group()
+        self.link.kill_group()
 
     def interrupt(self, payload: bytes) -> None:
         """Interrupt the step that the host names. Without a payload it is the present cell."""
@@ -355,26 +317,17 @@ class Supervisor:
         step = int.from_bytes(payload, "big") if payload else current
         if self.succession.is_awaited() or (step % 2 and self.burial is not None):
             self.succession.interrupt(step)  # the checkpoint that the host waits for
-        # To its children too, as Ctrl-C in a terminal does.
-        self.send_interrupt(step, to_children=step == current)
-
-    def send_interrupt(self, step: int, to_children: bool = False) -> None:
-        """Send SIGINT to the worker. Write the step that it is meant for to the shared memory."""
-        if self.burial is not None:
-            return
-        self.progress[STEP] = step
-        self.progress[INTERRUPTS] += 1
-        if to_children:
-            self.signal_group(signal.SIGINT)
-            return
-        try:
-            os.kill(self.pid, signal.SIGINT)
-        except ProcessLookupError:
-            pass
+        if self.burial is None:
+            self.link.interrupt(step, to_children=step == current)
 
     def adopt_heirs(self) -> None:
         """Once there is an heir, become the parent of the next ones, to see how they end."""
-        if self.progress[HEIR] and not self.adopts:
+        if self.progress[HEIR]:
+            self.adopt()
+
+    def adopt(self) -> None:
+        """Become the parent of the orphans among this process's descendants."""
+        if not self.adopts:
             from .processes import subreaper
 
             self.adopts = True
@@ -384,15 +337,11 @@ class Supervisor:
         """Once a second, interrupt code of the cells' objects that does not get on."""
         writes = self.succession.watch()
         self.adopt_heirs()
+        if self.branches is not None:
+            writes = self.branches.watch() or writes
         self.watching = _WATCH if self.progress[PHASE] or writes else self.watching - 1
-        if self.burial is not None:
-            return
-        action = self.stall.action(waits=writes)
-        if action == "kill":
-            self.stalled = True
-            self.kill_group()
-        elif action:
-            self.send_interrupt(self.stall.step())
+        if self.burial is None:
+            self.link.look(waits=writes)
 
     def reap(self) -> None:
         """Collect ended children: the worker, and orphans if this process is PID 1."""
@@ -408,8 +357,10 @@ class Supervisor:
                 return
             if pid == 0:
                 return
-            if pid == self.pid:
+            if pid == self.link.pid:
                 self.bury_worker(status)
+            elif self.branches is not None:
+                self.branches.note_end(pid, status)
 
     # Frames
 
@@ -424,10 +375,12 @@ class Supervisor:
 
     def end(self) -> None:
         """End the guest: the host is gone."""
+        if self.branches is not None:
+            self.branches.kill_all(tell=False)
         self.await_checkpoint()
         if self.burial is None:
             self.end_worker()
-            self.kill_group()
+            self.link.kill_group()
         self.succession.end()
         if self.commands:
             self.commands.kill_all()
@@ -445,15 +398,15 @@ class Supervisor:
         if self.progress[PHASE] == CHECKPOINTING:
             # Nobody needs this checkpoint. A second interrupt ends the saving of all variables.
             for _ in range(2):
-                self.send_interrupt(self.stall.step())
-        self.control.shutdown(socket.SHUT_WR)
+                self.link.interrupt(self.link.stall.step())
+        self.link.control.shutdown(socket.SHUT_WR)
         poll = select.poll()
-        for descriptor in (self.stdout, self.stderr, self.wake):
+        for descriptor in (self.link.stdout, self.link.stderr, self.wake):
             poll.register(descriptor, select.POLLIN)
         left = 1000 * _END_TIMEOUT
         while left > 0:
             try:
-                if os.waitpid(self.pid, os.WNOHANG)[0]:
+                if os.waitpid(self.link.pid, os.WNOHANG)[0]:
                     return
             except ChildProcessError:
                 return
@@ -473,7 +426,7 @@ class Supervisor:
         left = _SAVE_TIMEOUT
         while self.progress[SAVING] and left > 0:
             try:
-                if os.waitpid(self.pid, os.WNOHANG)[0]:
+                if os.waitpid(self.link.pid, os.WNOHANG)[0]:
                     break
             except ChildProcessError:
                 break
@@ -498,8 +451,7 @@ class Supervisor:
             elif kind == wire.MESSAGE:
                 self.memory.noticed = False  # from now on it may be of this request
                 self.requested_at = _now()
-                self.to_worker += wire.encode(kind, payload)
-                self.write_worker()
+                self.link.write(wire.encode(kind, payload))
                 self.watching = _WATCH
             elif kind == wire.INTERRUPT:
                 self.interrupt(payload)
@@ -510,6 +462,8 @@ class Supervisor:
                 self.sweep(self.requested_at)
             elif kind == wire.CALL:
                 self.relay.answer(int.from_bytes(payload[:4], "big"), payload[4:])
+            elif kind in (wire.FORK, wire.BRANCH, wire.KEEP):
+                self.branch(kind, payload)
             else:
                 self.command(kind, payload)
 
@@ -521,67 +475,87 @@ class Supervisor:
             self.commands = Commands(self.poll, self.send, self.memory)
         self.commands.handle_frame(kind, payload)
 
-    def write_worker(self) -> None:
-        """Pass on what the worker's socket accepts. Keep the rest until it accepts more."""
-        try:
-            while self.to_worker:
-                del self.to_worker[: self.control.send(self.to_worker[: 1 << 20])]
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.to_worker.clear()  # it died; waitpid() will tell
-        if bool(self.to_worker) != self.waits_to_write:
-            self.waits_to_write = not self.waits_to_write
-            interest = select.POLLIN | (select.POLLOUT if self.waits_to_write else 0)
-            self.poll.register(self.control.fileno(), interest)
+    def branch(self, kind: int, payload: bytes) -> None:
+        """Handle a frame that is about branches."""
+        number = int.from_bytes(payload[:4], "big")
+        if kind == wire.FORK:
+            if self.branches is None:
+                from .branches import Branches
+
+                self.branches = Branches(self.poll, self.send, self.memory, self.slots, self.spared)
+            self.adopt()
+            self.branches.expect(number, int.from_bytes(payload[4:], "big"))
+        elif kind == wire.KEEP:
+            self.keep_branch(number)
+        elif self.branches is not None:  # else they were those of another container
+            self.branches.handle_frame(number, payload[4], payload[wire.BRANCH_HEADER :])
+            self.watching = _WATCH
+
+    def keep_branch(self, number: int) -> None:
+        """Let a branch be the worker from now on. End the worker, and the other branches."""
+        kept = self.branches.release(number) if self.branches is not None else None
+        if kept is None or self.branches is None:
+            self.send(wire.EVENT, b'{"event": "kept", "branch": 0}')
+            return
+        link = self.link
+        for process in {self.succession.successor(), 0 if self.burial is not None else link.pid}:
+            if process:
+                _kill_and_wait(process)
+        self.succession.end()
+        self.withdraw_offer()
+        self.burial = None
+        self.sweep(self.started_at, alive=False, kept=(kept.pid,))
+        self.relay.drop_all()
+        link.close()
+        self.link, self.took_over, self.from_file = kept, False, False
+        kept.answered = True
+        self.branches.kill_all()
+        self.progress[PHASE] = self.progress[SAVING] = 0
+        self.send(wire.EVENT, '{{"event": "kept", "branch": {}}}'.format(number).encode())
+
+    def accept_calls(self) -> None:
+        """Accept what the worker has sent to its socket for calls."""
+        for _ in range(2 * wire.MAX_BRANCHES):  # a cell may send more and more
+            message, descriptors = received(self.link.calls)
+            if not message:
+                return
+            if message[:1] != b"b":
+                self.relay.accept(descriptors)
+            elif self.branches is not None:
+                self.branches.take(message[1:], descriptors)
+            else:
+                close_all(descriptors)
 
     def read_worker(self) -> None:
-        try:
-            data = self.control.recv(wire.CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            # A cell has closed the control socket. The worker cannot answer any more.
-            self.kill_group()
-            self.stop_polling(self.control.fileno())
-            return
-        try:
-            for kind, payload in self.worker_decoder.feed(data):
-                self.answered = True
-                self.drain_streams()  # a cell's output comes before its result
-                if self.memory.new_kills():
-                    self.report_kill()
-                self.send(kind, payload)
-        except wire.FrameError:
-            self.kill_group()  # a cell has written to the control socket
+        """Pass on what the worker has sent. Kill it if a cell has got in between."""
+        for kind, payload in self.link.frames():
+            self.drain_streams()  # a cell's output comes before its result
+            if self.memory.new_kills():
+                self.report_kill()
+            if self.branches is not None and self.branches.expected:
+                self.accept_calls()  # new branches come before the answer that they are there
+            self.send(kind, payload)
+        if self.link.is_broken:
+            self.link.kill_group()
 
     # Standard streams
 
-    def read_stream(self, descriptor: int) -> int:
-        """Pass on one chunk of a stream. Return its length, 0 if there is nothing to read."""
-        try:
-            data = os.read(descriptor, wire.CHUNK)
-        except BlockingIOError:
-            return 0
+    def read_stream(self, descriptor: int) -> None:
+        """Pass on one chunk of a stream."""
+        data = self.link.read(descriptor)
         if data:
-            if not self.answered and descriptor == self.stderr:
-                os.write(2, data)  # the host quotes it if the container ends without an answer
-            self.send(wire.STDOUT if descriptor == self.stdout else wire.STDERR, data)
-        else:
-            self.stop_polling(descriptor)  # the worker and all its children have closed it
-        return len(data)
+            self.pass_on(descriptor, data)
 
     def drain_streams(self) -> None:
         """Pass on what is in the streams, up to a limit."""
-        for descriptor in (self.stdout, self.stderr):
-            total = 0
-            while total < _DRAIN_LIMIT:
-                length = self.read_stream(descriptor)
-                if not length:
-                    break
-                total += length
+        for descriptor, data in self.link.drain():
+            self.pass_on(descriptor, data)
+
+    def pass_on(self, descriptor: int, data: bytes) -> None:
+        """Pass on what was read from a stream."""
+        if not self.link.answered and descriptor == self.link.stderr:
+            os.write(2, data)  # the host quotes it if the container ends without an answer
+        self.send(self.link.kind_of(descriptor), data)
 
     # The loop
 
@@ -605,16 +579,19 @@ class Supervisor:
                 elif descriptor == self.wake:
                     self.reap()
                     break  # the rest of the list may be of a dead worker
-                elif descriptor == self.control.fileno():
+                elif descriptor == self.link.control.fileno():
                     if happened & select.POLLOUT:
-                        self.write_worker()
+                        self.link.write_waiting()
                     if happened & ~select.POLLOUT:
                         self.read_worker()
-                elif descriptor in (self.stdout, self.stderr):
+                elif descriptor in (self.link.stdout, self.link.stderr):
                     self.read_stream(descriptor)
-                elif descriptor == self.call_socket.fileno():
-                    self.relay.accept(self.call_socket)
-                elif not (self.commands and self.commands.handle_event(descriptor)):
+                elif descriptor == self.link.calls.fileno():
+                    self.accept_calls()
+                elif not (
+                    (self.commands and self.commands.handle_event(descriptor))
+                    or (self.branches and self.branches.handle_event(descriptor, happened))
+                ):
                     self.relay.read(descriptor)
 
 
@@ -636,8 +613,16 @@ def _fork() -> int:
     os._exit(71)
 
 
+def _kill_and_wait(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
 def _become_worker(
-    ends: tuple[int, int, int, int], mode: str, progress: memoryview, memory: memoryview
+    ends: Ends, mode: str, progress: memoryview, memory: memoryview, slots: memoryview
 ) -> None:
     """In the forked child, drop what is the supervisor's, and serve cells. Does not return.
 
@@ -653,7 +638,7 @@ def _become_worker(
         from . import worker
 
         control, calls = socket.socket(fileno=3), socket.socket(fileno=4)
-        status = worker.main(control, calls, mode, progress, memory)
+        status = worker.main(control, calls, mode, progress, memory, slots)
     except BaseException:
         import traceback
 

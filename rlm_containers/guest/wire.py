@@ -27,6 +27,9 @@ kind           direction           payload
 ``RUN_ERR``    supervisor → host   the same for standard error
 ``TAKEN``      host ⇄ supervisor   the number, then how much was taken (4 bytes), see Commands
 ``ENDED``      supervisor → host   the number, then a JSON object
+``FORK``       host → supervisor   a branch's number, then how many follow from it on (4 bytes each)
+``BRANCH``     host ⇄ supervisor   a branch's number, the kind of a frame, and its payload
+``KEEP``       host → supervisor   a branch's number: it is to be the worker
 =============  ==================  ================================================================
 
 **Order.** The host begins with two ``MODULES``, and the supervisor with the event ``hello``. The
@@ -63,6 +66,10 @@ which counts up from 1, and may have ``"announce": true``, which asks for ``begu
     before, or null. ``keep``: whether cells cannot change the variable (``history`` only).
 ``tools``
     Replace the functions of the host by ``tools``, as in ``start``.
+``branch``
+    Fork ``count`` branches, whose numbers begin with ``first``, see Branches.
+``save``
+    Do nothing but what follows a cell: answer, and save the variables.
 ``keep``
     Restore the variables ``names`` after each cell that has bound them to something else.
 ``reset_answer``
@@ -86,9 +93,10 @@ which counts up from 1, and may have ``"announce": true``, which asks for ``begu
 ``result``
     ``id``. ``status``: ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``. ``skipped``: true if
     it was interrupted before it began; that has no more. ``saved``: the last request whose
-    checkpoint is written. But for ``sync`` also ``locals`` as in ``ready``; ``final_answer``: a
-    string or null; ``exit_code``: for ``"exit"``; ``artifacts``: paths of the figures that the cell
-    has saved, if any.
+    checkpoint is written. ``refused``: for ``branch``, what is in the way, if anything: a word,
+    ``"hooks"``, ``"threads"``, ``"open"``, ``"children"`` or ``"room"``, and a text. But for these
+    and ``sync`` also ``locals`` as in ``ready``; ``final_answer``: a string or null; ``exit_code``:
+    for ``"exit"``; ``artifacts``: paths of the figures that the cell has saved, if any.
 ``saved``
     A checkpoint was written, or failed, perhaps while the next cell runs. Sent only if it differs
     from the last ``saved``.
@@ -111,6 +119,9 @@ which counts up from 1, and may have ``"announce": true``, which asks for ``begu
     ``killed``, if it may have been killed for its memory. ``stalled``: true if the supervisor
     killed it because code of a cell's object, such as a ``__repr__``, did not end. ``begun``: the
     last request that it began with. ``saved``: the last request whose checkpoint was written.
+``kept``
+    ``branch``: the branch that is the worker now, which waits for its ``start``; 0 if the one that
+    was to be is gone, and nothing has changed.
 ``ended``
     The host has closed the pipe, and nothing of the cells runs any more. The engine has more to do.
 ``failed``
@@ -130,6 +141,15 @@ and ``memory``, as in ``killed``, if the kernel has killed a process for its mem
 at most :data:`WINDOW` of output or input that the other has not taken. A frame of output counts as
 its bytes plus :data:`FRAME_COST`. When the command has ended, the supervisor also sends what is
 left in its pipes, up to :data:`DRAINED` of each stream.
+
+**Branches** are forked children of the worker that run cells as it does, each beside the others.
+The host sends ``FORK``, and the request ``branch``. From the answer on, ``BRANCH`` carries the
+frames of each: to it ``MESSAGE``, ``CALL``, ``INTERRUPT``, ``SWEEP``, ``TAKEN``, and ``RESTART``,
+which ends it for good and is answered by ``died`` in any case; from it ``MESSAGE``, ``CALL``,
+``STDOUT``, ``STDERR``, and ``EVENT``: ``killed``, and ``died`` at its end. A branch saves nothing,
+and its calls go over the pipe. The supervisor reads no more of its messages and output while the
+host has not taken :data:`WINDOW` of them, counted as for commands. After ``KEEP`` all other
+branches end, and the kept one is the worker.
 
 **Files.** Where no directory of the host is the workspace, the host works on the files by commands
 that are no programs: ``RUN`` has ``files`` in place of the other fields, an object with ``op`` and
@@ -186,6 +206,9 @@ RUN_OUT = 0x70  # p
 RUN_ERR = 0x50  # P
 TAKEN = 0x74  # t
 ENDED = 0x7A  # z
+FORK = 0x66  # f
+BRANCH = 0x42  # B
+KEEP = 0x4B  # K
 
 #: The kinds of records, see Files.
 NODES = 0x4E  # N
@@ -196,7 +219,8 @@ FAILED = 0x46  # F
 
 _OF_CELLS = (MESSAGE, EVENT, STDOUT, STDERR, CALL, INTERRUPT, RESTART, SWEEP)
 _OF_COMMANDS = (RUN, INPUT, KILL, RUN_OUT, RUN_ERR, TAKEN, ENDED)
-_KINDS = frozenset((*_OF_CELLS, *_OF_COMMANDS))
+_OF_BRANCHES = (FORK, BRANCH, KEEP)
+_KINDS = frozenset((*_OF_CELLS, *_OF_COMMANDS, *_OF_BRANCHES))
 
 #: The most bytes of a payload. No model takes a prompt of this size.
 MAX_FRAME = 64 * 1024 * 1024
@@ -209,6 +233,9 @@ WINDOW = 1024 * 1024
 FRAME_COST = 256
 #: The most bytes that are read from each stream of a command once it has ended.
 DRAINED = 256 * 1024
+#: The most branches at once, and the bytes before the payload of a branch's frame.
+MAX_BRANCHES = 64
+BRANCH_HEADER = 5
 #: The most bytes of a piece of a file.
 BLOCK = 256 * 1024
 #: The most bytes of each record's payload.

@@ -36,7 +36,7 @@ from .paths import SearchPath, forget_compiled
 from .settings import Settings
 from .shortforms import error_text
 from .streams import StandardStreams, print_exception, print_exit_code
-from .succession import HELD, KEPT, WAITING, TakenOver
+from .succession import HELD, KEPT, WAITING, Branched, TakenOver
 from .trivial import LONGEST, is_plain
 
 #: The workspace. A name of this module's, so that tests without a container can set it.
@@ -57,6 +57,7 @@ class Worker:
             ``"fresh"`` to start without variables.
         progress: the numbers shared with the supervisor, see :mod:`rlm_guest.interrupts`.
         journal: memory shared with the supervisor, see :mod:`rlm_guest.journal`.
+        slots: the numbers of branches, shared with the supervisor, see :mod:`rlm_guest.branching`.
     """
 
     def __init__(
@@ -66,11 +67,15 @@ class Worker:
         mode: str,
         progress: memoryview,
         journal: memoryview,
+        slots: memoryview,
     ) -> None:
         self.control = control
         self.calls = calls
         self.mode = mode
         self.progress = progress
+        self.slots = slots
+        # In a branch: the numbers and the heirs of the worker, whose place it may take.
+        self.parent: tuple[memoryview, Any] | None = None
         self.pid = getpid()
         self.interrupts = Interrupts(progress)
         self.started = False
@@ -108,6 +113,8 @@ class Worker:
                 return self.serve_requests()
             except TakenOver:
                 self.begin_again()
+            except Branched as branched:
+                self.begin_branch(branched.progress)
 
     def begin_again(self) -> None:
         """Begin as the worker, in the process that was an heir."""
@@ -116,10 +123,22 @@ class Worker:
         self.interrupts = self.streams.interrupts = Interrupts(self.progress)
         self.interrupts.install()
         self.own_code.end()
-        self.heirs.begin_again()
+        if self.heirs is not None:
+            self.heirs.begin_again()
         self.bound = None
         self.reported = {}
         self.progress[PHASE] = self.progress[SAVING] = 0
+
+    def begin_branch(self, progress: memoryview) -> None:
+        """Begin as a branch, in a forked child of the worker."""
+        self.parent = self.progress, self.heirs
+        self.pid = getpid()
+        self.progress, self.heirs = progress, None
+        self.interrupts = self.streams.interrupts = Interrupts(progress)
+        self.interrupts.install()
+        self.base = self.bound = None
+        self.own_code.end()
+        lm.connect(None, self.calls, has_model=True)
 
     def serve_requests(self) -> int:
         """Answer requests until the supervisor closes its end. Return the exit status."""
@@ -127,6 +146,8 @@ class Worker:
         while True:
             self.await_request()
             data = self.control.recv(wire.CHUNK)
+            if not data and self.parent is not None:
+                return 0  # nobody has kept it
             if not data:
                 if self.kept and self.is_journal_needed():
                     self.save_idle(self.journal.last)
@@ -160,7 +181,9 @@ class Worker:
     def handle(self, request: dict[str, Any]) -> None:
         """Handle a request. The host is trusted, so a malformed one may end the worker."""
         operation = request["op"]
-        if operation == "start" and self.took_over:
+        if operation == "start" and self.parent is not None:
+            self.succeed(request)
+        elif operation == "start" and self.took_over:
             self.resume(request)
         elif operation == "start":
             self.start(request)
@@ -198,6 +221,10 @@ class Worker:
                 self.progress[SAVED] = request["id"]
             saved = self.progress[SAVED]
             self.send({"op": "result", "id": request["id"], "status": "ok", "saved": saved})
+        elif operation == "branch":
+            self.branch(request)
+        elif operation == "save":
+            self.finish(request["id"], "ok")
         elif operation == "reset_answer":
             self.namespace.reset_answer()
             self.finish(request["id"], "ok")
@@ -221,7 +248,7 @@ class Worker:
         import resource  # noqa: F401
         import site  # noqa: F401
 
-        from . import figures, heirs, spawning, tools  # noqa: F401
+        from . import branches, branching, figures, heirs, spawning, tools  # noqa: F401
         from .state import checkpoint  # noqa: F401
 
         code = ""
@@ -276,8 +303,30 @@ class Worker:
         self.hooks.hold()
         self.own_code.end()
 
+    def succeed(self, request: dict[str, Any]) -> None:
+        """Become the worker, in the process of a branch. The host has it saved then."""
+        assert self.parent is not None
+        (self.progress, self.heirs), self.parent = self.parent, None
+        self.begin_again()
+        if self.heirs is not None:
+            self.heirs.forget_reports()
+        gc.unfreeze()
+        self.own_code.begin()
+        self.open_checkpoint().find_changes()
+        self.base = None
+        self.begin_in_place(request)
+        self.own_code.end()
+
     def resume(self, request: dict[str, Any]) -> None:
         """Do what is new to a process that was an heir: all its variables are there."""
+        self.begin_in_place(request)
+        self.base = self.progress[HELD]
+        # The cell that has ended the worker may have damaged the file.
+        written = self.progress[SAVED] >= self.base and self.checkpoint.is_untouched()
+        self.fork_heir(self.base, wanted=True, written=written)
+
+    def begin_in_place(self, request: dict[str, Any]) -> None:
+        """Begin with all variables, in the place of another worker."""
         self.took_over, self.started = False, True
         route = lm.connect(request["proxy"], self.calls, has_model=request["lm"])
         self.streams.restore()
@@ -285,10 +334,6 @@ class Worker:
             self.bind_tools(request["tools"])
         self.journal.clear()  # it has been applied
         self.be_ready(request, route, {"lost": [], "damage": "", "older": []})
-        self.base = self.progress[HELD]
-        # The cell that has ended the worker may have damaged the file.
-        written = self.progress[SAVED] >= self.base and self.checkpoint.is_untouched()
-        self.fork_heir(self.base, wanted=True, written=written)
 
     def be_ready(
         self, request: dict[str, Any], route: dict[str, Any], report: dict[str, Any]
@@ -493,6 +538,25 @@ class Worker:
         self.save(number)
         self.own_code.end()
 
+    def branch(self, request: dict[str, Any]) -> None:
+        """Fork branches, and say so, or what is in the way."""
+        from . import branching
+
+        own = frozenset((*range(5), *self.streams.saved))
+        answer: dict[str, Any] = {"op": "result", "id": request["id"], "status": "ok"}
+        self.own_code.begin()
+        try:
+            runs_code = self.hooks.runs_at_fork or self.streams.is_watched
+            branching.check(own, runs_code=runs_code)
+            first, count = request["first"], request["count"]
+            branching.fork_branches(first, count, self.slots, self.calls, own)
+        except branching.CannotBranchError as error:
+            answer["refused"] = [error.obstacle, error.text]
+        except Exception as error:  # a cell can break any module
+            answer["refused"] = ["room", error_text(error)]
+        self.own_code.end()
+        self.send({**answer, "saved": self.progress[SAVED]})
+
     # Checkpoints
 
     def save(self, number: int) -> None:
@@ -507,6 +571,9 @@ class Worker:
     def save_somewhere(self, number: int) -> None:
         """See :meth:`save`."""
         bound, self.bound = self.bound, None
+        if self.parent is not None:
+            self.progress[SAVING] = 0
+            return
         if bound is not None and self.note_in_journal(number, bound):
             return
         if self.heirs is None:
@@ -769,6 +836,7 @@ def main(
     mode: str,
     progress: memoryview,
     journal: memoryview,
+    slots: memoryview,
 ) -> int:
     """Serve until the supervisor closes its end. Return the process's exit status."""
-    return Worker(control, calls, mode, progress, journal).serve()
+    return Worker(control, calls, mode, progress, journal, slots).serve()

@@ -1,5 +1,6 @@
 """The host's half of one live interpreter."""
 
+from rlm_containers.interpreter.branches import BranchInterpreter, BranchPipe, BranchTable
 from rlm_containers.interpreter.clock import CellClock
 from rlm_containers.interpreter.commands import Command, CommandRequest, Commands
 from rlm_containers.interpreter.deadlines import Deadlines
@@ -42,6 +43,9 @@ from rlm_containers.interpreter.untrusted import (
 __all__ = [
     "KILLED",
     "Artifact",
+    "BranchInterpreter",
+    "BranchPipe",
+    "BranchTable",
     "CellClock",
     "CellResult",
     "Closed",

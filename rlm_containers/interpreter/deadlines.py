@@ -143,6 +143,7 @@ class Request:
         failure: the frame for it that could not be sent; ``None`` if all were.
         frame: the last frame that was made for it, which may not have been written.
         saved: after a kill, the last request whose checkpoint is written, as the guest reports it.
+        said: what the guest has said of branches, which may be anything.
     """
 
     number: int
@@ -165,10 +166,11 @@ class Request:
     failure: SendFailure | None = None
     frame: Frame | None = None
     saved: object = None
+    said: object = None
 
     @property
     def op(self) -> str:
-        """The operation: one of ``guest/wire.py``, or ``"kill"`` or ``"start"`` a worker."""
+        """The operation: of ``guest/wire.py``, or to kill, take or start a worker."""
         return str(self.message["op"])
 
     @property
@@ -179,7 +181,7 @@ class Request:
     @property
     def is_startup(self) -> bool:
         """Whether it replaces a worker, and is not sent to one."""
-        return self.op in ("kill", "start")
+        return self.op in ("kill", "take", "start")
 
     @property
     def next_is_final(self) -> bool:

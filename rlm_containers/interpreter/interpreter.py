@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rlm_containers.errors import OptionError, SandboxLostError, SandboxStartError
 from rlm_containers.guest import wire
+from rlm_containers.interpreter.channel import Channel
 from rlm_containers.interpreter.deadlines import (
     GROWTH_GRACE,
     GROWTH_KILL_TIMEOUT,
@@ -17,7 +18,7 @@ from rlm_containers.interpreter.deadlines import (
     Request,
 )
 from rlm_containers.interpreter.output import Reply
-from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Output, Pipe
+from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Output
 from rlm_containers.interpreter.reports import WorkerReports, listed
 from rlm_containers.interpreter.results import OutputCallback, UnsavedVariable
 from rlm_containers.interpreter.setup import WorkerSetup
@@ -40,7 +41,7 @@ class Interpreter:
     another, which this class starts from the last checkpoint.
 
     Args:
-        pipe: the pipe to the container.
+        pipe: leads to the process that runs the cells.
         setup: what every worker is given at its start.
         max_output: characters to keep of each output stream of a cell.
         deadlines: the time limits.
@@ -56,7 +57,7 @@ class Interpreter:
 
     def __init__(
         self,
-        pipe: Pipe,
+        pipe: Channel,
         setup: WorkerSetup,
         max_output: int,
         *,
@@ -66,7 +67,7 @@ class Interpreter:
     ) -> None:
         self.pipe = pipe
         self.deadlines = deadlines
-        self.reports = WorkerReports(pipe.process.name, setup)
+        self.reports = WorkerReports(pipe.name, setup)
         self._setup = setup
         self._max_output = max_output
         self._abandon = abandon
@@ -76,12 +77,12 @@ class Interpreter:
         self._request: Request | None = None
         self._growth: Growth | None = None  # for which the worker was killed between cells
         self._answered_at = time.time()
-        self.revive: Callable[[SandboxLostError], tuple[Pipe, int]] = _raise
+        self.revive: Callable[[SandboxLostError], tuple[Channel, int]] = _raise
         deadlines.clock.wake = pipe.wake
 
     @property
     def _container(self) -> str:
-        return self.pipe.process.name
+        return self.pipe.name
 
     # Requests
 
@@ -181,6 +182,70 @@ class Interpreter:
             self._start_worker()
         return self.reports.unsaved
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request is under way. Any thread may ask."""
+        return self._request is not None
+
+    def branch(self, first: int, count: int) -> object:
+        """Have the worker fork branches, see :class:`BranchTable`.
+
+        Args:
+            first: the number of the first.
+            count: how many.
+
+        Returns:
+            What is in the way, as the guest says it, which may be anything; ``None`` if they are
+            there.
+
+        Raises:
+            SandboxLostError: the container is gone.
+        """
+        self._finish_earlier()
+        request = self._new_request(
+            "branch", self.deadlines.limit("branch"), first=first, count=count
+        )
+        self._run(request)
+        self._log_notices(request)
+        if request.deaths:
+            return ["ended", " ".join(request.reply.notices)]
+        return request.said
+
+    def keep(self, number: int, branch: Interpreter) -> Literal["kept", "gone", "failed"]:
+        """Let a branch be the worker from now on, and save its variables.
+
+        Args:
+            number: the branch's number.
+            branch: its interpreter.
+
+        Returns:
+            ``"gone"`` if it has ended before, and nothing has changed; ``"failed"`` if it has ended
+            meanwhile, and all other branches too.
+
+        Raises:
+            SandboxStartError, SandboxLostError: as for :meth:`restart`.
+        """
+        self._finish_earlier()
+        self.deadlines.worker_starts()
+        take = self._new_step("take")
+        with self._sending(take):
+            self.pipe.send(wire.KEEP, number.to_bytes(4, "big"))
+        self._wait(take)
+        if take.said != number:
+            if take.deaths:  # of the present worker
+                self._start_worker()
+            else:
+                self.deadlines.worker_is_ready()
+            return "gone"
+        self._cells = max(self._cells, branch._cells)
+        if self._start_worker().deaths:
+            return "failed"
+        reply = self.request("save", None)
+        if reply.status != "ok":
+            return "failed"
+        self.reports.changes.add(branch.reports.changes, self._number)
+        return "kept"
+
     def interrupt(self) -> None:
         """Interrupt the request under way, from any thread or signal handler.
 
@@ -249,8 +314,8 @@ class Interpreter:
         reply = Reply.collecting(self._max_output, on_output)
         return Request(self._number, message, reply, limit)
 
-    def _new_step(self, op: Literal["kill", "start"]) -> Request:
-        """Return a request that no worker answers: it ends with a death, or with a ready worker."""
+    def _new_step(self, op: Literal["kill", "take", "start"]) -> Request:
+        """Return a request that no worker answers: it ends with news of a worker."""
         return Request(0, {"op": op}, Reply.collecting(self._max_output, None), None)
 
     def _finish_earlier(self) -> None:
@@ -314,12 +379,13 @@ class Interpreter:
 
     # Sending
 
-    def _start_worker(self, left: float | None = None) -> None:
-        """Start the worker that the supervisor has forked, and wait until it is ready."""
+    def _start_worker(self, left: float | None = None) -> Request:
+        """Start the worker that the supervisor has, and wait until one is ready."""
         self.deadlines.worker_starts(left)
         start = self._new_step("start")
         self._send_setup(start)
         self._wait(start)
+        return start
 
     def _send_setup(self, request: Request) -> None:
         expected = self.reports.changes.last_answer > 0
@@ -400,6 +466,8 @@ class Interpreter:
             event = item.content.get("event")
             if event == "killed":
                 self.reports.note_kill(item.content, request.reply)
+            elif event == "kept":
+                request.said, request.done = item.content.get("branch"), request.op == "take"
             elif event != "ended":  # Closed follows
                 self._handle_death(item.content, request)
         elif isinstance(item, Message):
@@ -410,7 +478,7 @@ class Interpreter:
         if op == "saved":
             self.reports.note_saved(content)
         elif self.deadlines.ready_by is not None:
-            if op == "ready" and request.op != "kill":
+            if op == "ready" and request.op not in ("kill", "take"):
                 self._handle_ready(content, request)
         elif number != request.number:
             pass  # of an earlier request, or of a hostile guest
@@ -427,6 +495,8 @@ class Interpreter:
                 request.done = True
             return
         request.deaths += 1
+        if request.op == "take":
+            return
         if request.deaths > _DEATHS:
             raise SandboxLostError(
                 "The Python process of this session died "
@@ -509,6 +579,10 @@ class Interpreter:
         if stop is not None and stop.killed:
             return  # too late: the news of the worker's death follows
         self.deadlines.is_fresh = False  # without a limit there was no news that it has begun
+        if request.op == "branch":
+            skipped = ["interrupted", ""] if content.get("skipped") is True else None
+            request.said, request.done = content.get("refused", skipped), True
+            return
         self.reports.note_result(content, request.number, request.code, request.reply)
         if stop is not None or request.interrupted:
             with self._sending(request):
@@ -579,5 +653,5 @@ class Interpreter:
         )
 
 
-def _raise(error: SandboxLostError) -> tuple[Pipe, int]:
+def _raise(error: SandboxLostError) -> tuple[Channel, int]:
     raise error

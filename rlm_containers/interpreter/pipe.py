@@ -72,6 +72,7 @@ _LIMITS = {
     wire.RUN_ERR: 128 * 1024,
     wire.TAKEN: 8,
     wire.ENDED: 4096,
+    wire.BRANCH: wire.MAX_FRAME,
 }
 
 #: The frames about commands.
@@ -118,6 +119,10 @@ class Closed:
 Item = Message | Event | Output | Closed
 
 
+#: Takes the kind and the payload of a frame.
+FrameCallback = Callable[[int, bytes], None]
+
+
 class FloodError(Exception):
     """The container sends more than anyone can answer."""
 
@@ -149,11 +154,15 @@ class Pipe:
         direct: where the guest may connect to. This object owns it from now on.
 
     Attributes:
+        name: the container's name.
         closed: how the container ended; ``None`` while it runs.
         on_call: called in the reader's thread with the number and payload of every call that the
             container makes over the pipe. Must not wait. Raises FloodError to end the pipe.
         on_command: called in the reader's thread with the kind and payload of every frame about a
             command. Must not wait. Raises FloodError to end the pipe.
+        on_branch: called in the reader's thread with the number of a branch, and the kind and
+            payload of a frame of it. Must not wait. Raises FloodError or ValueError to end the
+            pipe.
         on_saved: called in the reader's thread when the guest reports a checkpoint. Must not wait.
         on_closed: called in any thread when the container has ended.
 
@@ -168,9 +177,11 @@ class Pipe:
         direct: DirectSocket | None = None,
     ) -> None:
         self.process = process
+        self.name = process.name
         self.closed: Closed | None = None
         self.on_call = on_call
-        self.on_command: Callable[[int, bytes], None] = lambda kind, payload: None
+        self.on_command: FrameCallback = lambda kind, payload: None
+        self.on_branch: Callable[[int, int, bytes], None] = lambda number, kind, payload: None
         self.on_saved: Callable[[], None] = lambda: None
         self.on_closed: Callable[[], None] = lambda: None
         self._items: BoundedQueue[Item] = BoundedQueue(_MAX_WAITING, self._resume)
@@ -521,9 +532,7 @@ class Pipe:
             return b""
 
     def _dispatch(self, kind: int, payload: bytes | bytearray) -> None:
-        if kind in (wire.STDOUT, wire.STDERR):
-            self._items.put(Output(kind, bytes(payload)), _ITEM_OVERHEAD + len(payload))
-        elif kind == wire.CALL:
+        if kind == wire.CALL:
             if len(payload) >= 4:
                 number = int.from_bytes(payload[:4], "big")
                 if isinstance(payload, bytearray):
@@ -533,17 +542,17 @@ class Pipe:
                     self.on_call(number, payload[4:])
         elif kind in _OF_COMMANDS:
             self.on_command(kind, bytes(payload))
-        elif kind in (wire.MESSAGE, wire.EVENT):
-            text = UntrustedJSON(payload, _MAX_PARTS)
-            content = text.load()
-            if not isinstance(content, dict):
-                raise ValueError("it is no object")
-            if content.get("direct") is True and kind == wire.EVENT:
+        elif kind == wire.BRANCH:
+            if len(payload) >= wire.BRANCH_HEADER:
+                number = int.from_bytes(payload[:4], "big")
+                self.on_branch(number, payload[4], bytes(payload[wire.BRANCH_HEADER :]))
+        elif kind in ITEMS:
+            item, size = parsed(kind, payload)
+            if isinstance(item, Event) and item.content.get("direct") is True:
                 self._connect()
-            if kind == wire.MESSAGE and content.get("op") == "saved":
+            if isinstance(item, Message) and item.content.get("op") == "saved":
                 self.on_saved()
-            item = Message(content) if kind == wire.MESSAGE else Event(content)
-            self._items.put(item, _ITEM_OVERHEAD + text.size)
+            self._items.put(item, size)
 
     def _connect(self) -> None:
         """Read and write what follows by the direct connection."""
@@ -608,3 +617,23 @@ class Pipe:
             remedy="Make a new Sandbox.",
             container=self.process.name,
         )
+
+
+#: The kinds of frames that are items.
+ITEMS = (wire.STDOUT, wire.STDERR, wire.MESSAGE, wire.EVENT)
+
+
+def parsed(kind: int, payload: bytes | bytearray) -> tuple[Item, int]:
+    """Return the item in a frame of one of :data:`ITEMS`, and the bytes that it takes in memory.
+
+    Raises:
+        ValueError: it is not what such a frame has.
+    """
+    if kind in (wire.STDOUT, wire.STDERR):
+        return Output(kind, bytes(payload)), _ITEM_OVERHEAD + len(payload)
+    text = UntrustedJSON(payload, _MAX_PARTS)
+    content = text.load()
+    if not isinstance(content, dict):
+        raise ValueError("it is no object")
+    item = Message(content) if kind == wire.MESSAGE else Event(content)
+    return item, _ITEM_OVERHEAD + text.size

@@ -22,14 +22,14 @@ class BoundedQueue(Generic[_T]):
     ``queue.Queue`` bounds the number of items only, and cannot be woken.
 
     Args:
-        limit: the total size of the waiting items. The last one may go past it.
+        limit: the total size of the waiting items, or ``math.inf``. The last one may go past it.
         on_room: called when a full queue has room again, in the thread that makes it.
 
     Attributes:
         is_full: whether there is no room for more.
     """
 
-    def __init__(self, limit: int, on_room: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, limit: float, on_room: Callable[[], None] = lambda: None) -> None:
         self.is_full = False
         self._limit = limit
         self._on_room = on_room

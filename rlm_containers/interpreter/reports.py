@@ -121,6 +121,12 @@ class UnsavedChanges:
         self.restart(saved)
         return words
 
+    def add(self, other: UnsavedChanges, number: int) -> None:
+        """Note that a request has brought what the cells of a branch have changed."""
+        other._keep_words()
+        self._words.update(islice(other._words, max(0, _WORDS - len(self._words))))
+        self._words_until = max(self._words_until, number)
+
     def restart(self, number: int) -> None:
         """Note that the next worker goes on from the checkpoint of a request; 0 for none."""
         self.last_answer = number

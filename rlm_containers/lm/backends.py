@@ -170,26 +170,26 @@ class AsyncFunctions:
     """
 
     def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loops: list[asyncio.AbstractEventLoop] = []  # several, if branches are awaited
 
     @contextlib.contextmanager
     def on(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         """Run them on this loop, which runs in another thread, for the length of the block."""
-        before, self._loop = self._loop, loop
+        self._loops.append(loop)
         try:
             yield
         finally:
-            self._loop = before
+            self._loops.remove(loop)
 
     def result(self, value: Any) -> Any:
         """Return the value, or its result if it is awaitable."""
         if not inspect.isawaitable(value):
             return value
-        loop = self._loop
-        if loop is None:
+        loops = self._loops[-1:]
+        if not loops:
             result, error = asyncio.run(_returned(value))
         else:
-            result, error = asyncio.run_coroutine_threadsafe(_returned(value), loop).result()
+            result, error = asyncio.run_coroutine_threadsafe(_returned(value), loops[0]).result()
         if error is not None:
             raise error
         return result

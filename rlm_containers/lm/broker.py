@@ -103,6 +103,16 @@ class LMBroker:
         self._budget = budget
         self._waiting = waiting
 
+    def branch(self, waiting: Callable[[], AbstractContextManager[None]]) -> LMBroker:
+        """Return a broker for a branch of the sandbox, with the same models and the same budget.
+
+        Args:
+            waiting: as for :meth:`join`.
+        """
+        made = LMBroker(self.backend, self.subcall, self.max_concurrent_subcalls)
+        made.join(self._budget.branch(), waiting)
+        return made
+
     def answering(self) -> AbstractContextManager[None]:
         """Make sandboxes that are started in the ``with`` block share this one's budget."""
         return self._budget.answering()

@@ -37,10 +37,17 @@ class CallBudget:
         self.per_session = per_session
         self._in_cell = 0
         self._in_session = 0
+        self._own: CallBudget = self  # that of its session
         # This one first, the root last.
         self._line: tuple[CallBudget, ...] = (self, *(parent._line if parent else ()))
         # One lock for the whole tree, so that a prompt counts in all of its line or in none.
         self._lock: threading.Lock = parent._lock if parent else threading.Lock()
+
+    def branch(self) -> CallBudget:
+        """Return the budget of a branch: for cells of its own, in the same session."""
+        made = CallBudget(self.per_cell, parent=self)
+        made._own = self._own
+        return made
 
     @staticmethod
     def of_caller() -> CallBudget | None:
@@ -79,7 +86,7 @@ class CallBudget:
         with self._lock:
             for budget in self._line:
                 if budget._left(1) == 0:
-                    return budget._refusal(below=budget is not self)
+                    return budget._refusal(below=budget is not self._own)
             return _used_up("this cell has", self.per_cell or 0, "max_lm_calls")
 
     def _left(self, wanted: int) -> int:

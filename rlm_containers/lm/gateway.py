@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from rlm_containers.errors import SandboxError
@@ -50,13 +50,11 @@ class Gateway:
         serving: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.call_tool: Callable[[object], dict[str, Any]] = _no_tools
-        self._broker = broker
-        self._clock = clock
+        self._line = _Line(broker, clock, serving)
         self._name = name
-        self._serving = serving
         # Both ways share one gate, so that together they stay within its bounds.
         self._gate = Gate()
-        self._calls = PipeCalls(self._answer_pipe, self._gate)
+        self._calls = PipeCalls(lambda *call: self._answer_pipe(self._line, *call), self._gate)
         self.on_call = self._calls.submit
         self._proxy: LMProxy | None = None
 
@@ -91,6 +89,26 @@ class Gateway:
             return None
         return ProxyAddress(host_alias, self._proxy.port, self._proxy.token)
 
+    def calls_of(
+        self,
+        broker: LMBroker,
+        clock: CellClock,
+        serving: Callable[[], AbstractContextManager[None]],
+        send: Callable[[int, bytes], None],
+    ) -> Callable[[int, bytes | bytearray], None]:
+        """Return what takes the calls of a branch over the pipe, as :attr:`on_call`.
+
+        Args:
+            broker, clock, serving: as for the class.
+            send: as for :meth:`attach`.
+        """
+        line = _Line(broker, clock, serving)
+
+        def answer(path: str, request: object) -> dict[str, Any]:
+            return self._answer_pipe(line, path, request)
+
+        return lambda number, payload: self._calls.submit(number, payload, send, answer)
+
     def is_accepting_here(self) -> bool:
         """Whether this thread is the proxy's, for which :meth:`close` waits."""
         return self._proxy is not None and self._proxy.is_accepting_here()
@@ -103,13 +121,41 @@ class Gateway:
         self._calls.close()
 
     def _answer_http(self, path: str, request: object) -> dict[str, Any]:
-        with self._clock.waiting(), self._serving(), self._broker.answering():
-            return self._broker.handle(path, request)
+        return self._line.answer(path, request)
 
-    def _answer_pipe(self, path: str, request: object) -> dict[str, Any]:
+    def _answer_pipe(self, line: _Line, path: str, request: object) -> dict[str, Any]:
         if path != TOOL_PATH:
             with self._gate.turn():
-                return self._answer_http(path, request)
+                return line.answer(path, request)
         # A tool takes no turn: the answers that hold all of them may wait for it.
-        with self._clock.waiting(), self._serving(), self._broker.answering():
+        with line.entered():
             return self.call_tool(request)
+
+
+class _Line:
+    """Whose requests they are: those of the worker, or of a branch.
+
+    Args:
+        broker, clock, serving: as for :class:`Gateway`.
+    """
+
+    def __init__(
+        self,
+        broker: LMBroker,
+        clock: CellClock,
+        serving: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._broker = broker
+        self._clock = clock
+        self._serving = serving
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Answer a request in the ``with`` block."""
+        with self._clock.waiting(), self._serving(), self._broker.answering():
+            yield
+
+    def answer(self, path: str, request: object) -> dict[str, Any]:
+        """Answer a request for a language model."""
+        with self.entered():
+            return self._broker.handle(path, request)

@@ -31,6 +31,9 @@ _END_TIMEOUT = 10.0
 #: Writes a frame to a container, given its kind and its payload.
 Send = Callable[[int, bytes], None]
 
+#: Answers a request, given its path and its parsed JSON.
+Answer = Callable[[str, object], dict[str, Any]]
+
 _BAD_REQUEST = b'{"error": "bad request"}'
 
 
@@ -40,13 +43,17 @@ class _Call:
     Attributes:
         number: names it.
         room: the memory that it takes.
-        send: writes a frame to the container that has made it.
+        send: writes a frame to whoever has made it.
+        answer: answers it.
     """
 
-    def __init__(self, number: int, payload: bytes | bytearray, room: Room, send: Send) -> None:
+    def __init__(
+        self, number: int, payload: bytes | bytearray, room: Room, send: Send, answer: Answer
+    ) -> None:
         self.number = number
         self.room = room
         self.send = send
+        self.answer = answer
         self._payload = payload
 
     def parse(self) -> tuple[str, object]:
@@ -74,7 +81,7 @@ class PipeCalls:
             dropped. Those to an earlier container never reach another.
     """
 
-    def __init__(self, answer: Callable[[str, object], dict[str, Any]], gate: Gate) -> None:
+    def __init__(self, answer: Answer, gate: Gate) -> None:
         self.send: Send = lambda kind, payload: None
         self._answer = answer
         self._gate = gate
@@ -86,17 +93,26 @@ class PipeCalls:
         self._idle = 0
         self._closed = False
 
-    def submit(self, number: int, payload: bytes | bytearray) -> None:
+    def submit(
+        self,
+        number: int,
+        payload: bytes | bytearray,
+        send: Send | None = None,
+        answer: Answer | None = None,
+    ) -> None:
         """Have a call answered. Returns at once, so that the caller can go on reading.
 
         Args:
             number: names the call.
             payload: ``{"path": str, "request": object}`` as JSON, unchecked. The caller must not
                 keep it.
+            send: writes the answer, if that is not for the worker.
+            answer: answers it, likewise.
 
         Raises:
             FloodError: calls come faster than they can be refused.
         """
+        send = send or self.send
         with self._changed:
             if self._closed:
                 return
@@ -104,14 +120,14 @@ class PipeCalls:
                 if len(self._calls) >= _MAX_WAITING:
                     raise GateFullError
                 room = self._gate.enter(parse_cost(payload))
-                call = _Call(number, payload, room, self.send)
+                call = _Call(number, payload, room, send, answer or self._answer)
             except GateFullError as error:
                 if len(self._refused) >= _MAX_REFUSED:
                     raise FloodError(
                         "the container sent calls faster than they could be refused"
                     ) from None
                 # Another thread sends the refusal: the container may not be reading.
-                self._refused.append((self.send, number, _error(error)))
+                self._refused.append((send, number, _error(error)))
             else:
                 self._calls.append(call)
             if len(self._calls) + len(self._refused) <= self._idle:
@@ -184,7 +200,7 @@ class PipeCalls:
         except (ValueError, KeyError, TypeError):
             return _BAD_REQUEST
         try:
-            reply = json.dumps(self._answer(path, request)).encode("ascii")
+            reply = json.dumps(call.answer(path, request)).encode("ascii")
         except GateClosedError:
             raise
         except BaseException as error:

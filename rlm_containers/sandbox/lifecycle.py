@@ -25,6 +25,7 @@ from rlm_containers.errors import (
     SandboxLostError,
 )
 from rlm_containers.interpreter import (
+    BranchTable,
     CellClock,
     Commands,
     Deadlines,
@@ -74,6 +75,7 @@ class Running:
         interpreter: the conversation with the container's interpreter.
         watch: bounds what cells write into the workspace; ``None`` if nothing does.
         commands: runs commands beside it.
+        branches: knows the copies of it.
         replication: brings the files of a session here while it runs; ``None`` if nothing does.
         python_version: the version of its Python, such as ``"3.11.4"``.
     """
@@ -86,6 +88,7 @@ class Running:
     interpreter: Interpreter
     watch: SpaceWatch | None
     commands: Commands
+    branches: BranchTable
     replication: Replication | None
     python_version: str
 
@@ -266,16 +269,18 @@ class Lifecycle:
             clock = CellClock(options.lm_timeout)
             gateway = self._gateway = Gateway(broker, clock, self.name, serving)
             interpreter = self._connect(container, broker, clock, gateway, setup, call_tool)
+            assert container.pipe is not None
             commands = Commands(
-                interpreter.pipe,
+                container.pipe,
                 setup,
                 options.max_output,
                 gone=interpreter.gone,
                 give_up=interpreter.give_up,
             )
+            branches = BranchTable(container.pipe)
             workspace = self._open_workspace(container, commands, limit, filled=fill is not None)
             if (space := workspace.space) is not None:
-                self._watch = SpaceWatch(self.name, space, interpreter, commands)
+                self._watch = SpaceWatch(self.name, space, interpreter, commands, branches)
                 undo.callback(self._watch.close)
             interpreter.start(limit.left())
             # Not before: what a session goes on from is judged by its manifest as it was.
@@ -290,7 +295,8 @@ class Lifecycle:
                 interpreter=interpreter,
                 watch=self._watch,
                 commands=commands,
-                replication=self._replicate(workspace, interpreter),
+                branches=branches,
+                replication=self._replicate(workspace, interpreter, container.pipe),
                 python_version=container.python_version,
             )
             interpreter.revive = self._revive
@@ -371,7 +377,9 @@ class Lifecycle:
             files.space = self._space(PipedMeter(calls), container.memory)
         return files
 
-    def _replicate(self, workspace: WorkspaceFiles, interpreter: Interpreter) -> Replication | None:
+    def _replicate(
+        self, workspace: WorkspaceFiles, interpreter: Interpreter, pipe: Pipe
+    ) -> Replication | None:
         """Bring the files here whenever they may have changed, if anybody may need them later."""
         options = self._options
         if not isinstance(workspace, PipedWorkspace) or not (options.session or options.restarts):
@@ -380,7 +388,7 @@ class Lifecycle:
         replication = Replication(self.name, workspace, lambda: reports.saved)
         self._replication = replication
         self._undo.callback(replication.close)
-        interpreter.pipe.on_saved = replication.wake
+        pipe.on_saved = replication.wake
         reports.files_lag = True
         reports.kept = lambda saved: min(saved, replication.pulled)
         return replication
@@ -414,6 +422,7 @@ class Lifecycle:
                 gateway.attach(pipe.send)
                 pipe.on_call = gateway.on_call
                 running.commands.attach(pipe)
+                running.branches.attach(pipe)
                 workspace.push()
                 if running.replication is not None:
                     pipe.on_saved = running.replication.wake

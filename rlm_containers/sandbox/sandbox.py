@@ -7,12 +7,11 @@ import atexit
 import contextlib
 import dataclasses
 import os
-import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn, Self, Unpack, overload
+from typing import NoReturn, Self, Unpack, overload
 
 from rlm_containers.container import ContainerPool
 from rlm_containers.errors import (
@@ -42,7 +41,9 @@ from rlm_containers.options import (
     configured_options,
 )
 from rlm_containers.sandbox.awaiting import AwaitedCall, AwaitedCell, call_in_thread, in_thread
-from rlm_containers.sandbox.files import MAX_SIZE, Files, find_artifacts
+from rlm_containers.sandbox.branches import Branches, checked_count
+from rlm_containers.sandbox.cells import cell_content, run_cell
+from rlm_containers.sandbox.files import MAX_SIZE, Files
 from rlm_containers.sandbox.lifecycle import Lifecycle
 from rlm_containers.sandbox.snapshots import Snapshots
 from rlm_containers.sandbox.tools import HostTools, ToolFunction
@@ -340,35 +341,20 @@ class Sandbox:
         Raises:
             OptionError: ``code`` is not a string, or longer than 64 MiB.
             SandboxBusyError: another call of the sandbox waits for this one, which was made by its
-                ``on_output``, tool or ``lm``, or by a signal handler meanwhile.
+                ``on_output``, tool or ``lm``, or by a signal handler meanwhile; or the sandbox has
+                open branches.
             SandboxClosedError: the sandbox is not running.
             SandboxLostError: the container is gone.
             KeyboardInterrupt: Ctrl-C in this process; it has ended the cell as :meth:`interrupt`
                 does. A second Ctrl-C kills the cell at once.
         """
-        if not isinstance(code, str):
-            raise OptionError(f"code must be a string, not {type(code).__name__}.")
-        content: dict[str, Any] = {"code": code}
-        if name is not None:
-            content["name"] = name
-        if display:
-            content["display"] = True
+        content = cell_content(code, name, display=display)
         with self._turn.call():
             running = self._life.running
-            self.broker.begin_cell()
-            start = time.perf_counter()
-            reply = running.interpreter.request("cell", on_output, **content)
-            elapsed = time.perf_counter() - start
-            if running.watch is not None:
-                running.watch.end_cell(reply)
-            running.note_changes()
-            if self.options.durability == "sync":
-                running.save(reply)
-            result = reply.result(elapsed, self.broker.take_calls())
-            if not reply.artifacts:
-                return result
-            artifacts = find_artifacts(reply.artifacts, running.workspace)
-            return dataclasses.replace(result, artifacts=artifacts)
+            saves = self.options.durability == "sync"
+            return run_cell(
+                running, running.interpreter, self.broker, content, on_output, saves=saves
+            )
 
     async def aexecute(
         self,
@@ -435,6 +421,46 @@ class Sandbox:
         with contextlib.suppress(SandboxClosedError):
             return self._life.running.interpreter.reports.route
         return None
+
+    # Branches
+
+    def branch(self, n: int) -> Branches:
+        """Make live copies of the interpreter in the same container, each with cells of its own.
+
+        They are forked from it, so that takes milliseconds, whatever it holds, and what no file can
+        have is there as well: generators, connections to databases in memory. Use the result in a
+        ``with`` block, and run cells in several of them at once. :meth:`Branch.keep` lets the
+        sandbox go on from one; at the end of the block the others end. Until then the sandbox
+        itself runs no cells, and its other methods raise SandboxBusyError, but for those for files,
+        :meth:`command`, :meth:`interrupt` and :meth:`close`.
+
+        >>> with box.branch(4) as branches:  # doctest: +SKIP
+        ...     results = [branch.execute(code) for branch, code in zip(branches, codes)]
+        ...     branches[best(results)].keep()
+
+        The branches share the workspace, and the container's limits.
+
+        Args:
+            n: how many, up to 64.
+
+        Raises:
+            OptionError: n is no such number.
+            BranchError: the interpreter cannot be copied now. A copy would lack its other threads,
+                or child processes, or would share what cells have open; or there is no room for
+                another process.
+            SandboxBusyError, SandboxClosedError, SandboxLostError: as for :meth:`execute`.
+        """
+        count = checked_count(n)
+        with self._turn.call():
+            return Branches(
+                count, self._life, self._turn, self.broker, self._async_functions, self.options
+            )
+
+    async def abranch(self, n: int) -> Branches:
+        """As :meth:`branch`. If it is cancelled, no branch is left."""
+        return await call_in_thread(
+            lambda: self.branch(n), discard=lambda branches: branches.close()
+        )
 
     # Commands
 

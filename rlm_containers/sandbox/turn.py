@@ -53,6 +53,9 @@ class Turn:
         check: raises an error if nobody in this process may use the sandbox.
         hang_up: makes the call under way end soon. Must not wait.
         close: removes what the sandbox uses. May be called again.
+
+    Attributes:
+        lent: whether branches of the sandbox go on in its place.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Turn:
         hang_up: Callable[[], None],
         close: Callable[[], None],
     ) -> None:
+        self.lent = False
         self._name = name
         self._check = check
         self._hang_up = hang_up
@@ -73,13 +77,23 @@ class Turn:
         self._close_wanted = False
 
     @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self, *, of_branch: bool = False) -> Iterator[None]:
         """Wait for the turn, and make one call.
 
+        Args:
+            of_branch: whether it may be made while the sandbox has branches.
+
         Raises:
-            SandboxBusyError: another call of the sandbox waits for this one.
+            SandboxBusyError: another call of the sandbox waits for this one, or it has branches.
         """
         with self.calls(), self._call:
+            if self.lent and not of_branch:
+                raise SandboxBusyError(
+                    "The sandbox has open branches, which go on in its place.",
+                    remedy="Keep one of them, or close them: leave the block of `with "
+                    "box.branch(…)`. Commands and files can be used meanwhile.",
+                    container=self._name(),
+                )
             self._outer = _SERVICES.get()
             yield
 

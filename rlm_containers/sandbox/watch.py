@@ -7,7 +7,7 @@ import threading
 import time
 
 from rlm_containers.errors import ContainersError
-from rlm_containers.interpreter import Commands, Interpreter, Reply, start_thread
+from rlm_containers.interpreter import BranchTable, Commands, Interpreter, Reply, start_thread
 from rlm_containers.state import Excess, Space
 from runtimes.text import get_logger
 
@@ -28,15 +28,22 @@ class SpaceWatch:
         space: how much the files may take, and take.
         interpreter: runs the cells.
         commands: runs commands beside them.
+        branches: the copies of the interpreter, which run cells in its place.
     """
 
     def __init__(
-        self, container: str, space: Space, interpreter: Interpreter, commands: Commands
+        self,
+        container: str,
+        space: Space,
+        interpreter: Interpreter,
+        commands: Commands,
+        branches: BranchTable,
     ) -> None:
         self._container = container
         self._space = space
         self._interpreter = interpreter
         self._commands = commands
+        self._branches = branches
         self._unsaid: Excess | None = None
         self._commands_killed_at = -math.inf
         self._closed = threading.Event()
@@ -86,6 +93,10 @@ class SpaceWatch:
                 self._commands_killed_at = now
             if now < self._commands_killed_at + _GRACE:
                 return True
-        return self._interpreter.stop_growth(
-            excess.fact, excess.remedy, far=excess.far, since=since
-        )
+        running = self._branches.interpreters or [self._interpreter]
+        busy = [interpreter for interpreter in running if interpreter.is_busy]
+        told = [
+            interpreter.stop_growth(excess.fact, excess.remedy, far=excess.far, since=since)
+            for interpreter in busy or running
+        ]
+        return any(told)

@@ -49,6 +49,17 @@ def test_cells(old_or_new: Sandbox) -> None:
     printed(box, "del x")
 
 
+def test_branches(old_or_new: Sandbox) -> None:
+    printed(old_or_new, "x = [1]; numbers = (n for n in range(9))")
+    with old_or_new.branch(2) as branches:
+        for branch in branches:
+            result = branch.execute("x.append(2)\nprint(x, next(numbers), llm_query('a'))")
+            assert (result.stdout, result.stderr) == ("[1, 2] 0 A\n", "")
+        branches[1].keep()
+    assert printed(old_or_new, "print(x, next(numbers), llm_query('a'))") == "[1, 2] 1 A\n"
+    printed(old_or_new, "del x, numbers")
+
+
 def test_commands(old_or_new: Sandbox) -> None:
     result = old_or_new.command("cat; echo err >&2; exit 3", input=b"\xffin")
     assert (result.stdout, result.stderr, result.exit_code) == (b"\xffin", b"err\n", 3)

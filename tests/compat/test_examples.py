@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 PRINTED = {
     "sandbox": "radius is still 3\n",
     "session": "{'apples': '3', 'pears': '4'}\n['example'] ['as counted']\n",
+    "best_of_n": "['eggs', 'flour', 'sugar'] 4000\n",
     "many_at_once": "The Quick Brown Fox 19\nJumps Over 10\nThe Lazy Dog 12\n",
     "rlm_with_tools": "How many? 2 orders, metric\n",
     "dspy_rlm": "The answer: 7411\n",

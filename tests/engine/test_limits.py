@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlm_containers import Sandbox
-from rlm_containers.errors import SandboxLostError, UnsupportedByEngineError
+from rlm_containers.errors import BranchError, SandboxLostError, UnsupportedByEngineError
 from tests.conftest import MakeBox
 from tests.support import Engine, execute, printed, warnings_of
 
@@ -259,6 +259,29 @@ def test_a_whole_container_that_is_killed_for_memory(engine: Engine, make_box: M
 
 
 # Processes
+
+
+def test_a_branch_that_takes_too_much_memory(limited: Sandbox) -> None:
+    printed(limited, "x = [1]")
+    with limited.branch(2) as branches:
+        result = branches[0].execute(HOG)
+        assert result.status == "died"
+        assert "was killed for its memory (SIGKILL)" in result.stderr
+        with pytest.raises(BranchError, match="killed for its memory"):
+            branches[0].execute("x")
+        other = branches[1].execute("x.append(2)\nprint(x)")
+        assert (other.status, other.stdout) == ("ok", "[1, 2]\n")
+        branches[1].keep()
+    assert printed(limited, "print(x)") == "[1, 2]\n"
+
+
+def test_more_branches_than_processes(limited: Sandbox) -> None:
+    printed(limited, "x = [1]")
+    with pytest.raises(BranchError, match="no room for more processes"):
+        limited.branch(48)
+    with limited.branch(2) as branches:
+        assert branches[0].execute("print(x)").stdout == "[1]\n"
+    assert printed(limited, "print(x)") == "[1]\n"
 
 
 def test_a_fork_bomb(limited: Sandbox) -> None:

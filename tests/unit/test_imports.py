@@ -260,6 +260,8 @@ def test_without_rlms_registering_says_what_is_missing() -> None:
 def test_what_is_public() -> None:
     assert set(rlm_containers.__all__) == {
         "Artifact",
+        "Branch",
+        "Branches",
         "CellResult",
         "CommandOutput",
         "CommandResult",

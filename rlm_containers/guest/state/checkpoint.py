@@ -403,6 +403,13 @@ class Checkpoint:
         self._blobs.find_files()
         self._chunks.find_files()
 
+    def find_changes(self) -> None:
+        """Find out what other processes have written since, without what they know."""
+        self.find_files()
+        self._blobs.forget_missing()
+        self.files.look()
+        self._written = None
+
     # Restoring
 
     def load(

@@ -297,6 +297,17 @@ class StatePair:
             return False
         return True
 
+    def look(self) -> None:
+        """Find out which files another process has written."""
+        self._stamp = None
+        self._needed_by_last = frozenset()
+        try:
+            with open_regular(self.path) as file:
+                index = read_index(file, whole=False)
+        except Exception:  # there is none, or it is damaged
+            return
+        self.note_restored(index, from_previous=False)
+
     def note_restored(self, index: dict[str, Any], *, from_previous: bool) -> None:
         """Remember which file the variables were restored from.
 

@@ -330,6 +330,16 @@ class BlobStore:
             return
         self.files.update(_blob(name) for name in found if _BLOB_NAME.match(name))
 
+    def forget_missing(self) -> None:
+        """Forget the files that another process has removed."""
+        for key, (_, reference) in list(self.known.items()):
+            try:
+                found = os.stat(os.path.join(self.directory, reference[1]), follow_symlinks=False)
+            except OSError:
+                found = None
+            if found is None or found.st_size != reference[2]:
+                del self.known[key]
+
     def held(self, others: Container[int]) -> Iterator[str | bytes]:
         """Yield each string that has a file and that somebody still holds.
 

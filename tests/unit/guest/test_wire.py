@@ -22,6 +22,9 @@ KINDS = (
     wire.RUN_ERR,
     wire.TAKEN,
     wire.ENDED,
+    wire.FORK,
+    wire.BRANCH,
+    wire.KEEP,
 )
 
 
