@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from bench_rlm.cases import KILL, ONE_CELL
 from bench_rlm.report import Row, Target
 from bench_rlm.series import Series, in_turns, seconds_of
-from bench_rlm.sides import Bench, BenchError, Live, ours
+from bench_rlm.sides import Bench, BenchError, Live, ours, sandbox_of
+from rlm_containers import Sandbox
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ _STATES = (
         None,
     ),
 )
+
+#: How many branches there are.
+_COPIES = 4
+
 _FRAME = State(
     "a pandas frame of 1M rows",
     "import pandas\n"
@@ -85,7 +91,41 @@ def measure_states(bench: Bench) -> list[Row]:
         rows += _measure(bench, state, bench.image, alone, death, small)
     if bench.frame_image is not None:
         rows += _measure(bench, _FRAME, bench.frame_image, alone, death, small)
+    return rows + _branches(bench, small)
+
+
+def _branches(bench: Bench, small: int) -> list[Row]:
+    """Live copies of the interpreter, alone and beside what takes long to save."""
+    rows = []
+    state = _STATES[0]
+    make = state.make if small == 1 else state.make.replace("00_000", "0_000")
+    for what, code in (("", ONE_CELL), (f" beside {state.what}", make)):
+        made, answered, kept = Series(), Series(), Series()
+        with ours(bench.engine, bench.handler).live(bench.image) as live:
+            live.run(code)
+            live.settle()
+            act = partial(_branch, sandbox_of(live), made, answered, kept)
+            in_turns(bench.few, act, note=lambda text: bench.note(f"branches, {text}"))
+        for series in (made, answered, kept):
+            series.drop_warm_up()
+        rows += [
+            Row(f"`branch({_COPIES})`{what}", "", made),
+            Row(f"`x = 1` in each of {_COPIES} branches{what}, one after the other", "", answered),
+            Row(f"`keep()`{what}", "", kept),
+        ]
     return rows
+
+
+def _branch(box: Sandbox, made: Series, answered: Series, kept: Series) -> None:
+    with made.timed():
+        branches = box.branch(_COPIES)
+    with branches:
+        with answered.timed():
+            for branch in branches:
+                if branch.execute("x = 1").status != "ok":
+                    raise BenchError("a branch's cell failed")
+        with kept.timed():
+            branches[0].keep()
 
 
 def _measure(
