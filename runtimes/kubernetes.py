@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from runtimes.base import ContainerRecord, EngineInfo, Runtime
 from runtimes.command import CommandResult, EngineCommand, last_lines, reading
@@ -30,6 +30,9 @@ from runtimes.pods import CONTAINER, MANAGED, MANAGER, NETWORK, job
 from runtimes.spec import ContainerSpec, Placement
 from runtimes.timelimit import TimeLimit, within_limit
 
+if TYPE_CHECKING:
+    from runtimes.websocket import Proxy
+
 #: What the caller must be allowed to do: verbs for each API group, resource and subresource.
 PERMISSIONS: Mapping[tuple[str, str, str], tuple[str, ...]] = {
     ("batch", "jobs", ""): ("create", "get", "list", "delete"),
@@ -39,6 +42,9 @@ PERMISSIONS: Mapping[tuple[str, str, str], tuple[str, ...]] = {
 }
 
 _ROLE = "docs/howto/kubernetes.md has the role that is enough."
+
+#: Pods of one process with a kubectl each. The others share one, if ``websockets`` is installed.
+_MOST_CLIENTS = 8
 
 #: Bytes of memory of a pod for which nobody has chosen any.
 _MEMORY = 2 * 1024**3
@@ -90,6 +96,8 @@ class KubernetesRuntime(Runtime):
         self.command = command
         self._info: EngineInfo | None = None
         self._lock = threading.RLock()
+        self._proxy: Proxy | None = None
+        self._proxy_lock = threading.Lock()
         self._held: weakref.WeakValueDictionary[str, PodProcess] = weakref.WeakValueDictionary()
 
     def __repr__(self) -> str:
@@ -135,7 +143,9 @@ class KubernetesRuntime(Runtime):
         with reading("create"):
             (answer,) = made.objects()
             uid = str(answer["metadata"]["uid"])
-        process = PodProcess(spec.name, self.command, spec.command[0], uid, deadline)
+        process = PodProcess(
+            spec.name, self.command, spec.command[0], uid, deadline, self._find_proxy
+        )
         self._held[spec.name] = process
         return process
 
@@ -247,6 +257,19 @@ class KubernetesRuntime(Runtime):
                 for (verb, _, resource, below), may in zip(wanted, allowed, strict=True)
                 if not may
             ]
+
+    def _find_proxy(self) -> Proxy | None:
+        """Return what pods are connected through once there are many."""
+        if sum(held.is_alive for held in list(self._held.values())) <= _MOST_CLIENTS:
+            return None
+        with self._proxy_lock:
+            if self._proxy is None:
+                try:
+                    from runtimes.websocket import Proxy  # noqa: PLC0415 - an extra
+                except ImportError:
+                    return None
+                self._proxy = Proxy(self.command, self._namespace())
+            return self._proxy
 
     def _namespace(self) -> str:
         asked = self.command.run("config", "view", "--minify", "--output=json")

@@ -9,16 +9,20 @@ import select
 import threading
 import time
 from codecs import getincrementaldecoder
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from runtimes.command import EngineCommand, last_lines, reading
 from runtimes.errors import ContainersError, EngineCommandError
+from runtimes.execs import Exec, KubectlExec, read, write
 from runtimes.holder import BEAT, REACHES_NETWORK, RELAY
 from runtimes.link import Link, LinkError
 from runtimes.pods import CONTAINER, LEASE
 from runtimes.process import ClientProcess, ContainerProcess
 from runtimes.text import get_logger
+
+if TYPE_CHECKING:
+    from runtimes.websocket import Proxy
 
 logger = get_logger("runtimes")
 
@@ -84,17 +88,26 @@ class PodProcess(ContainerProcess):
         python: the Python in the pod.
         uid: the job's id.
         deadline: the ``time.monotonic()`` at which the pod must run.
+        proxy: returns what to connect through; ``None`` for a kubectl of its own.
     """
 
     def __init__(
-        self, name: str, command: EngineCommand, python: str, uid: str, deadline: float
+        self,
+        name: str,
+        command: EngineCommand,
+        python: str,
+        uid: str,
+        deadline: float,
+        proxy: Callable[[], Proxy | None],
     ) -> None:
         self._command = command
         self._python = python
         self._uid = uid
         self._deadline = deadline
+        self._proxy = proxy
+        self._has_proxy_failed = False
         self._link = Link()
-        self._client: ClientProcess | None = None
+        self._client: ClientProcess | Exec | None = None
         self._status: int | None = None
         self._killed = False
         self._process = os.getpid()
@@ -112,6 +125,11 @@ class PodProcess(ContainerProcess):
     def pid(self) -> int:
         """None: clients come and go."""
         return 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether anybody looks after the pod."""
+        return self._thread.is_alive()
 
     def wait(self, timeout: float) -> int | None:
         self._thread.join(timeout)
@@ -346,27 +364,32 @@ class PodProcess(ContainerProcess):
                 raise _Ended(f"NodeLost: the cluster has lost the node {node}")
 
     def _connection(self, pod: str) -> tuple[bool, str]:
-        """Serve one connection to its end. Return whether there was one, and kubectl's words."""
-        client = self._client = self._command.hold(
-            self.name,
-            *("exec", "--stdin", f"--container={CONTAINER}", pod, "--"),
-            *(self._python, "-I", "-S", "-c", RELAY, self.name),
-        )
-        said = bytearray()
+        """Serve one connection to its end. Return whether there was one, and its words."""
+        execution = self._client = self._execute(pod)
         link = self._link
         link.connect()
         try:
-            os.set_blocking(client.stdin, False)
-            return self._pass(client, said), bytes(said).decode("utf-8", "replace")
+            resumed = self._pass(execution)
+            # The next is by the other way, if this one did not come about.
+            self._has_proxy_failed = not (resumed or isinstance(execution, KubectlExec))
+            return resumed, execution.said.decode("utf-8", "replace")
         except LinkError as error:
             raise _Ended(f"what came from the pod makes no sense: {error}") from None
         finally:
             link.disconnect()
-            client.kill()
-            client.wait(_ASK_TIMEOUT)
-            client.close()
+            execution.close()
 
-    def _pass(self, client: ClientProcess, said: bytearray) -> bool:
+    def _execute(self, pod: str) -> Exec:
+        program = (self._python, "-I", "-S", "-c", RELAY, self.name)
+        if not self._has_proxy_failed and (proxy := self._proxy()) is not None:
+            try:
+                return proxy.execute(pod, CONTAINER, program)
+            except ContainersError as error:
+                logger.info("%s: %s", self.name, error)
+        where = ("exec", "--stdin", f"--container={CONTAINER}", pod, "--")
+        return KubectlExec(self._command.hold(self.name, *where, *program))
+
+    def _pass(self, execution: Exec) -> bool:
         """Pass bytes on until the connection breaks or the program has ended."""
         link, heard, beaten = self._link, time.monotonic(), 0.0
         resumed = False
@@ -383,50 +406,37 @@ class PodProcess(ContainerProcess):
             if link.ended is not None and not link.inbox:
                 self._pass_notes()
                 return resumed
-            for descriptor, happened in self._poll(client):
-                if descriptor == client.stdout:
-                    data = _read(descriptor)
-                    if data == b"":
-                        return resumed
-                    heard = time.monotonic()
-                    link.feed(data or b"")
-                elif descriptor == client.stdin:
-                    if not _write(descriptor, link.outbox):
-                        return resumed
-                elif descriptor == client.stderr:
-                    said += _read(descriptor) or b""
-                    del said[:-_CHUNK]
-                elif descriptor == self._out:
-                    if happened & select.POLLERR or not _write(descriptor, link.inbox):
-                        link.inbox.clear()  # nobody reads any more
-                        link.end()
-                elif descriptor == self._in:
-                    data = _read(descriptor)
-                    if data:
-                        link.send(data)
-                    elif data is not None:
-                        link.end()
+            happened = self._poll(execution)
+            data = execution.pass_on(happened, link.outbox)
+            if data == b"":
+                return resumed
+            if data:
+                heard = time.monotonic()
+                link.feed(data)
+            if self._out in happened and (
+                happened[self._out] & select.POLLERR or not write(self._out, link.inbox)
+            ):
+                link.inbox.clear()  # nobody reads any more
+                link.end()
+            if self._in in happened:
+                data = read(self._in)
+                if data:
+                    link.send(data)
+                elif data is not None:
+                    link.end()
             self._pass_notes()
         return resumed
 
-    def _poll(self, client: ClientProcess) -> list[tuple[int, int]]:
+    def _poll(self, execution: Exec) -> dict[int, int]:
         poll, link = select.poll(), self._link
-        if len(link.inbox) < _MOST:
-            poll.register(client.stdout, select.POLLIN)
-        if link.outbox:
-            poll.register(client.stdin, select.POLLOUT)
+        reads, writes = len(link.inbox) < _MOST, bool(link.outbox)
+        for descriptor, events in execution.interests(reads=reads, writes=writes):
+            poll.register(descriptor, events)
         if link.inbox:
             poll.register(self._out, select.POLLOUT)
         if link.room():
             poll.register(self._in, select.POLLIN)
-        if client.stderr >= 0:
-            poll.register(client.stderr, select.POLLIN)
-        found = poll.poll(1000)
-        for descriptor, happened in found:
-            if descriptor == client.stderr and not happened & select.POLLIN:
-                os.close(client.stderr)
-                client.stderr = -1
-        return [(descriptor, happened) for descriptor, happened in found if descriptor >= 0]
+        return dict(poll.poll(1000))
 
     def _pass_notes(self) -> None:
         if self._link.notes:
@@ -494,28 +504,7 @@ def _number(text: bytes) -> int | None:
     return int(text) if text.isdigit() and len(text) < 5 else None
 
 
-def _read(descriptor: int) -> bytes | None:
-    """Read. Return nothing at the end, and ``None`` if there is nothing now."""
-    try:
-        return os.read(descriptor, _CHUNK)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
-
-
-def _write(descriptor: int, data: bytearray) -> bool:
-    """Write some of it, and delete that. Return whether the other end is there."""
-    try:
-        del data[: os.write(descriptor, data[:_CHUNK])]
-    except BlockingIOError:
-        pass
-    except OSError:
-        return False
-    return True
-
-
 def _rest(descriptor: int) -> str:
     """Return what a program that has ended has left in a pipe."""
     os.set_blocking(descriptor, False)
-    return (_read(descriptor) or b"").decode("utf-8", "replace")
+    return (read(descriptor) or b"").decode("utf-8", "replace")

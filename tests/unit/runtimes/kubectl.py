@@ -56,6 +56,8 @@ def main(words: list[str]) -> None:
         with open(CLUSTER / "clients", "a") as clients:
             clients.write(f"{os.getpid()}\n")
         execute(rest[rest.index("--") + 1 :])
+    elif verb == "proxy":
+        serve(rest)
     elif verb == "delete":
         delete(plain[1])
 
@@ -114,6 +116,48 @@ def execute(command: list[str]) -> None:
     threading.Thread(target=copy, args=(0, running.stdin.fileno()), daemon=True).start()
     copy(running.stdout.fileno(), 1)
     os._exit(0)  # as kubectl does, whatever has ended
+
+
+def serve(words: list[str]) -> None:
+    """Execute by WebSocket, and note each connection."""
+    import site
+
+    site.main()  # this runs without what is installed
+    from urllib.parse import parse_qs, urlsplit
+
+    from websockets.sync.server import ServerConnection, unix_serve
+
+    def handle(connection: ServerConnection) -> None:
+        assert connection.request is not None
+        url = urlsplit(connection.request.path)
+        assert url.path.startswith("/api/v1/namespaces/lab/pods/")
+        with open(CLUSTER / "sockets", "a") as sockets:
+            sockets.write("connected\n")
+        command = parse_qs(url.query)["command"]
+        running = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert running.stdin is not None
+
+        def send(channel: bytes, source: int) -> None:
+            while data := os.read(source, 65536):
+                connection.send(channel + data)
+            if channel == b"\1":
+                connection.close()
+
+        for channel, stream in ((b"\1", running.stdout), (b"\2", running.stderr)):
+            assert stream is not None
+            args = (channel, stream.fileno())
+            threading.Thread(target=send, args=args, daemon=True).start()
+        for message in connection:
+            assert isinstance(message, bytes)
+            assert message[:1] == b"\0"
+            os.write(running.stdin.fileno(), message[1:])
+        running.kill()
+
+    (path,) = (word.partition("=")[2] for word in words if word.startswith("--unix-socket="))
+    with unix_serve(handle, path, subprotocols=["v4.channel.k8s.io"]) as server:
+        server.serve_forever()
 
 
 def copy(source: int, sink: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,55 @@ def test_a_killed_client_costs_nothing(cluster: Path) -> None:
         code = "import os; print([name for name in os.environ if 'KUBERNETES' in name])"
         assert printed(box, code) == "[]\n"
         assert [record.name for record in get_runtime("kubernetes").find({})] == [box.name]
+
+
+def proxies(program: Path) -> list[int]:
+    return [pid for pid, words in processes(f"{program}/kubectl") if " proxy " in words]
+
+
+def test_many_pods_share_one_kubectl(
+    cluster: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtimes.kubernetes._MOST_CLIENTS", 0)
+    with Sandbox(runtime="kubernetes", lm=lambda prompt: f"answer to {prompt}") as box:
+        printed(box, "x = 1")
+        text = os.urandom(2_000_000).hex()
+        box.load("context", text)
+        with Sandbox(runtime="kubernetes") as other:
+            assert printed(other, "print(2)") == "2\n"
+        # It is killed, and another one takes its place.
+        (proxy,) = proxies(program)
+        os.kill(proxy, signal.SIGKILL)
+        assert printed(box, "x += 1; print(x, len(context), llm_query('it'))") == (
+            "2 4000000 answer to it\n"
+        )
+        assert not (cluster / "clients").exists()
+        assert len((cluster / "sockets").read_text().split()) == 3
+    assert eventually(lambda: not proxies(program))
+
+
+# Holds its pod by WebSocket until it is killed.
+_HOST = """
+import runtimes.kubernetes
+runtimes.kubernetes._MOST_CLIENTS = 0
+from rlm_containers import Sandbox
+box = Sandbox(runtime="kubernetes").start()
+box.execute("x = 1")
+print("ready", flush=True)
+input()
+"""
+
+
+def test_the_shared_kubectl_of_a_host_that_is_killed(cluster: Path, program: Path) -> None:
+    with subprocess.Popen(
+        (sys.executable, "-c", _HOST), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as host:
+        assert host.stdout is not None
+        assert host.stdout.readline() == b"ready\n"
+        assert len(proxies(program)) == 1
+        host.kill()
+    assert eventually(lambda: not proxies(program))
+    assert eventually(lambda: not list(cluster.glob("*.json")))
 
 
 def test_a_pod_that_is_removed_is_lost(cluster: Path) -> None:
