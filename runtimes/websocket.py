@@ -48,8 +48,8 @@ _LONGEST = 1 << 21
 #: Bytes of what the cluster says that are kept.
 _SAID = 1 << 16
 
-# Ends the proxy when its standard input closes: this process may be killed.
-_HOLD = '"$@" <&- & child=$!; read -r line; kill "$child"'
+# Ends the proxy and removes its directory when standard input closes: this process may be killed.
+_HOLD = 'directory=$1; shift; "$@" <&- & child=$!; read -r line; kill "$child"; rm -rf "$directory"'
 
 
 class Proxy:
@@ -91,7 +91,7 @@ class Proxy:
         directory = self._directory = Path(tempfile.mkdtemp(prefix="rlm-kubectl-"))  # 0700
         self._process = EngineCommand(("sh",)).hold(
             "proxy",
-            *("-c", _HOLD, "sh", *self._command.argv, "proxy"),
+            *("-c", _HOLD, "sh", str(directory), *self._command.argv, "proxy"),
             *(f"--unix-socket={directory}/socket", "--reject-paths=^$"),
             "--accept-paths=^/api/v1/namespaces/[^/]+/pods/[^/]+/exec$",
         )

@@ -123,9 +123,13 @@ def test_the_shared_kubectl_of_a_host_that_is_killed(cluster: Path, program: Pat
     ) as host:
         assert host.stdout is not None
         assert host.stdout.readline() == b"ready\n"
-        assert len(proxies(program)) == 1
+        (proxy,) = proxies(program)
+        words = Path(f"/proc/{proxy}/cmdline").read_text().split("\0")
+        (path,) = (word.partition("=")[2] for word in words if word.startswith("--unix-socket="))
+        assert Path(path).exists()
         host.kill()
     assert eventually(lambda: not proxies(program))
+    assert eventually(lambda: not Path(path).parent.exists())
     assert eventually(lambda: not list(cluster.glob("*.json")))
 
 
