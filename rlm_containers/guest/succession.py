@@ -164,8 +164,16 @@ class Succession:
         """Have the newest heir write at once."""
         hurry(self._progress)
 
-    def note_death(self) -> None:
-        """Note that the worker is dead: if it was writing a checkpoint, an heir may begin now."""
+    def note_death(self, written: int) -> None:
+        """Note that the worker is dead: if it was writing a checkpoint, an heir may begin now.
+
+        Unless the worker had written all. Then the heir holds less, and is ended.
+
+        Args:
+            written: the last request whose checkpoint is written.
+        """
+        if self._progress[ITSELF] and self._progress[HELD] < written:
+            self.end()
         self._progress[ITSELF] = 0
 
     def is_awaited(self) -> bool:

@@ -171,7 +171,7 @@ class Supervisor:
         elif kills:
             self.report_kill()  # of another process, before the worker died
         self.burial, self.burial_ends = how, _NEVER
-        self.succession.note_death()
+        self.succession.note_death(self.saved())
         self.adopt_heirs()
         self.heir_calls, self.offer_ends = link.calls, _now() + _OFFER_TIMEOUT
         self.replace_worker()

@@ -92,9 +92,10 @@ class Figures:
             return self.cells.total()
 
     def fail(self, what: str) -> None:
-        """Record a failure."""
+        """Record a failure, and print it: a run takes long, and may not come to its end."""
         with self.lock:
             self.failures.append(what)
+            print(f"FAILED: {what}", flush=True)
 
     def report(self, before: Usage, after: Usage, left: list[str]) -> str:
         """The figures as text."""
@@ -114,7 +115,7 @@ class Figures:
         for kind, times in sorted(self.times.items(), key=lambda item: -len(item[1])):
             median, longest = statistics.median(times), max(times)
             rows.append(f"| {kind} | {len(times)} | {median * 1e3:.1f} ms | {longest:.2f} s |")
-        return "\n".join(rows + [f"FAILED: {failure}" for failure in self.failures[:20]])
+        return "\n".join(rows)
 
 
 #: Seconds for a cell. Endless ones take that long.

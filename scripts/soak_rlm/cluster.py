@@ -255,6 +255,7 @@ class ClusterSoak:
     def _fail(self, what: str) -> None:
         with self._lock:
             self.failures.append(what)
+            print(f"FAILED: {what}", flush=True)
 
     def _report(self) -> None:
         nodes = len(self.engine.run("get", "nodes", "--output=name").stdout.split())
@@ -267,8 +268,6 @@ class ClusterSoak:
         print(f"\n| {title} | |\n|---|---|")
         for name, figure in self.figures.items():
             print(f"| {name} | {figure} |")
-        for failure in self.failures[:20]:
-            print(f"FAILED: {failure}")
 
 
 def spread(samples: list[float]) -> str:

@@ -87,12 +87,17 @@ class Handovers:
             with self._lock:  # a fault was meant for one that waited, and came too late
                 self.lost += 1
         except Exception:
-            with self._lock:
-                self.failures.append(f"hand-over {number}: {traceback.format_exc()}")
+            self.fail(f"hand-over {number}: {traceback.format_exc()}")
         with self._lock:
             self.count += 1
             if self.count % 100 == 0:
                 print(f"{self.count} hand-overs, {len(self.failures)} failures", flush=True)
+
+    def fail(self, what: str) -> None:
+        """Record a failure, and print it: a run takes long, and may not come to its end."""
+        with self._lock:
+            self.failures.append(what)
+            print(f"FAILED: {what}", flush=True)
 
     def use(self, box: Sandbox, number: int) -> None:
         """Look for what others have planted, and plant."""
@@ -140,8 +145,7 @@ class Handovers:
             assert len(made) > 1, done.stderr
             assert_gone(self.engine, *made)
         except (AssertionError, ContainersError) as error:
-            with self._lock:
-                self.failures.append(f"a killed host: {error}")
+            self.fail(f"a killed host: {error}")
 
     def restart_engine(self) -> None:
         """Take sandboxes from a pool whose engine, one of its own, ends and comes back."""
@@ -160,8 +164,7 @@ class Handovers:
             finally:
                 daemon.clean_up()
         except Exception:
-            with self._lock:
-                self.failures.append(f"an engine that ends: {traceback.format_exc()}")
+            self.fail(f"an engine that ends: {traceback.format_exc()}")
 
     def take(self, pool: SandboxPool) -> None:
         for number in range(_TAKEN):

@@ -11,6 +11,9 @@ from tests.support import printed
 
 @pytest.fixture
 def fresh(box: Sandbox) -> Sandbox:
-    """The module's sandbox without any variables. Its interpreter may be killed."""
+    """The module's sandbox without variables and handlers. Its interpreter may be killed."""
+    printed(
+        box, "import signal as s; s.signal(s.SIGUSR1, s.SIG_DFL), s.signal(s.SIGCHLD, s.SIG_DFL)"
+    )
     printed(box, CLEAR)
     return box

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from rlm_containers import Branches, Sandbox
 from tests.conftest import MakeBox
-from tests.support import TIMEOUT, execute, printed
+from tests.engine.test_limits import enforces
+from tests.support import TIMEOUT, Engine, execute, printed
 
 
 def in_all(branches: Branches, code: str) -> list[str]:
@@ -21,10 +23,14 @@ def in_all(branches: Branches, code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("isolation", ["default", "strict"])
-def test_branches(make_box: MakeBox, isolation: str) -> None:
+def test_branches(make_box: MakeBox, engine: Engine, isolation: str) -> None:
     meeting = threading.Barrier(3)
+    limits: dict[str, Any] = {} if enforces(engine) else {"memory": None, "pids": None}
     box = make_box(
-        lm=str.upper, tools={"meet": lambda: meeting.wait(TIMEOUT) >= 0}, isolation=isolation
+        lm=str.upper,
+        tools={"meet": lambda: meeting.wait(TIMEOUT) >= 0},
+        isolation=isolation,
+        **limits,
     )
     printed(box, "import os\nnumbers = (n for n in range(9))\nnext(numbers)\nx = [1]")
     route = box.lm_route

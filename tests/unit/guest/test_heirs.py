@@ -388,6 +388,29 @@ def test_the_heir_stays_until_the_worker_has_written(box: Sandbox) -> None:
     assert "x" in result.older
 
 
+def test_no_heir_goes_on_once_the_worker_has_written(box: Sandbox) -> None:
+    run(box, "x = [1]")
+    settle(box)
+    run(box, "x = [2]")
+    code = """
+        import os, threading
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+        def watch(real=os.replace):
+            def replace(source, target):
+                real(source, target)
+                if target.endswith('/state.dill'):
+                    os.kill(os.getpid(), 9)
+            os.replace = replace
+        watch()
+        x = [3]
+        """
+    assert run(box, code).status == "ok"
+    result = box.execute("print(x)")
+    if result.status == "died":  # it was killed while this cell waited for it
+        result = box.execute("print(x)")
+    assert (result.stdout, result.lost, result.older) == ("[3]\n", (), ())
+
+
 @pytest.mark.parametrize("event", ["open", "os.rename", "os.fork", "os.unlink"])
 def test_the_heir_stays_if_the_worker_cannot_write(box: Sandbox, event: str) -> None:
     run(box, "x = [1]")
