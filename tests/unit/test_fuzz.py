@@ -56,7 +56,7 @@ def test_guests_that_send_anything(base: Path) -> None:
         FEW(given(acts)(converse))()
     assert done == []
     assert eventually(lambda: threading.active_count() <= threads)
-    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
+    assert eventually(lambda: len(os.listdir("/proc/self/fd")) <= len(descriptors))
     assert list((base / "rlm-containers" / "workspaces").iterdir()) == []
 
 
