@@ -7,11 +7,11 @@ import select
 from collections.abc import Mapping
 from typing import Protocol
 
+from runtimes.holder import read, write
 from runtimes.process import ClientProcess
 
-#: Bytes of what a client says that are kept, and bytes that are read at once.
+#: Bytes of what a client says that are kept.
 _SAID = 1 << 16
-_CHUNK = 1 << 16
 
 #: Seconds for a client that was killed to end.
 _END_TIMEOUT = 10.0
@@ -91,24 +91,3 @@ class KubectlExec:
         self._client.kill()
         self._client.wait(_END_TIMEOUT)
         self._client.close()
-
-
-def read(descriptor: int) -> bytes | None:
-    """Read. Return nothing at the end, and ``None`` if there is nothing now."""
-    try:
-        return os.read(descriptor, _CHUNK)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""
-
-
-def write(descriptor: int, data: bytearray) -> bool:
-    """Write some of it, and delete that. Return whether the other end is there."""
-    try:
-        del data[: os.write(descriptor, data[:_CHUNK])]
-    except BlockingIOError:
-        pass
-    except OSError:
-        return False
-    return True

@@ -18,7 +18,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 
 from runtimes.link import Link, LinkError
 
@@ -150,13 +149,15 @@ class Holder:
         elif descriptor == self.source:
             self.read_host()
         elif descriptor == self.sink:
-            self.write(self.sink, self.link.outbox, self.disconnect)
+            if not write(self.sink, self.link.outbox):
+                self.disconnect()
         elif descriptor == self.stdin:
-            self.write(self.stdin, self.link.inbox, self.close_input)
+            if not write(self.stdin, self.link.inbox):
+                self.close_input()
         elif descriptor == self.stdout:
             self.read_output()
         elif descriptor == self.stderr:
-            data = self.read(self.stderr)
+            data = read(self.stderr)
             if data:
                 self.link.note(data)
             elif data is not None:
@@ -214,7 +215,7 @@ class Holder:
                 self.gone_by = time.monotonic() + self.lease
 
     def read_output(self) -> None:
-        data = self.read(self.stdout)
+        data = read(self.stdout)
         if data:
             self.link.send(data)
         elif data is not None or self.status is not None:
@@ -260,7 +261,7 @@ class Holder:
             self.socket = None
 
     def read_host(self) -> None:
-        data = self.read(self.source)
+        data = read(self.source)
         if data is None:
             return
         self.heard = time.monotonic()
@@ -271,22 +272,26 @@ class Holder:
         if not data:
             self.disconnect()
 
-    def read(self, descriptor: int) -> bytes | None:
-        """Read. Return nothing at the end, and ``None`` if there is nothing now."""
-        try:
-            return os.read(descriptor, _CHUNK)
-        except BlockingIOError:
-            return None
-        except OSError:
-            return b""
 
-    def write(self, descriptor: int, data: bytearray, broken: Callable[[], None]) -> None:
-        try:
-            del data[: os.write(descriptor, data[:_CHUNK])]
-        except BlockingIOError:
-            pass
-        except OSError:
-            broken()
+def read(descriptor: int) -> bytes | None:
+    """Read. Return nothing at the end, and ``None`` if there is nothing now."""
+    try:
+        return os.read(descriptor, _CHUNK)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+
+
+def write(descriptor: int, data: bytearray) -> bool:
+    """Write some of it, and delete that. Return whether the other end is there."""
+    try:
+        del data[: os.write(descriptor, data[:_CHUNK])]
+    except BlockingIOError:
+        pass
+    except OSError:
+        return False
+    return True
 
 
 def reached() -> str:

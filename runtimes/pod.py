@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from runtimes.command import EngineCommand, last_lines, reading
 from runtimes.errors import ContainersError, EngineCommandError
-from runtimes.execs import Exec, KubectlExec, read, write
-from runtimes.holder import BEAT, REACHES_NETWORK, RELAY
+from runtimes.execs import Exec, KubectlExec
+from runtimes.holder import BEAT, REACHES_NETWORK, RELAY, read, write
 from runtimes.link import Link, LinkError
 from runtimes.pods import CONTAINER, LEASE
 from runtimes.process import ClientProcess, ContainerProcess
