@@ -479,14 +479,9 @@ class Worker:
 
     def run_trivial(self, cell: Cell, bound: set[str]) -> str:
         """Run a cell that changes nothing but what it binds."""
-        collects = gc.isenabled()
-        gc.disable()  # else the code of dead objects may run meanwhile
-        try:
-            with self.search_path.of_cells(), self.interrupts:
-                cell.run(self.namespace.values)
-        finally:
-            if collects:
-                gc.enable()
+        self.hooks.hold()  # again: a thread that has ended may have kept garbage from being held
+        with self.search_path.of_cells(), self.interrupts:
+            cell.run(self.namespace.values)
         self.bound = bound
         return "ok"
 
