@@ -25,6 +25,7 @@ from rlm_containers.errors import SandboxClosedError, SandboxLostError
 from rlm_containers.state import LABEL, workspaces_directory
 from soak_rlm.cells import BEGIN, FAULTS, LOOK, PASSING, TO_CLOSE, WORK, Kind, Model
 from soak_rlm.cluster import ClusterSoak
+from soak_rlm.failures import Failures
 from soak_rlm.pool import Handovers
 from tests.support import Engine, processes
 
@@ -81,7 +82,7 @@ class Figures:
         self.times: collections.defaultdict[str, list[float]] = collections.defaultdict(list)
         self.sandboxes = 0
         self.lost_sandboxes = 0
-        self.failures: list[str] = []
+        self.failures = Failures()
 
     def note(self, kind: str, outcome: str, seconds: float) -> int:
         """Count a cell; return how many there were."""
@@ -90,12 +91,6 @@ class Figures:
             self.outcomes[outcome] += 1
             self.times[kind].append(seconds)
             return self.cells.total()
-
-    def fail(self, what: str) -> None:
-        """Record a failure, and print it: a run takes long, and may not come to its end."""
-        with self.lock:
-            self.failures.append(what)
-            print(f"FAILED: {what}", flush=True)
 
     def report(self, before: Usage, after: Usage, left: list[str]) -> str:
         """The figures as text."""
@@ -186,15 +181,13 @@ class Soak:
             self.await_threads(threads)
             if self.options.hand_overs:
                 # Likewise, a pool has been there before.
-                Handovers(argparse.Namespace(**vars(self.options) | {"hand_overs": 20}), 0).run(
-                    pool
-                )
+                few = argparse.Namespace(**vars(self.options) | {"hand_overs": 20})
+                Handovers(few, 0, Failures()).run(pool)
                 self.await_threads(threads)
             before = Usage()
             if self.options.hand_overs:
-                handovers = Handovers(self.options, self.seed)
+                handovers = Handovers(self.options, self.seed, self.figures.failures)
                 handovers.run(pool)
-                self.figures.failures += handovers.failures
                 print(handovers.report(), flush=True)
             else:
                 list(pool.map(self.live, range(self.options.sandboxes), self.shares))
@@ -233,7 +226,7 @@ class Soak:
             try:
                 done += self.one_sandbox(chance, cells - done)
             except Exception:
-                self.figures.fail(f"sandbox {number}: {traceback.format_exc()}")
+                self.figures.failures.add(f"sandbox {number}: {traceback.format_exc()}")
                 return
 
     def one_sandbox(self, chance: random.Random, cells: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 from rlm_containers import Sandbox
 from rlm_containers.errors import ContainersError
+from soak_rlm.failures import Failures
 from tests.support import KubernetesEngine, eventually, processes
 
 _SETUP = Path(__file__).parents[1] / "setup-cluster"
@@ -68,7 +69,7 @@ class ClusterSoak:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.engine = KubernetesEngine()
-        self.failures: list[str] = []
+        self.failures = Failures()
         self.outcomes: Counter[str] = Counter()
         self.seconds: list[float] = []  # of cells that ended well, in the first half
         self.starts: list[float] = []
@@ -90,7 +91,7 @@ class ClusterSoak:
             try:
                 self._run_beside(begun)
             except threading.BrokenBarrierError:
-                self._fail("not all sandboxes started")
+                self.failures.add("not all sandboxes started")
             for session in sessions:
                 session.result()
         self._note("all ended, after", f"{time.monotonic() - begun:.0f} s")
@@ -100,7 +101,7 @@ class ClusterSoak:
         self._note("sessions opened once more, and whole", f"{checked} of {len(reopened)}")
         left: list[str] = []
         if not eventually(lambda: not self._left(left), _END):
-            self._fail(f"left behind: {', '.join(left)}")
+            self.failures.add(f"left behind: {', '.join(left)}")
         self._report()
         return 1 if self.failures else 0
 
@@ -160,7 +161,7 @@ class ClusterSoak:
         except threading.BrokenBarrierError:
             pass
         except Exception:
-            self._fail(f"session {number}: {traceback.format_exc()}")
+            self.failures.add(f"session {number}: {traceback.format_exc()}")
         finally:
             with self._starting, suppress(ContainersError):
                 box.close()
@@ -209,7 +210,7 @@ class ClusterSoak:
                 found = self.look(box)
                 assert found == [list(range(1, last + 1)), last, last], found
         except Exception:
-            self._fail(f"session {number}, opened again: {traceback.format_exc()}")
+            self.failures.add(f"session {number}, opened again: {traceback.format_exc()}")
             return False
         return True
 
@@ -251,11 +252,6 @@ class ClusterSoak:
     def _note(self, what: str, figure: str) -> None:
         self.figures[what] = figure
         print(f"{what}: {figure}", flush=True)
-
-    def _fail(self, what: str) -> None:
-        with self._lock:
-            self.failures.append(what)
-            print(f"FAILED: {what}", flush=True)
 
     def _report(self) -> None:
         nodes = len(self.engine.run("get", "nodes", "--output=name").stdout.split())

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rlm_containers import Sandbox, SandboxPool
 from rlm_containers.errors import ContainersError, SandboxLostError
+from soak_rlm.failures import Failures
 from tests.engine.test_engine_stops import IMAGE, Daemon, own_daemon
 from tests.engine.test_pool import PLANT, PROGRAM, SEARCH
 from tests.support import Engine, assert_gone
@@ -40,14 +41,14 @@ class Handovers:
     Args:
         options: those of the command line.
         seed: the seed of all random choices.
+        failures: takes what should not have happened.
 
     Attributes:
         count: sandboxes that were handed over.
         faults: how many times each fault was made.
-        failures: what should not have happened.
     """
 
-    def __init__(self, options: argparse.Namespace, seed: int) -> None:
+    def __init__(self, options: argparse.Namespace, seed: int, failures: Failures) -> None:
         self.options = options
         self.seed = seed
         self.engine = Engine(options.engine)
@@ -55,7 +56,7 @@ class Handovers:
         self.lost = 0
         self.slowest = 0.0
         self.faults: dict[str, int] = {}
-        self.failures: list[str] = []
+        self.failures = failures
         self._lock = threading.Lock()
 
     def run(self, pool: ThreadPoolExecutor) -> None:
@@ -87,17 +88,11 @@ class Handovers:
             with self._lock:  # a fault was meant for one that waited, and came too late
                 self.lost += 1
         except Exception:
-            self.fail(f"hand-over {number}: {traceback.format_exc()}")
+            self.failures.add(f"hand-over {number}: {traceback.format_exc()}")
         with self._lock:
             self.count += 1
             if self.count % 100 == 0:
                 print(f"{self.count} hand-overs, {len(self.failures)} failures", flush=True)
-
-    def fail(self, what: str) -> None:
-        """Record a failure, and print it: a run takes long, and may not come to its end."""
-        with self._lock:
-            self.failures.append(what)
-            print(f"FAILED: {what}", flush=True)
 
     def use(self, box: Sandbox, number: int) -> None:
         """Look for what others have planted, and plant."""
@@ -145,7 +140,7 @@ class Handovers:
             assert len(made) > 1, done.stderr
             assert_gone(self.engine, *made)
         except (AssertionError, ContainersError) as error:
-            self.fail(f"a killed host: {error}")
+            self.failures.add(f"a killed host: {error}")
 
     def restart_engine(self) -> None:
         """Take sandboxes from a pool whose engine, one of its own, ends and comes back."""
@@ -164,7 +159,7 @@ class Handovers:
             finally:
                 daemon.clean_up()
         except Exception:
-            self.fail(f"an engine that ends: {traceback.format_exc()}")
+            self.failures.add(f"an engine that ends: {traceback.format_exc()}")
 
     def take(self, pool: SandboxPool) -> None:
         for number in range(_TAKEN):
