@@ -1,4 +1,4 @@
-"""Container sandboxes for recursive language models, on docker and podman."""
+"""Container sandboxes for recursive language models, on docker, podman and Kubernetes."""
 
 from __future__ import annotations
 

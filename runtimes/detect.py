@@ -143,8 +143,8 @@ def _named(text: str, engine: type[ContainerEngine] | None = None) -> Runtime:
     if not argv:
         raise UnknownRuntimeError("runtime is empty.", remedy='Write "docker" or "podman".')
     with _known_lock:
-        # The answer of `info` depends on these variables, too.
-        # So that a forked child has runtimes of its own: theirs may be locked by a lost thread.
+        # The process, since a lost thread of the parent may have locked what a forked child has. The
+        # variables, since the answer of `info` depends on them.
         key = (str(os.getpid()), *argv, *(os.environ.get(name, "") for name in _SETTINGS))
         if engine is not None:
             _known[key] = engine(EngineCommand(argv))
