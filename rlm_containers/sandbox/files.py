@@ -259,8 +259,6 @@ def find_artifacts(names: Iterable[str], workspace: WorkspaceFiles) -> tuple[Art
             continue
         try:
             node = workspace.node(name)
-        except UnicodeEncodeError:
-            continue
         except WorkspaceError as error:
             if error.errno is None:
                 break  # nobody answers, and it would take as long for each of the others

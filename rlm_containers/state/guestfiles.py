@@ -7,19 +7,15 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from rlm_containers.errors import WorkspaceError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter import FileCall
-from rlm_containers.state.nofollow import relative_parts
+from rlm_containers.state.nofollow import is_link_target, is_plain_path
 from rlm_containers.state.trees import Node, kept_time, kind_of
 
 #: The greatest size, the greatest number of an inode, and the greatest mode of a file.
 _GREATEST = (1 << 63) - 1
 _GREATEST_INODE = (1 << 64) - 1
 _GREATEST_MODE = 0o177777
-
-#: The longest target of a link.
-_MAX_TARGET = 4096
 
 
 @dataclass(frozen=True)
@@ -169,14 +165,12 @@ def _entry(row: object) -> Entry | None:
         all(0 <= number <= _GREATEST for number in sizes)
         and 0 <= mode <= _GREATEST_MODE
         and 0 <= inode <= _GREATEST_INODE
-        and _is_plain(path)
+        and (path == "." or is_plain_path(path))
     ):
         return None
     kind = kind_of(mode)
     if kind == "symlink":
-        if not isinstance(target, str) or not 0 < len(target) <= _MAX_TARGET:
-            return None
-        if "\0" in target or not _can_be_encoded(target):
+        if not is_link_target(target):
             return None
     elif target is not None:
         return None
@@ -190,21 +184,3 @@ def _entry(row: object) -> Entry | None:
         ids=(-1, -1),
     )
     return Entry(node, changed, inode, target or "")
-
-
-def _is_plain(path: str) -> bool:
-    """Tell whether a path is relative and written in its only normal form."""
-    if not _can_be_encoded(path):
-        return False
-    try:
-        return path == "." or "/".join(relative_parts("./" + path)) == path
-    except WorkspaceError:
-        return False
-
-
-def _can_be_encoded(name: str) -> bool:
-    try:
-        os.fsencode(name)
-    except UnicodeEncodeError:
-        return False
-    return True

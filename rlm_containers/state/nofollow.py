@@ -14,6 +14,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import TypeGuard
 
 from rlm_containers.errors import WorkspaceError
 from rlm_containers.guest import wire
@@ -66,6 +67,7 @@ def relative_parts(name: object) -> tuple[str, ...]:
         or "\0" in text
         or text.endswith("/")
         or len(text) > _MAX_PATH
+        or not _can_be_encoded(text)
     ):
         raise WorkspaceError(
             f"{brief(text)} is not the name of a file in the workspace.",
@@ -73,6 +75,32 @@ def relative_parts(name: object) -> tuple[str, ...]:
             "without '..'. Only commands and cells reach the container's other directories.",
         )
     return parts
+
+
+def is_plain_path(path: str) -> bool:
+    """Tell whether a path is relative and written in its only normal form."""
+    try:
+        return "/".join(relative_parts("./" + path)) == path
+    except WorkspaceError:
+        return False
+
+
+def is_link_target(target: object) -> TypeGuard[str]:
+    """Tell whether a symbolic link can have a target."""
+    return (
+        isinstance(target, str)
+        and 0 < len(target) <= _MAX_PATH
+        and "\0" not in target
+        and _can_be_encoded(target)
+    )
+
+
+def _can_be_encoded(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
 
 
 def directory_parts(name: object) -> tuple[str, ...]:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, cast
 
-from rlm_containers.errors import WorkspaceError
 from rlm_containers.state.manifest import Manifest, check_time, now
-from rlm_containers.state.nofollow import relative_parts
+from rlm_containers.state.nofollow import is_link_target, is_plain_path
 from rlm_containers.state.objects import is_digest
 from rlm_containers.state.trees import MAX_DEPTH, MAX_NODES
 
@@ -20,9 +18,8 @@ FORMAT = 1
 #: Characters of the beginning of an id that is shown to people.
 SHORT_LENGTH = 12
 
-#: Characters of a note, and of a symbolic link's target.
+#: Characters of a note.
 _MAX_NOTE = 200
-_MAX_TARGET = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +154,7 @@ def _entry(row: object) -> SnapshotEntry:
     if not isinstance(row, dict):
         raise ValueError("an entry is no object")
     path, kind = row.get("path"), row.get("kind")
-    if not isinstance(path, str) or not _is_plain(path):
+    if not isinstance(path, str) or not is_plain_path(path):
         raise ValueError(f"an entry has the path {str(path)[:80]!r}")
     if kind not in ("file", "directory", "symlink"):
         raise ValueError(f"{path[:80]!r} is of an unknown kind")
@@ -169,7 +166,7 @@ def _entry(row: object) -> SnapshotEntry:
     digest, target = row.get("digest", ""), row.get("target", "")
     if kind == "file" and not is_digest(digest):
         raise ValueError(f"the digest of {path[:80]!r} is none")
-    if kind == "symlink" and not _is_link(target):
+    if kind == "symlink" and not is_link_target(target):
         raise ValueError(f"the link {path[:80]!r} has no valid target")
     return SnapshotEntry(
         path=path,
@@ -178,19 +175,6 @@ def _entry(row: object) -> SnapshotEntry:
         digest=digest if kind == "file" else "",
         target=target if kind == "symlink" else "",
     )
-
-
-def _is_plain(path: str) -> bool:
-    """Tell whether a path is relative and written in its only normal form."""
-    try:
-        os.fsencode(path)
-        return "/".join(relative_parts("./" + path)) == path
-    except (WorkspaceError, UnicodeEncodeError):
-        return False
-
-
-def _is_link(target: object) -> bool:
-    return isinstance(target, str) and 0 < len(target) <= _MAX_TARGET and "\0" not in target
 
 
 def _check_tree(entries: Collection[SnapshotEntry]) -> None:

@@ -129,7 +129,7 @@ def test_files_and_trees_are_moved(box: Sandbox, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "../x", "a/../../x", "/", "/workspacex", "a\0b", 3]
+    "path", ["/etc/passwd", "../x", "a/../../x", "/", "/workspacex", "a\0b", "a\ud800", 3]
 )
 def test_a_path_that_leads_elsewhere(box: Sandbox, path: Any) -> None:
     calls: list[Callable[[], object]] = [

@@ -366,6 +366,8 @@ def set_entry(number: int, **change: Any) -> Callable[[dict[str, Any]], object]:
         (lambda raw: raw["head"]["entries"].append({"path": "z", "kind": "symlink", "target": "../x"}), "leads out"),
         (lambda raw: raw["head"]["entries"].append({"path": "z", "kind": "symlink", "target": "d/../../x"}), "leads out"),
         (lambda raw: raw["head"]["entries"].append({"path": "z", "kind": "symlink", "target": ".."}), "leads out"),
+        (lambda raw: raw["head"]["entries"].append({"path": "z", "kind": "symlink", "target": "\ud800"}), "no valid target"),
+        (lambda raw: raw["head"]["entries"].append({"path": "\ud800", "kind": "directory"}), "has the path"),
         (lambda raw: raw["head"]["entries"].append({"path": "z", "kind": "file", "size": 1 << 60, "digest": "0" * 64}), "are allowed"),
         (lambda raw: raw["head"]["entries"].append({"path": "z", "kind": "file", "size": 3, "digest": "0" * 64}), "missing"),
     ],
