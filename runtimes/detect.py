@@ -143,8 +143,8 @@ def _named(text: str, engine: type[ContainerEngine] | None = None) -> Runtime:
     if not argv:
         raise UnknownRuntimeError("runtime is empty.", remedy='Write "docker" or "podman".')
     with _known_lock:
-        # The process, since a lost thread of the parent may have locked what a forked child has. The
-        # variables, since the answer of `info` depends on them.
+        # The process, since what a forked child has may be locked by a lost thread of its parent.
+        # The variables, since the answer of `info` depends on them.
         key = (str(os.getpid()), *argv, *(os.environ.get(name, "") for name in _SETTINGS))
         if engine is not None:
             _known[key] = engine(EngineCommand(argv))
