@@ -19,7 +19,7 @@ class EngineInfo:
     """What an engine says of itself.
 
     Attributes:
-        engine: ``"docker"``, ``"podman"``, or the name of a third party's runtime.
+        engine: ``"docker"``, ``"podman"``, ``"kubernetes"``, or a third party's name.
         version: the engine's (not the client's) version, as comparable numbers.
         rootless: whether the engine runs without root, in a user namespace.
         cgroup_version: 1 or 2; limits are enforced differently.
@@ -112,7 +112,7 @@ class Runtime(ABC):
     belong to optional abilities, and by default say that the engine lacks them:
 
     * commands from the command line: ``exec_command``;
-    * the host: ``host_route``, ``workspace_user``, ``ran_out_of_memory``, ``exit_status``;
+    * the host: ``host_route`` to ``missing_permissions``;
     * networks: ``check_internal_network`` to ``remove_network_command``;
     * images: ``image_exists`` to ``load_image``. A sandbox needs ``inspect_image`` and ``pull``
       unless its image comes from elsewhere; derived images need ``build``.
@@ -121,7 +121,7 @@ class Runtime(ABC):
     and nothing else, when the engine is at fault.
     """
 
-    # The three abilities are flat methods and not objects (`runtime.images.pull()`), because third
+    # The abilities are flat methods and not objects (`runtime.images.pull()`), because third
     # parties' runtimes, found by their entry points, define them like this.
 
     #: The name of the engine, as in ``get_runtime(name)``.

@@ -52,7 +52,7 @@ class ContainersError(Exception):
         container: the name of the container concerned, where there is one.
 
     The three are attributes, too; ``str()`` joins them. What a container or an engine has put into
-    them is made harmless and bounded, see :func:`runtimes.clean`.
+    them is made harmless and bounded, see :func:`runtimes.text.clean`.
     """
 
     def __init__(self, what: str, *, remedy: str = "", container: str | None = None) -> None:

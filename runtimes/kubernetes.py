@@ -272,13 +272,13 @@ class KubernetesRuntime(Runtime):
             return self._proxy
 
     def _namespace(self) -> str:
-        asked = self.command.run("config", "view", "--minify", "--output=json")
         named = self.command.argv
         for word, following in zip(named, (*named[1:], ""), strict=True):
             if word in ("-n", "--namespace"):
                 return following
             if word.startswith("--namespace="):
                 return word.partition("=")[2]
+        asked = self.command.run("config", "view", "--minify", "--output=json")
         with reading("config view"):
             (config,) = asked.objects()
             context = (config.get("contexts") or [{}])[0].get("context") or {}

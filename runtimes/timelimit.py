@@ -109,8 +109,7 @@ class TimeLimit:
 
 @contextmanager
 def within_limit(lock: Lock) -> Iterator[None]:
-    """Hold a lock; wait for it no longer than the operation here may take, see
-    :meth:`TimeLimit.holding`."""
+    """Hold a lock, within the time of the operation here; see :meth:`TimeLimit.holding`."""
     limit = TimeLimit.current() or TimeLimit(_LONGEST, "it")
     with limit.holding(lock):
         yield

@@ -88,7 +88,8 @@ def _named(config: pytest.Config) -> list[str]:
     for name in named:
         if name not in (LOCAL, *ENGINES, KUBERNETES):
             raise pytest.UsageError(
-                f"RLM_CONTAINERS_TEST_ENGINES: there is no {name!r}, only {', '.join(ENGINES)}"
+                f"RLM_CONTAINERS_TEST_ENGINES: there is no {name!r}, only "
+                f"{', '.join((LOCAL, *ENGINES, KUBERNETES))}"
             )
     return list(dict.fromkeys(named))
 

@@ -120,8 +120,8 @@ def export_command(image: str, file: Path | None, runtime: str | None) -> None:
 def import_command(file: Path, runtime: str | None) -> None:
     """Load an image from a file that `images export`, docker or podman has saved.
 
-    Prints its names. The file's structure is checked first. Import only files from people you
-    trust: what is in the image is up to its maker.
+    Prints its names. Every blob is compared with its digest first. Import only files from people
+    you trust: what is in the image is up to its maker.
     """
     from rlm_containers.images import ImageCache
     from runtimes import get_runtime

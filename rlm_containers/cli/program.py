@@ -55,7 +55,7 @@ class Program(Group):
 )
 @click.version_option(__version__, message=f"{_NAME} %(version)s")
 def program() -> None:
-    """Container sandboxes for recursive language models, on docker and podman.
+    """Container sandboxes for recursive language models, on docker, podman and Kubernetes.
 
     Each command has its own help: `rlm-containers COMMAND --help`. Exit codes: 0 success, 1
     failure, 2 wrong usage, 125 no sandbox could be started or it was lost, 130 interrupted. `run`

@@ -21,7 +21,7 @@ def main() -> None:
     try:
         os.close(os.open(".hello", os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         wrote = "true"
-    except OSError:  # a full disk, for one; such a session goes on
+    except OSError:  # a full disk, for one
         wrote = "false"
     connection = _connect()
     errors = _connect() if connection >= 0 else -1

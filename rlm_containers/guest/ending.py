@@ -1,4 +1,4 @@
-"""The end of a session: what Python does at its own end, without waiting for threads."""
+"""The end of an interpreter: what Python does at its own end, without waiting for threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The variables of a session: the module ``__main__`` in which every cell runs."""
+"""The variables of an interpreter: the module ``__main__`` in which every cell runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _OF_MODULES = frozenset(
 
 
 class Namespace:
-    """A session's variables and the scaffold around them.
+    """The variables, and the scaffold around them.
 
     The scaffold is what the system prompt of an RLM promises: the query functions, ``SHOW_VARS``,
     ``answer``, ``context`` and ``history``, and the user's tools. Cells overwrite these names by
@@ -132,7 +132,7 @@ class Namespace:
         self.values["answer"] = self.answer = _new_answer()
 
     def variables(self) -> Iterator[tuple[str, Any]]:
-        """Yield the session's variables: all but the scaffold's and the module's names."""
+        """Yield the variables: all but the scaffold's and the module's names."""
         others = {*_OF_MODULES, *self.tools, *(_SCAFFOLD if self.has_scaffold else ())}
         for name, value in list(self.values.items()):
             # Cells may put any key into globals(). Only a str is a variable's name.

@@ -4,7 +4,7 @@ A forked child has everything. A child of the start methods ``spawn`` and ``fork
 interpreter. It unpickles the function to call, ``__main__.work`` say, after it has run its parent's
 main program again. The cells' ``__main__`` is no program, so the child would look for the function
 in vain, and a pool of such children would wait for ever. So a child gets a program that loads the
-functions, classes, modules and small values of the session, from a state file of its own.
+functions, classes, modules and small values of the cells, from a state file of its own.
 """
 
 from __future__ import annotations

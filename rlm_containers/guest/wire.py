@@ -53,9 +53,9 @@ which counts up from 1, and may have ``"announce": true``, which asks for ``begu
     whether processes that crash may leave their memory in a file. ``scaffold``: whether cells find
     ``llm_query``, ``answer`` and so on. ``tools``: functions of the host, each ``{"name",
     "signature", "doc"}``. ``kept``: requests ``load`` to repeat, without ``op`` and
-    ``id``. ``kept_names``: see ``keep``. ``kept_session``: whether the session outlives the
-    container. ``durable``: whether each checkpoint is flushed to the disk. ``heirs``: whether a
-    forked child of the worker may write it.
+    ``id``. ``kept_names``: see ``keep``. ``kept_session``: whether there is a session, which
+    outlives the container. ``durable``: whether each checkpoint is flushed to the disk. ``heirs``:
+    whether a forked child of the worker may write it.
 ``cell``
     Run code. ``code``. ``name``: for tracebacks. ``display``: whether to print the value of an
     expression at the end.
@@ -99,10 +99,10 @@ which counts up from 1, and may have ``"announce": true``, which asks for ``begu
     for ``"exit"``; ``artifacts``: paths of the figures that the cell has saved, if any.
 ``saved``
     A checkpoint was written, or failed, perhaps while the next cell runs. Sent only if it differs
-    from the last ``saved``.
-    ``unsaved``: ``[name, type, reason]`` of each variable that is not in it. ``error``: why it
-    failed as a whole, or null. For a kept session also ``variables``: ``[name, type, bytes]`` of
-    each that is in it, and ``state``: the size and the ``mtime_ns`` of the state file.
+    from the last ``saved``. ``unsaved``: ``[name, type, reason]`` of each variable that is not in
+    it. ``error``: why it failed as a whole, or null. If there is a session, also ``variables``:
+    ``[name, type, bytes]`` of each that is in it, and ``state``: the size and the ``mtime_ns`` of
+    the state file.
 
 **Events**, from the supervisor. ``event`` says which.
 
@@ -136,11 +136,10 @@ directory to start in, relative to the workspace, or null; ``env``, variables be
 container's; ``file_limit`` and ``core_files``, as in ``start``; ``input``, whether input follows.
 ``ENDED`` says how the command itself ended, which may have left processes: ``exit`` or ``signal``;
 and ``memory``, as in ``killed``, if the kernel has killed a process for its memory meanwhile.
-``KILL`` is answered by
-``ENDED`` in any case. All other frames for a command that has ended are ignored. Each side sends
-at most :data:`WINDOW` of output or input that the other has not taken. A frame of output counts as
-its bytes plus :data:`FRAME_COST`. When the command has ended, the supervisor also sends what is
-left in its pipes, up to :data:`DRAINED` of each stream.
+``KILL`` is answered by ``ENDED`` in any case. All other frames for a command that has ended are
+ignored. Each side sends at most :data:`WINDOW` of output or input that the other has not taken. A
+frame of output counts as its bytes plus :data:`FRAME_COST`. When the command has ended, the
+supervisor also sends what is left in its pipes, up to :data:`DRAINED` of each stream.
 
 **Branches** are forked children of the worker that run cells as it does, each beside the others.
 The host sends ``FORK``, and the request ``branch``. From the answer on, ``BRANCH`` carries the

@@ -111,8 +111,8 @@ class CellResult:
         stdout: what the cell and the processes it started wrote to standard output.
         stderr: what they wrote to standard error, such as tracebacks and warnings, followed by
             ``notices``.
-        locals: maps the names of the session's variables to their short reprs, without names that
-            begin with an underscore. At most some tens of kilobytes in all.
+        locals: maps the names of all variables to their short reprs, without names that begin with
+            an underscore. At most some tens of kilobytes in all.
         execution_time: seconds from sending the cell until its answer came.
         lm_calls: the finished calls of language models that the cell made.
         final_answer: the content of ``answer`` if the cell marked it ready, else ``None``.

@@ -1,4 +1,4 @@
-"""What every worker of a session is given at its start."""
+"""What every worker of a sandbox is given at its start."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class KeptVariable:
 
 @dataclass(kw_only=True)
 class WorkerSetup:
-    """What every worker of a session is given at its start.
+    """What every worker of a sandbox is given at its start.
 
-    The fields may change while the session runs. A worker that replaces another gets the values
+    The fields may change while the sandbox runs. A worker that replaces another gets the values
     of that time.
 
     Attributes:
@@ -58,8 +58,8 @@ class WorkerSetup:
         tools: the host's functions that cells may call, each as ``{"name", "signature", "doc"}``.
         kept: the variables that belong to the host.
         kept_names: names that come back after a cell has bound them to something else.
-        outlives: whether the session outlives the container. The worker then also reports what
-            each checkpoint holds.
+        outlives: whether there is a session, which outlives the container. The worker then also
+            reports what each checkpoint holds.
         durable: whether a checkpoint must have reached the disk before it counts as written.
         heirs: whether a forked child of the worker may write the checkpoints.
     """

@@ -36,9 +36,6 @@ _SIZE = re.compile(r"([0-9]{1,18})(?:([kmgt])(i?b)?|b)", re.IGNORECASE)
 #: An index, a UUID of a GPU or of a part of one (``MIG-…``), or an index of a part: ``0:1``.
 _GPU = re.compile(r"[0-9A-Za-z][0-9A-Za-z:-]*")
 
-#: Paths in the container that no mount may hide or lie in.
-_RESERVED = (wire.WORKSPACE,)
-
 _MOUNT_FORM = '"source:target", "source:target:rw" or a Mount'
 
 
@@ -430,9 +427,9 @@ def _check_target(target: str) -> None:
             "mounts must have absolute targets below /, without . and .. in them, "
             f"not {brief(target)}."
         )
-    for path in _RESERVED:
-        if target == path or target.startswith(path + "/") or path.startswith(target + "/"):
-            raise OptionError(
-                f"mounts must leave {path} alone, which the sandbox needs; {target} does not.",
-                remedy="Choose another target, such as /data.",
-            )
+    workspace = wire.WORKSPACE
+    if f"{target}/".startswith(f"{workspace}/") or workspace.startswith(f"{target}/"):
+        raise OptionError(
+            f"mounts must leave {workspace} alone, which the sandbox needs; {target} does not.",
+            remedy="Choose another target, such as /data.",
+        )

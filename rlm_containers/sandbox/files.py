@@ -40,9 +40,9 @@ class Files:
     """The files in one sandbox's workspace, as :attr:`Sandbox.files`.
 
     A path is relative to the workspace, such as ``"data/table.csv"``, or below ``/workspace``. No
-    link is followed, whatever cells have put there. The workspace is a directory of this host, so
-    nothing here waits for a cell or a command that runs, and a tool or ``on_output`` may use it.
-    Each method has an async twin whose name begins with ``a``.
+    link is followed, whatever cells have put there. Nothing here waits for a cell or a command that
+    runs, and a tool or ``on_output`` may use it. Each method has an async twin whose name begins
+    with ``a``.
 
     Every method raises WorkspaceError if the path leads elsewhere, or if the operating system
     refuses; its ``errno`` then says why: ``errno.ENOENT`` for what is missing, and so on. It raises

@@ -46,6 +46,7 @@ class SandboxPool:
         max_size: the most that there are at once, waiting or in use; ``None`` for no limit.
         idle_timeout: seconds without a new sandbox after which the waiting containers are ended;
             ``None`` to keep them. The next sandbox has them made anew.
+        setup_code: a cell that each sandbox runs first, see :class:`Sandbox`.
         options: see :class:`~rlm_containers.SandboxOptions`. They are those of all sandboxes of the
             pool. ``session`` cannot be one of them: what waits has a workspace already.
 

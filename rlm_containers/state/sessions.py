@@ -200,12 +200,33 @@ class SessionStore:
             return SnapshotStore(self._path(name)).all()
 
     def snapshot(self, name: str, note: str = "") -> Snapshot:
-        """Take a snapshot of a session that no sandbox has; see :meth:`Sandbox.snapshot`."""
+        """Take a snapshot of a session that no sandbox has.
+
+        Args:
+            name: the session.
+            note: text to remember it by, of which the first 200 characters are kept.
+
+        Raises:
+            SessionNotFoundError: there is no session of that name.
+            SessionInUseError: a sandbox has it.
+            WorkspaceError, SessionError, SessionStateError: as for :meth:`Sandbox.snapshot`.
+        """
         with self.locked(name) as session:
             return session.snapshots.create(session.workspace, session.manifest, note)
 
     def restore(self, name: str, snapshot: str) -> None:
-        """Reset a session that no sandbox has to a snapshot; see :meth:`Sandbox.restore`."""
+        """Reset a session that no sandbox has to a snapshot. A missing workspace is made anew.
+
+        Args:
+            name: the session.
+            snapshot: the id, or an unambiguous beginning of at least 4 characters.
+
+        Raises:
+            SessionNotFoundError, SnapshotNotFoundError: there is no such session or snapshot.
+            SessionInUseError: a sandbox has the session.
+            SessionStateError: the snapshot is damaged.
+            SessionError: there is no room for it.
+        """
         with self.locked(name, whole=False) as session:
             found = session.snapshots.get(snapshot)
             created = session.manifest.created
@@ -216,7 +237,17 @@ class SessionStore:
             write_manifest(session.path, found.manifest, created)
 
     def remove_snapshot(self, name: str, snapshot: str) -> None:
-        """Remove a snapshot; see :meth:`Sandbox.remove_snapshot`."""
+        """Remove a snapshot, and those of its contents that no other snapshot needs.
+
+        Args:
+            name: the session, which no sandbox has.
+            snapshot: the id, or the beginning of it.
+
+        Raises:
+            SessionNotFoundError, SnapshotNotFoundError: there is no such session or snapshot.
+            SessionInUseError: a sandbox has the session.
+            SessionError: it cannot be removed.
+        """
         path = self._path(name)
         with contextlib.closing(SessionLock(path, name)):
             SnapshotStore(path).remove(snapshot)

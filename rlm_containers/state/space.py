@@ -20,6 +20,7 @@ from typing import Protocol, Self
 from rlm_containers.errors import WorkspaceError, format_size
 from rlm_containers.guest import wire
 from rlm_containers.state.nofollow import DIRECTORY
+from rlm_containers.state.trees import MAX_DEPTH, MAX_NODES
 from runtimes.text import brief
 
 _MiB = 1024**2
@@ -33,10 +34,6 @@ _LEAST_LIMIT = _MiB
 
 #: A file takes at least this, also an empty one: file systems have room for so many files only.
 _LEAST_FILE = 4096
-
-#: Files and levels of directories that are looked at. A larger workspace is not counted to its end.
-_MAX_NODES = 200_000
-_MAX_DEPTH = 100
 
 #: The free space that is kept for checkpoints: an eighth of what was free, at most this.
 _LARGEST_RESERVE = _GiB
@@ -123,7 +120,7 @@ class _Count:
             with os.scandir(directory) as entries:
                 for entry in entries:
                     self._nodes += 1
-                    if self._nodes > _MAX_NODES:
+                    if self._nodes > MAX_NODES:
                         self.whole = False
                         return
                     is_saved = saved or (depth == 1 and entry.name in wire.RESERVED)
@@ -150,7 +147,7 @@ class _Count:
             self.files += size
         if not is_directory:
             return
-        if depth >= _MAX_DEPTH:
+        if depth >= MAX_DEPTH:
             self.whole = False
             return
         below = os.open(entry.name, DIRECTORY, dir_fd=directory)

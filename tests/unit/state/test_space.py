@@ -87,7 +87,7 @@ def test_what_is_too_deep_or_too_much_is_left_out_and_said(
     assert len(os.listdir("/proc/self/fd")) == descriptors
     shutil.rmtree(top / "d")
     assert usage(top).whole
-    monkeypatch.setattr(space, "_MAX_NODES", 9)
+    monkeypatch.setattr(space, "MAX_NODES", 9)
     for number in range(10):
         (top / str(number)).touch()
     assert not usage(top).whole
