@@ -24,8 +24,8 @@ _restored: set[str] = set()
 def add(name: str, code: str) -> str:
     """Keep the source of a cell. Return the file name to compile it with.
 
-    Another process that goes on with a session numbers its cells from 1 again. What is left of the
-    earlier cells keeps its source.
+    Another worker that goes on with the variables numbers its cells from 1 again. What is left of
+    the earlier cells keeps its source.
     """
     filename = "<{}>".format(name)
     lines = _lines(code)

@@ -1,1 +1,1 @@
-"""How the variables of a session are saved to ``state.dill`` and restored from it."""
+"""How the variables of the cells are saved to ``state.dill`` and restored from it."""

@@ -1,4 +1,4 @@
-"""Saves the variables of a session to ``state.dill`` after every cell, and restores them.
+"""Saves the variables to ``state.dill`` after every cell, and restores them.
 
 All variables are written to a new file, which then replaces the old one by a rename. Whoever dies
 when, there is one whole file. The old one stays as ``state.dill.previous``, in case that the new
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Checkpoint:
-    """Saves and restores the variables of a session.
+    """Saves and restores the variables.
 
     Args:
         directory: where ``state.dill`` is, or will be.
@@ -424,7 +424,7 @@ class Checkpoint:
 
         Args:
             values: where to put the variables, one by one. To restore an object may run code of
-                the session's, which looks for other variables there.
+                the cells', which looks for other variables there.
             interrupts: allowed while a variable is restored, and cost that variable.
             last: whether to try the last file, or only the one before it.
             settings: sets what cells have set beside their variables.

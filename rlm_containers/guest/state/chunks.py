@@ -141,7 +141,7 @@ class ChunkStore:
 
 
 def _hash(contents: bytes) -> str:
-    from hashlib import sha256  # late: few sessions have chunks, and it takes memory
+    from hashlib import sha256  # late: few states have chunks, and it takes memory
 
     return sha256(contents).hexdigest()
 

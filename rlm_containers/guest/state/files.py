@@ -1,4 +1,4 @@
-"""The form of ``state.dill``, version 4, and the pair of files that a session is saved in.
+"""The form of ``state.dill``, version 4, and the pair of files that the variables are saved in.
 
 A state file consists of:
 
@@ -200,7 +200,7 @@ class Source:
 class StatePair:
     """The last state file, ``state.dill``, and the one before it, ``state.dill.previous``.
 
-    If the last one is damaged, by the disk or by a cell, the session falls back to the previous
+    If the last one is damaged, by the disk or by a cell, a restore falls back to the previous
     one. Nothing is written twice: right before a new file replaces ``state.dill``, a hard link
     gives the old one its second name. So both names have a whole file at any moment.
 

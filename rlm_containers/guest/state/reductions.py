@@ -392,7 +392,7 @@ def _by_dill(kind: type, *, of_cells: bool = False) -> Handler | None:
         kind: the type.
         of_cells: only if a cell has told dill how.
     """
-    import dill  # late: most sessions do not need it
+    import dill  # late: most variables do not need it
 
     save = dill.Pickler.dispatch.get(kind)
     module = getattr(save, "__module__", "")

@@ -3,7 +3,7 @@
 A cell that says ``x = 1`` must not cost what a context of 100 MB costs. So a checkpoint refers to
 
 * *loaded values*, contexts and histories, which the host has put into a file of the workspace,
-* *long strings* of the session's own, which are written once to a file below ``.blobs``.
+* *long strings* of the cells' own, which are written once to a file below ``.blobs``.
 
 Strings cannot change. A document (a dict or list that was loaded) can, so its digest is
 compared before each checkpoint. For 100 MB that takes some 60 ms, and pickling takes seconds.
