@@ -115,8 +115,8 @@ class Holder:
             poll = select.poll()
             for descriptor, events in self.interests():
                 poll.register(descriptor, events)
-            for descriptor, happened in poll.poll(1000):
-                self.handle(descriptor, happened)
+            for descriptor, _ in poll.poll(1000):
+                self.handle(descriptor)
             self.keep_time()
         return self.status or 0
 
@@ -141,7 +141,7 @@ class Holder:
             wanted.append((self.stderr, select.POLLIN))
         return wanted
 
-    def handle(self, descriptor: int, happened: int) -> None:
+    def handle(self, descriptor: int) -> None:
         if descriptor == self.wake:
             self.reap()
         elif descriptor == self.listening.fileno():

@@ -41,7 +41,7 @@ class SearchPath:
         except BaseException as error:  # a sitecustomize.py may even exit
             sys.stderr.write("rlm-containers: sitecustomize failed: {!r}\n".format(error))
         packages = [entry for entry in sys.path if entry not in self._own and entry not in paths]
-        users = [site.getusersitepackages(), *_packages_of_users(site.getuserbase())]
+        users = [site.getusersitepackages(), *_packages_of_users()]
         _watch(users[0])
         if os.environ.get("PYTHONNOUSERSITE"):
             users = []
@@ -93,7 +93,7 @@ def forget_compiled() -> None:
     ]
 
 
-def _packages_of_users(base: str) -> Iterator[str]:
+def _packages_of_users() -> Iterator[str]:
     """Yield where the users of the image have packages: HOME is not theirs here."""
     import pwd
 

@@ -192,7 +192,7 @@ def test_a_snapshot_goes_to_another_session(engine: Engine, tmp_path: Path) -> N
     asyncio.run(main())
 
 
-def test_a_sparse_file_does_not_fill_the_disk(engine: Engine, tmp_path: Path) -> None:
+def test_a_sparse_file_does_not_fill_the_disk(engine: Engine) -> None:
     async def work(session: SandboxSession) -> None:
         await sh(session, "truncate -s 8000000000000 large")
         with pytest.raises(WorkspaceArchiveReadError) as raised:

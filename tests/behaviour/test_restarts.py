@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,7 +129,7 @@ def test_an_answer_for_a_lost_container_reaches_no_other(make: MakeBox) -> None:
     assert printed(box, "print(slow('second'))") == "for the second\n"
 
 
-def test_a_session_is_restarted(make: MakeBox, tmp_path: Path) -> None:
+def test_a_session_is_restarted(make: MakeBox) -> None:
     with make(session="restarted", durability="sync") as box:
         printed(box, "x = 1")
         lose(box)

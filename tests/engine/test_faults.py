@@ -171,7 +171,7 @@ def test_another_container_takes_the_place_of_one_that_somebody_ended(
 
 
 @pytest.fixture
-def small_disk(engine: Engine, cache: Path, tmp_path: Path) -> Iterator[Path]:
+def small_disk(engine: Engine, cache: Path) -> Iterator[Path]:
     """Meanwhile workspaces are on a file system of 8 MB."""
     assert cache
     with workspaces_on_disk_of("8m") as place:

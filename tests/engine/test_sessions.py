@@ -86,9 +86,7 @@ def test_a_session_goes_on_there_and_elsewhere(make_box: MakeBox, engine: Engine
     SessionStore().remove(name)
 
 
-def test_a_killed_host_leaves_its_session(
-    make_box: MakeBox, engine: Engine, tmp_path: Path
-) -> None:
+def test_a_killed_host_leaves_its_session(make_box: MakeBox, engine: Engine) -> None:
     name = f"killed-{engine.name}"
     host = subprocess.Popen(
         (sys.executable, "-c", HOST, engine.image(), engine.runtime, name),

@@ -141,7 +141,7 @@ def test_a_limit(program: Program) -> None:
     assert "1 / 0" in done.stdout
 
 
-def test_no_sandbox(program: Program, tmp_path: Path) -> None:
+def test_no_sandbox(program: Program) -> None:
     with serve_openai() as server:
         done = program(
             "ask", "Why?", "--model", "root", "--base-url", server.url, "--runtime", "nonesuch"

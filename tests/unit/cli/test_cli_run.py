@@ -190,7 +190,7 @@ def test_a_cells_output_cannot_act_on_the_terminal(program: Program) -> None:
         assert "\x1b[31mred" in terminal.raw
 
 
-def test_a_closed_pipe_causes_no_traceback(program: Program, tmp_path: Path) -> None:
+def test_a_closed_pipe_causes_no_traceback(program: Program) -> None:
     import subprocess
     import sys
 

@@ -8,7 +8,6 @@ import io
 import logging
 import pickle
 import pprint
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,7 +97,7 @@ def test_a_sandbox(local: LocalRuntime) -> None:
     assert SECRET not in repr(box) + repr(box.options)
 
 
-def test_the_log_of_commands(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_of_commands(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "runtimes")
     command = EngineCommand(("true",))
     command.run(*OPTIONS["run_args"], f"--build-arg=X={SECRET}", f"https://u:{SECRET}@h/")

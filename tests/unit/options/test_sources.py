@@ -258,7 +258,7 @@ def test_a_file_that_is_not_toml_is_one_clear_error(text: str, write: Write) -> 
             make()
 
 
-def test_a_file_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read(write: Write) -> None:
     path = write("")
     path.write_bytes(b"image = '\xff'")
     with pytest.raises(ConfigError, match="not UTF-8"):

@@ -100,7 +100,7 @@ def test_it_may_clean_up_after_a_timeout(tmp_path: Path) -> None:
     assert put_away.exists()
 
 
-def test_a_child_that_keeps_the_pipe_open(tmp_path: Path) -> None:
+def test_a_child_that_keeps_the_pipe_open() -> None:
     lines: list[str] = []
     child = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(1000)"
     script = f"{sys.executable} -c '{child}' & echo done; sleep 1"

@@ -145,7 +145,7 @@ def test_links_are_not_followed(box: Sandbox, place: Path, tmp_path: Path, what:
     assert (tmp_path / "secret").read_text() == "untouched"
 
 
-def test_what_is_no_file_is_refused_without_waiting(box: Sandbox, place: Path) -> None:
+def test_what_is_no_file_is_refused_without_waiting(box: Sandbox) -> None:
     before = descriptors()
     run(
         box,

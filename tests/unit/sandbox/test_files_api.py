@@ -114,7 +114,7 @@ def test_files_and_trees_are_removed(box: Sandbox, place: Path, tmp_path: Path) 
     refused(lambda: box.files.remove("file"), errno.ENOENT)
 
 
-def test_files_and_trees_are_moved(box: Sandbox, place: Path) -> None:
+def test_files_and_trees_are_moved(box: Sandbox) -> None:
     box.files.write("tree/file", b"x")
     box.files.write("old", b"old")
     box.files.move("tree", "new/place/tree")

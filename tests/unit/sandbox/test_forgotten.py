@@ -84,7 +84,7 @@ def test_one_in_a_cycle_is_collected_while_another_calls_its_model(local: LocalR
     assert await_end(pid)
 
 
-def test_the_end_of_a_program_closes_in_silence(local: LocalRuntime) -> None:
+def test_the_end_of_a_program_closes_in_silence() -> None:
     program = """
 import sys, warnings
 warnings.simplefilter("error")

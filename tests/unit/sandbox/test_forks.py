@@ -95,7 +95,7 @@ def test_a_child_of_a_child(box: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("end", ["sys.exit()", "1 / 0", "os._exit(0)", "box.close()", "del box"])
-def test_however_a_child_ends_the_sandbox_goes_on(local: LocalRuntime, end: str) -> None:
+def test_however_a_child_ends_the_sandbox_goes_on(end: str) -> None:
     # A process of its own, whose exit functions run in the child.
     program = f"""
 import os, sys
@@ -166,7 +166,7 @@ def test_a_living_child_holds_nothing_up(local: LocalRuntime) -> None:
     os.close(held)
 
 
-def test_a_guest_ends_with_its_host_although_a_child_of_that_lives(tmp_path: Path) -> None:
+def test_a_guest_ends_with_its_host_although_a_child_of_that_lives() -> None:
     program = """
 import os, sys, time
 from rlm_containers import Sandbox
@@ -190,7 +190,7 @@ time.sleep(600)
             os.kill(child, signal.SIGKILL)
 
 
-def test_a_child_may_have_sandboxes_of_its_own(local: LocalRuntime, box: Sandbox) -> None:
+def test_a_child_may_have_sandboxes_of_its_own(box: Sandbox) -> None:
     def use() -> None:
         with Sandbox(runtime=LocalRuntime(), lm=lambda prompt: "mine") as own:
             assert own.execute("print(llm_query('?'))").stdout == "mine\n"

@@ -243,7 +243,7 @@ print(failures)
 """
 
 
-def test_too_few_descriptors(boxes: Boxes, tmp_path: Path) -> None:
+def test_too_few_descriptors(boxes: Boxes) -> None:
     boxes()  # makes the bundle
     done = run_python(_FEW_DESCRIPTORS, path=[str(REPOSITORY)])
     assert (done.returncode, done.stderr) == (0, "")

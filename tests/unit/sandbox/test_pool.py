@@ -115,7 +115,7 @@ def test_an_interrupt_before_the_start_leaves_the_room_free(
         assert run(box, "print(1)").stdout == "1\n"
 
 
-def test_a_pool_that_two_threads_close(make_pool: MakePool, local: LocalRuntime) -> None:
+def test_a_pool_that_two_threads_close(make_pool: MakePool) -> None:
     pool = filled(make_pool(size=4), 4)
     errors: list[BaseException] = []
 

@@ -299,9 +299,7 @@ def test_close_in_another_thread_ends_a_running_cell(boxes: Boxes) -> None:
     assert isinstance(failures[0], SandboxError)
 
 
-def test_the_end_of_the_process_closes_the_sandbox(
-    made_bundle: object, local: LocalRuntime
-) -> None:
+def test_the_end_of_the_process_closes_the_sandbox(made_bundle: object) -> None:
     program = (
         "from rlm_containers import Sandbox\n"
         "from tests.unit.guests import LocalRuntime\n"

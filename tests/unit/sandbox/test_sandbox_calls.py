@@ -38,7 +38,7 @@ def test_whatever_a_subcall_returns_the_cell_gets_an_answer(
     assert run(box, "print(type(rlm_query('x')).__name__)").stdout == "str\n"
 
 
-def test_an_answer_that_is_too_large_is_an_error(boxes: Boxes, local: LocalRuntime) -> None:
+def test_an_answer_that_is_too_large_is_an_error(boxes: Boxes) -> None:
     box = boxes(lm=lambda prompt: "x" * MAX_FRAME)
     assert box.lm_route == "pipe"
     assert run(box, "print(llm_query('x')[:7])").stdout == "Error: \n"

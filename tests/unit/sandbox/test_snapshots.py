@@ -477,7 +477,7 @@ def test_snapshots_without_a_session_end_with_the_sandbox(
             closed.restore("abcdef")
 
 
-def test_the_reaper_removes_snapshots_without_a_session(tmp_path: Path) -> None:
+def test_the_reaper_removes_snapshots_without_a_session() -> None:
     program = (
         "import sys, os\nfrom rlm_containers import Sandbox\n"
         "from tests.unit.guests import LocalRuntime\n"

@@ -153,9 +153,7 @@ def test_odd_names_are_names_of_files_in_the_workspace(workspace: Workspace, nam
     assert (workspace.path / name).read_bytes() == b"contents"
 
 
-def test_a_hard_link_is_replaced_and_not_written_through(
-    workspace: Workspace, tmp_path: Path
-) -> None:
+def test_a_hard_link_is_replaced_and_not_written_through(workspace: Workspace) -> None:
     victim = workspace.path / "victim"
     victim.write_bytes(b"untouched")
     os.link(victim, workspace.path / "file")
