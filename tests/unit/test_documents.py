@@ -1,11 +1,15 @@
-"""What the documents say of the tests is so."""
+"""What the documents say of the tests and of the options is so."""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
+
+from rlm_containers import SandboxOptions
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,6 +39,21 @@ def test_the_pages_that_promise_something_name_some(page: str, least: int) -> No
     assert len(named) > least
     # Nor is one written so that it is not looked for.
     assert len(named) == len(re.findall(r"test_\w+\.py", text)), page
+
+
+def test_the_readme_has_every_option_with_its_default() -> None:
+    rows = re.findall(
+        r"^\| (`\w+`(?:, `\w+`)*) \| `([^`]+)` \|", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    told = {
+        name: ast.literal_eval(default)
+        for names, default in rows
+        for name in re.findall(r"\w+", names)
+    }
+    options = SandboxOptions()
+    assert told == {
+        field.name: getattr(options, field.name) for field in dataclasses.fields(options)
+    }
 
 
 @pytest.mark.parametrize(
