@@ -113,8 +113,8 @@ class Figures:
         return "\n".join(rows)
 
 
-#: Seconds for a cell. Endless ones take that long.
-_CELL_TIMEOUT = 8.0
+#: Seconds for a cell. Endless ones take that long; on a busy machine others need half of it.
+_CELL_TIMEOUT = 20.0
 
 #: Seconds to wait for what must end by itself.
 _END = 30.0
