@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from os import getpid
+from typing import TYPE_CHECKING, Any
 
+from . import sources
+from .hooks import CellHooks
+from .interrupts import ANSWERING, PHASE, Interrupts
+from .namespace import Namespace
+from .paths import SearchPath
+from .streams import StandardStreams, print_exception, print_exit_code
+from .succession import TakenOver
 from .trivial import ONLY_AST
+
+if TYPE_CHECKING:
+    from .saving import Saving
 
 #: Let compile() accept ``await`` outside of a function: ``ast.PyCF_ALLOW_TOP_LEVEL_AWAIT``.
 _ALLOW_AWAIT = 0x2000
@@ -103,3 +115,101 @@ class OwnCode:
                 pass  # this is deeper than that already
             sys.setprofile(profile)
             sys.settrace(trace)
+
+
+class CellRunner:
+    """Runs cells, one after another.
+
+    Args:
+        namespace: their globals.
+        search_path: where they find modules.
+        streams: restored after an error, so that it is seen.
+        hooks: let their signal handlers and finalizers run while a cell does, and not after it.
+        own_code: begins with the end of a cell that has failed.
+        interrupts: allowed while a cell runs.
+        saving: knows whether it is worth it to look for a trivial cell; is told what that binds.
+
+    Attributes:
+        exit_code: the exit status of the last cell that has called ``exit()``.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        search_path: SearchPath,
+        streams: StandardStreams,
+        hooks: CellHooks,
+        own_code: OwnCode,
+        interrupts: Interrupts,
+        saving: Saving,
+    ) -> None:
+        self._namespace = namespace
+        self._search_path = search_path
+        self._streams = streams
+        self._hooks = hooks
+        self._own_code = own_code
+        self._interrupts = interrupts
+        self._saving = saving
+        self.exit_code = 0
+
+    def run(self, name: str, code: str, *, display: bool) -> str:
+        """Run a cell. Return its status: ``"ok"``, ``"error"``, ``"exit"`` or ``"interrupted"``.
+
+        Args:
+            name: its name, for tracebacks.
+            code: its source.
+            display: whether to print the value of an expression at its end.
+        """
+        pid = getpid()
+        filename = sources.add(name, code)
+        # Python shows a warning once for each text and line, and cells have the same lines.
+        self._namespace.values.pop("__warningregistry__", None)
+        status = "ok"
+        try:
+            self._run(code, filename, display)
+        except TakenOver:
+            raise
+        except BaseException as error:
+            self._own_code.begin()
+            self._hooks.hold()
+            self._interrupts.progress[PHASE] = ANSWERING
+            if getpid() == pid:
+                # So that a traceback is seen whatever the cell did.
+                self._streams.restore()
+            status = self._print(error)
+        if getpid() != pid:
+            # This is a child that the cell forked, and that returned from the cell.
+            self._streams.restore()
+            os._exit(0)
+        return status
+
+    def _run(self, code: str, filename: str, display: bool) -> None:
+        with self._interrupts:
+            self._interrupts.check()
+            looks = not display and self._saving.may_journal(code)
+            cell = Cell(code, filename, display=display, keep_tree=looks)
+        bound = self._namespace.names_bound_by(cell.tree) if looks else None
+        if bound is not None:
+            self._run_trivial(cell, bound)
+            return
+        self._saving.give_to_heir()
+        with self._search_path.of_cells(), self._interrupts:
+            self._interrupts.check()
+            self._hooks.release()
+            cell.run(self._namespace.values)
+            self._hooks.hold()
+
+    def _run_trivial(self, cell: Cell, bound: set[str]) -> None:
+        """Run a cell that changes nothing but what it binds."""
+        self._hooks.hold()  # again: a thread that has ended may have kept garbage from being held
+        with self._search_path.of_cells(), self._interrupts:
+            cell.run(self._namespace.values)
+        self._saving.bound = bound
+
+    def _print(self, error: BaseException) -> str:
+        """Print how a cell has failed. Return its status."""
+        if isinstance(error, SystemExit):
+            self.exit_code = print_exit_code(error, self._interrupts)
+            return "exit"
+        print_exception(error, error.__traceback__, self._interrupts)
+        return "interrupted" if isinstance(error, KeyboardInterrupt) else "error"

@@ -83,10 +83,22 @@ _sleep = time.sleep
 
 
 class Owner(Protocol):
-    """What heirs need of the worker."""
+    """What heirs need of the worker: :class:`rlm_guest.saving.Saving`."""
 
-    def write(self, number: int, interrupts: Interrupts) -> dict[str, Any]:
-        """Write the checkpoint of a request, in the writer. Return a report in plain values."""
+    def write(
+        self, number: int, interrupts: Interrupts, note_attempt: Callable[[int], None]
+    ) -> dict[str, Any]:
+        """Write the checkpoint of a request, in the writer.
+
+        Args:
+            number: the request.
+            interrupts: allowed while a variable is saved.
+            note_attempt: called with the place of each variable before it is saved, counted from 1,
+                and with 0 after the last.
+
+        Returns:
+            A report in plain values.
+        """
 
     def note_death(self, place: int, reason: str) -> bool:
         """Note in the heir that a variable has ended the writer.
@@ -103,7 +115,10 @@ class Owner(Protocol):
         """Return the report that there is no checkpoint."""
 
     def adopt(self, number: int, news: dict[str, Any]) -> None:
-        """Take a report; in the worker, and in the next writer."""
+        """Take a report; in the worker, and in the next heir."""
+
+    def tell(self, number: int, news: dict[str, Any]) -> None:
+        """Tell the host of a report, in the worker."""
 
     def apply_journal(self, number: int) -> int:
         """Bind, in an heir, what trivial cells have bound since. Return the last one's request."""
@@ -158,7 +173,7 @@ class Heir:
         number: the request whose variables it holds.
         progress: the numbers that are shared with the supervisor.
         reports: where its writer reports.
-        owner: the worker, as it is in this process.
+        owner: what saves the worker's variables, as it is in this process.
         own: the descriptors that cells have nothing to do with.
         supervisor: the supervisor's process id.
         able: whether it may go on in the worker's place.
@@ -352,10 +367,14 @@ class Heir:
         numbers[PHASE] = CHECKPOINTING
         if self._restore_random is not None:
             self._restore_random()
-        report = self._owner.write(self._number, interrupts)
+        report = self._owner.write(self._number, interrupts, self._note_attempt)
         if not self._reports.write(self._number, report):
             self._reports.write(self._number, self._owner.fail("its report is too long"))
         numbers[PHASE] = 0
+
+    def _note_attempt(self, place: int) -> None:
+        """Note in the writer which variable is being saved, by its place; 0 for none."""
+        self._progress[CURRENT] = place
 
     # Taking over
 

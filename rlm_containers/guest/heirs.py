@@ -25,7 +25,6 @@ from .interrupts import monotonic
 from .memoryuse import MemoryUse
 from .succession import (
     ABLE,
-    CURRENT,
     ENDED,
     HEIR,
     HELD,
@@ -69,7 +68,7 @@ class Heirs:
 
     Args:
         progress: the numbers that are shared with the supervisor.
-        owner: the worker.
+        owner: what saves the worker's variables.
         descriptors: those that belong to this package, and not to cells.
     """
 
@@ -127,10 +126,6 @@ class Heirs:
     def is_orphaned(self) -> bool:
         """Return whether the newest heir is gone without a report."""
         return bool(self._progress[HELD] > self._settled)
-
-    def note_attempt(self, place: int) -> None:
-        """Note in the writer which variable is being saved, by its place; 0 for none."""
-        self._progress[CURRENT] = place
 
     def is_cheap(self) -> bool:
         """Return whether to save takes so little that there is nothing to be gained."""
@@ -250,6 +245,7 @@ class Heirs:
         if found is not None:
             self._settled = max(self._settled, found[0])
             self._owner.adopt(*found)
+            self._owner.tell(*found)
 
     def _is_alone(self) -> bool:
         """Return whether no other thread is known that may hold a lock in a forked child."""

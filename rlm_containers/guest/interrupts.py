@@ -65,40 +65,44 @@ class Interrupts:
     ``try`` that catches KeyboardInterrupt.
 
     Args:
-        progress: the numbers that are shared with the supervisor; ``None`` if there are none.
+        progress: the numbers that are shared with the supervisor; ``None`` if they are not shared.
 
     Attributes:
+        progress: these numbers.
         allowed: whether interrupts are allowed.
         received: how many the host has sent for the present step, allowed or not.
         entered: set to true whenever they are allowed, which is whenever code of a cell may run.
     """
 
     def __init__(self, progress: memoryview | None = None) -> None:
+        if progress is None:
+            progress = memoryview(bytearray(8 * NUMBERS)).cast("Q")
+        self.share(progress)
+
+    def share(self, progress: memoryview) -> None:
+        """Begin with these numbers; again, if this process takes the place of another."""
         self.allowed = False
         self.received = 0
         self.entered = True
-        self._progress = progress
+        self.progress = progress
         self._step = 0
         self._waiting_since: float | None = None
-        self._seen = self._sent()
+        self._seen = progress[INTERRUPTS]
         self._late = 0
 
     def __enter__(self) -> Interrupts:
-        if self._progress:
-            self._progress[PROGRESS] = (self._progress[PROGRESS] | 1) + 2
+        self.progress[PROGRESS] = (self.progress[PROGRESS] | 1) + 2
         self.entered = True
         self.allowed = True
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.allowed = False
-        if self._progress:
-            self._progress[PROGRESS] = (self._progress[PROGRESS] | 1) + 1
+        self.progress[PROGRESS] = (self.progress[PROGRESS] | 1) + 1
 
     def advance(self) -> None:
         """Show the supervisor that the code which may be interrupted gets on."""
-        if self._progress:
-            self._progress[PROGRESS] += 2
+        self.progress[PROGRESS] += 2
 
     def begin(self, step: int) -> None:
         """Begin a step; ``step`` is its number, see :mod:`rlm_guest.wire`."""
@@ -109,7 +113,7 @@ class Interrupts:
 
     def reaches(self, step: int) -> bool:
         """Return whether the last interrupt was meant for this step too."""
-        return self._progress is not None and self._reach() >= step > 0
+        return self.progress[STEP] >= step > 0
 
     def check(self) -> None:
         """Raise KeyboardInterrupt if an interrupt came after the step began."""
@@ -122,13 +126,13 @@ class Interrupts:
         _set_mask(_SIG_UNBLOCK, (_SIGINT,))
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        sent = self._sent()
+        sent = self.progress[INTERRUPTS]
         if sent != self._seen:
             # The supervisor counts an interrupt before it sends the signal. So one signal may show
             # that several were counted, and the others may still come.
             self._late = sent - self._seen - 1
             self._seen = sent
-            reach = self._reach()
+            reach = self.progress[STEP]
             if reach < self._step:
                 return  # meant for an earlier step
             if reach > self._step and not self._delay_is_over():
@@ -154,12 +158,6 @@ class Interrupts:
         if self._waiting_since is None:
             self._waiting_since = now
         return now > self._waiting_since + _INTERRUPT_DELAY
-
-    def _reach(self) -> int:
-        return self._progress[STEP] if self._progress else 0
-
-    def _sent(self) -> int:
-        return self._progress[INTERRUPTS] if self._progress else 0
 
 
 _HERE = Interrupts.__exit__.__code__.co_filename

@@ -11,11 +11,13 @@ import pickle
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .cells import OwnCode
-from .hooks import CellHooks
 from .shortforms import error_text
+
+if TYPE_CHECKING:
+    from .cells import OwnCode
+    from .hooks import CellHooks
 
 #: What a name of a setting has in place of a type.
 KIND = "setting"
