@@ -9,11 +9,17 @@ import socket
 from collections.abc import Iterator
 
 from . import wire
-from .interrupts import INTERRUPTS, STEP, StallWatch
+from .interrupts import CHECKPOINTING, INTERRUPTS, PHASE, RUNNING, SAVING, STEP, StallWatch
 
 #: Before an answer is passed on, at most this much is read from each stream. It is more than a cell
 #: can have left there. A child that never stops printing must not hold the answer back.
 _DRAIN_LIMIT = 4 * wire.CHUNK
+
+#: Seconds for the exit functions of cells.
+_END_TIMEOUT = 1.5
+
+#: Seconds between two looks at what is to end.
+_LOOK = 0.01
 
 #: Descriptors of control, calls, stdout and stderr.
 Ends = tuple[int, int, int, int]
@@ -63,8 +69,9 @@ class Link:
         stdout, stderr: its standard streams; -1 once closed.
         progress: as it was given.
         stall: notices code that does not get on.
-        answered: whether it has said anything.
+        answered: whether it has said anything, or the worker in whose place it is.
         restarted: whether the host had it killed.
+        from_file: whether the next worker must begin from the state file.
         stalled: whether code of a cell's object did not end, so that it was killed.
         ended: the streams that the process and all its children have closed.
         is_broken: whether a cell has closed the control socket, or written to it.
@@ -77,7 +84,8 @@ class Link:
         self.stdout, self.stderr = ends[2:]
         self.progress = progress
         self.stall = StallWatch(progress)
-        self.answered = self.restarted = self.stalled = self.is_broken = False
+        self.answered = self.restarted = self.from_file = False
+        self.stalled = self.is_broken = False
         self.ended: set[int] = set()
         self._poll = poll
         self._decoder = wire.FrameDecoder()
@@ -237,6 +245,56 @@ class Link:
             self.kill_group()
         elif action:
             self.interrupt(self.stall.step())
+
+    # The end of the guest
+
+    def await_checkpoint(self, seconds: float) -> float:
+        """Let the worker of a session save what it has answered for.
+
+        Do not wait for a cell that runs: nobody has got its answer.
+
+        Args:
+            seconds: the longest time to wait.
+
+        Returns:
+            What is left of that.
+        """
+        while self.progress[SAVING] and seconds > 0 and not self._has_ended():
+            select.select((), (), (), _LOOK)
+            seconds -= _LOOK
+        return seconds
+
+    def end(self, wake: int) -> None:
+        """Let the worker end as Python does, with its exit functions, unless a cell runs.
+
+        Args:
+            wake: a descriptor that can be read when a child has ended.
+        """
+        if self.progress[PHASE] == RUNNING:
+            return
+        if self.progress[PHASE] == CHECKPOINTING:
+            # Nobody needs this checkpoint. A second interrupt ends the saving of all variables.
+            for _ in range(2):
+                self.interrupt(self.stall.step())
+        self.control.shutdown(socket.SHUT_WR)
+        poll = select.poll()
+        for descriptor in (self.stdout, self.stderr, wake):
+            poll.register(descriptor, select.POLLIN)
+        left = _END_TIMEOUT
+        while left > 0 and not self._has_ended():
+            for descriptor, _ in poll.poll(1000 * _LOOK):
+                try:
+                    if not os.read(descriptor, wire.CHUNK):  # there is nobody to pass it on to
+                        poll.unregister(descriptor)
+                except BlockingIOError:
+                    pass
+            left -= _LOOK
+
+    def _has_ended(self) -> bool:
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            return True
 
 
 def how_ended(status: int) -> str:

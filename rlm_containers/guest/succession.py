@@ -70,6 +70,9 @@ SLOT = SHARED + 3
 _KILL_TIMEOUT = 0.5
 _NEWS_TIMEOUT = 0.05
 
+#: Seconds between two looks at an heir that writes.
+_LOOK = 0.01
+
 
 class TakenOver(BaseException):
     """This process, an heir, is the worker now. Leads it back to the worker's loop."""
@@ -163,6 +166,13 @@ class Succession:
     def hurry(self) -> None:
         """Have the newest heir write at once."""
         hurry(self._progress)
+
+    def await_checkpoint(self, seconds: float) -> None:
+        """Have the newest heir write at once, and wait for that, at most this long."""
+        self.hurry()
+        while self.is_pending() and seconds > 0:
+            time.sleep(_LOOK)
+            seconds -= _LOOK
 
     def note_death(self, written: int) -> None:
         """Note that the worker is dead: if it was writing a checkpoint, an heir may begin now.

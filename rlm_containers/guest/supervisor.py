@@ -12,61 +12,35 @@ code, so each module of the standard library costs milliseconds at every start.
 
 from __future__ import annotations
 
-import gc
 import mmap
 import os
 import select
 import signal
-import socket
-import sys
 import time
 from typing import TYPE_CHECKING
 
 from . import journal, wire
-from .descriptors import become
-from .interrupts import (
-    BEGUN,
-    CHECKPOINTING,
-    FILE,
-    FILE_REQUEST,
-    PHASE,
-    RUNNING,
-    SAVED,
-    SAVING,
-)
-from .link import Ends, Link, close_all, how_ended, open_channels, was_killed
-from .memory import MemoryWatch, offer_to_kernel
+from .forking import fork_worker
+from .interrupts import BEGUN, PHASE, SAVING
+from .link import Link, close_all, how_ended, was_killed
+from .memory import MemoryWatch
 from .relay import CallRelay, received
 from .succession import HEIR, KEPT, SHARED, SLOT, Succession
 
 if TYPE_CHECKING:
     from .branches import Branches
+    from .burial import Burial
     from .commands import Commands
 
 #: How a worker starts: from the last checkpoint; if restoring that kills it, from the one before;
 #: if that kills it too, without variables.
 _MODES = ("restore", "previous", "fresh")
 
-#: How often to try to fork a worker, 20 times a second, while the container is at its limit of
-#: processes or memory. What a dead worker used is not free at once.
-_FORK_TRIES = 100
-
 #: Seconds for the last checkpoint after the host has gone. Its reaper waits for 10.
 _SAVE_TIMEOUT = 8.0
 
-#: Seconds for the exit functions of a session.
-_END_TIMEOUT = 1.5
-
-_NEVER = float("inf")
-
-#: Seconds for an heir to take the place of a dead worker.
-_OFFER_TIMEOUT = 5.0
-
 #: Milliseconds between two looks at the heir of a dead worker.
 _BURIAL_POLL = 2
-
-#: Seconds for the checkpoint of a dead worker, once the host waits for no more than a new one.
-_BURIAL_TIMEOUT = 8.0
 
 #: Seconds to look after a worker that has been idle since. It may be slow to begin.
 _WATCH = 3
@@ -111,44 +85,23 @@ class Supervisor:
         self.progress, self.slots = numbers[:SHARED], numbers[SHARED:]
         self.succession = Succession(self.progress)
         self.memory.own_kills = self.succession.new_kills
-        # While an heir of a dead worker writes: how that died, as JSON, and until when to wait.
-        self.burial: str | None = None
-        # The dead worker's socket for calls, until its heir is offered its place; what that is
-        # offered; and until when it may take it, 0 for none.
-        self.heir_calls: socket.socket | None = None
-        self.offered: Link | None = None
-        self.offer_ends = 0.0
-        self.from_file = False  # whether none may
-        self.took_over = False  # whether the worker was an heir
+        self.burial: Burial | None = None  # of the worker, if it is dead
         self.adopts = False  # whether this process is the parent of heirs
-        self.burial_ends = _NEVER
         # How many more seconds to look after the worker. It needs none while it waits for requests.
         self.watching = 0
         self.started_at = self.requested_at = self.watched_at = _now()
-        self.start_worker(_MODES[0])
+        self.link = self.new_worker(_MODES[0])
 
     # The worker
 
-    def start_worker(self, mode: str) -> None:
+    def new_worker(self, mode: str) -> Link:
         """Fork a worker. ``mode`` is one of :data:`_MODES`."""
-        ours, theirs = open_channels()
-        # What is there now lives on in both. A collection in one would copy all of its pages.
-        gc.freeze()
-        pid = _fork()
-        if pid == 0:
-            _become_worker(theirs, mode, self.progress, self.journal, self.slots)
-        close_all(theirs)
-        self.took_over = False
-        self.listen(Link(self.poll, ours, self.progress), pid)
-
-    def listen(self, link: Link, pid: int) -> None:
-        """Begin to listen to a new worker."""
-        self.link = link
-        self.from_file = False
-        link.listen(pid)
+        return fork_worker(self.poll, mode, self.progress, self.journal, self.slots)
 
     def bury_worker(self, status: int) -> None:
-        """Clean up after the worker. Let its heir write what it holds before there is another."""
+        """Clean up after the worker, and begin its burial."""
+        from .burial import Burial  # late: few workers die
+
         kills = self.memory.new_kills()  # first: read_worker() would read the counter too
         link = self.link
         self.read_worker()  # an answer that it gave before
@@ -170,106 +123,32 @@ class Supervisor:
                 how += ', "memory": ' + self.memory.report()
         elif kills:
             self.report_kill()  # of another process, before the worker died
-        self.burial, self.burial_ends = how, _NEVER
-        self.succession.note_death(self.saved())
+        self.burial = Burial(self.poll, link, self.progress, self.succession, how)
         self.adopt_heirs()
-        self.heir_calls, self.offer_ends = link.calls, _now() + _OFFER_TIMEOUT
         self.replace_worker()
 
-    def offer_place(self, calls: socket.socket) -> bool:
-        """Tell the heir to go on in the worker's place, if it can, or to write what it holds.
-
-        Args:
-            calls: the socket whose other end the heir has from the worker.
-
-        Returns:
-            Whether the place was offered.
-        """
-        if self.from_file or not self.succession.is_able():
-            self.succession.hurry()
-            return False
-        # What a worker has.
-        ours, theirs = open_channels()
-        self.offered = Link(self.poll, ours, self.progress)
-        try:
-            socket.send_fds(calls, [b"t"], theirs, socket.MSG_DONTWAIT)
-        except OSError:
-            pass  # it will not take them
-        close_all(theirs)
-        self.succession.hand_over()
-        return True
-
-    def await_successor(self) -> bool:
-        """Return whether to wait on for an heir that was offered the worker's place."""
-        is_able = self.succession.is_able()  # first: who goes on says so before it leaves its group
-        pid, offered = self.succession.successor(), self.offered
-        if pid and offered is not None:
-            self.offer_ends, self.offered = 0.0, None
-            saved = max(self.saved(), self.succession.take_over())
-            self.announce_death(saved)
-            self.took_over = True
-            self.listen(offered, pid)
-            return True
-        if _now() < self.offer_ends and is_able:
-            return True
-        self.withdraw_offer()
-        return False
-
-    def withdraw_offer(self) -> None:
-        """Offer the dead worker's place to nobody any more."""
-        self.offer_ends = 0.0
-        if self.heir_calls is not None:
-            self.heir_calls.close()
-        if self.offered is not None:
-            self.offered.close()
-        self.heir_calls = self.offered = None
-
     def replace_worker(self) -> None:
-        """Once no heir has anything left to write, tell the host, and fork the next worker."""
-        if self.burial is None:
+        """Once the worker is buried, tell the host, and have another one."""
+        burial = self.burial
+        if burial is None or not burial.is_over():
             return
-        if self.heir_calls is not None:
-            if self.succession.is_unready() and _now() < self.offer_ends:
-                return
-            with self.heir_calls as calls:
-                offered = self.offer_place(calls)
-            self.heir_calls = None
-            self.offer_ends = _now() + _OFFER_TIMEOUT if offered else 0.0
-        if self.offer_ends and self.await_successor():
-            return
-        if self.succession.is_pending() and _now() < self.burial_ends:
-            return
-        self.succession.end()
-        self.progress[SAVED] = self.saved()  # the next worker applies the journal to that
-        self.announce_death(self.succession.saved(self.progress[SAVED]))
-        # A worker that dies before its first answer died of what it restored.
-        self.start_worker(_MODES[self.failures])
-
-    def announce_death(self, saved: int) -> None:
-        """Tell the host how the worker died.
-
-        Args:
-            saved: the last request whose changes the next worker has.
-        """
-        answered = self.link.answered or self.took_over
-        self.failures = 0 if answered else self.failures + 1
-        how = '{}, "saved": {}, "begun": {}'.format(self.burial, saved, self.progress[BEGUN])
+        self.announce_death(burial)
         self.burial = None
+        if burial.successor is not None:
+            self.link = burial.successor
+            self.link.answered = True  # as the worker had when it forked this one
+        else:
+            # A worker that dies before its first answer died of what it restored.
+            self.link = self.new_worker(_MODES[self.failures])
+
+    def announce_death(self, burial: Burial) -> None:
+        """Tell the host how the worker died."""
+        self.failures = 0 if self.link.answered else self.failures + 1
+        how = '{}, "saved": {}, "begun": {}'.format(burial.how, burial.saved, self.progress[BEGUN])
         if self.failures >= len(_MODES):
             self.send(wire.EVENT, b'{"event": "failed", ' + how.encode() + b"}")
             os._exit(71)
         self.send(wire.EVENT, b'{"event": "died", ' + how.encode() + b"}")
-
-    def saved(self) -> int:
-        """Return the last request whose checkpoint is written, by what the dead worker noted."""
-        try:
-            # This process is in the workspace from its start on.
-            found = os.stat(wire.STATE, follow_symlinks=False).st_ino
-        except OSError:
-            found = 0
-        if found and found == self.progress[FILE]:
-            return max(self.progress[SAVED], self.progress[FILE_REQUEST])
-        return self.progress[SAVED]
 
     def report_kill(self) -> None:
         """Tell the host that the kernel has killed a process for its memory, but not the worker."""
@@ -301,11 +180,15 @@ class Supervisor:
         """Return the processes that survive all branches, and heirs as for ``sweep()``."""
         return {self.link.pid, *self.others()}, self.succession.groups()
 
-    def restart(self) -> None:
-        """Kill the worker: the host does not wait for it any longer."""
-        self.link.restarted = True
+    def restart(self, *, from_file: bool) -> None:
+        """Kill the worker: the host does not wait for it any longer.
+
+        Args:
+            from_file: whether the next one must begin from the state file.
+        """
+        self.link.restarted, self.link.from_file = True, from_file
         if self.burial is not None:
-            self.burial_ends = min(self.burial_ends, _now() + _BURIAL_TIMEOUT)
+            self.burial.hasten()
             return
         if self.succession.is_awaited():
             self.succession.end()
@@ -377,9 +260,11 @@ class Supervisor:
         """End the guest: the host is gone."""
         if self.branches is not None:
             self.branches.kill_all(tell=False)
-        self.await_checkpoint()
+        left = self.link.await_checkpoint(_SAVE_TIMEOUT)
+        if self.progress[KEPT]:
+            self.succession.await_checkpoint(left)
         if self.burial is None:
-            self.end_worker()
+            self.link.end(self.wake)
             self.link.kill_group()
         self.succession.end()
         if self.commands:
@@ -390,53 +275,6 @@ class Supervisor:
         except OSError:
             pass  # nobody reads it
         os._exit(0)
-
-    def end_worker(self) -> None:
-        """Let the worker end the session, with its exit functions, unless a cell runs."""
-        if self.progress[PHASE] == RUNNING:
-            return
-        if self.progress[PHASE] == CHECKPOINTING:
-            # Nobody needs this checkpoint. A second interrupt ends the saving of all variables.
-            for _ in range(2):
-                self.link.interrupt(self.link.stall.step())
-        self.link.control.shutdown(socket.SHUT_WR)
-        poll = select.poll()
-        for descriptor in (self.link.stdout, self.link.stderr, self.wake):
-            poll.register(descriptor, select.POLLIN)
-        left = 1000 * _END_TIMEOUT
-        while left > 0:
-            try:
-                if os.waitpid(self.link.pid, os.WNOHANG)[0]:
-                    return
-            except ChildProcessError:
-                return
-            for descriptor, _ in poll.poll(10):
-                try:
-                    if not os.read(descriptor, wire.CHUNK):  # there is nobody to pass it on to
-                        poll.unregister(descriptor)
-                except BlockingIOError:
-                    pass
-            left -= 10
-
-    def await_checkpoint(self) -> None:
-        """Let the worker of a kept session save what it has answered for.
-
-        Do not wait for a cell that runs: nobody has got its answer.
-        """
-        left = _SAVE_TIMEOUT
-        while self.progress[SAVING] and left > 0:
-            try:
-                if os.waitpid(self.link.pid, os.WNOHANG)[0]:
-                    break
-            except ChildProcessError:
-                break
-            select.select((), (), (), 0.01)
-            left -= 0.01
-        if self.progress[KEPT]:
-            self.succession.hurry()
-            while self.succession.is_pending() and left > 0:
-                select.select((), (), (), 0.01)
-                left -= 0.01
 
     def read_host(self) -> None:
         try:
@@ -456,8 +294,7 @@ class Supervisor:
             elif kind == wire.INTERRUPT:
                 self.interrupt(payload)
             elif kind == wire.RESTART:
-                self.from_file = bool(payload)
-                self.restart()
+                self.restart(from_file=bool(payload))
             elif kind == wire.SWEEP:
                 self.sweep(self.requested_at)
             elif kind == wire.CALL:
@@ -502,12 +339,13 @@ class Supervisor:
             if process:
                 _kill_and_wait(process)
         self.succession.end()
-        self.withdraw_offer()
-        self.burial = None
+        if self.burial is not None:
+            self.burial.withdraw()
+            self.burial = None
         self.sweep(self.started_at, alive=False, kept=(kept.pid,))
         self.relay.drop_all()
         link.close()
-        self.link, self.took_over, self.from_file = kept, False, False
+        self.link = kept
         kept.answered = True
         self.branches.kill_all()
         self.progress[PHASE] = self.progress[SAVING] = 0
@@ -595,57 +433,12 @@ class Supervisor:
                     self.relay.read(descriptor)
 
 
-def _fork() -> int:
-    """Fork, and try again for a while if the container has no room for another process."""
-    for _ in range(_FORK_TRIES):
-        try:
-            return os.fork()
-        except OSError as failure:
-            error = failure
-        select.select((), (), (), 0.05)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass  # orphans, if this process is PID 1
-        except ChildProcessError:
-            pass
-    # The host reports what stands on standard error when the container ends.
-    os.write(2, "No new worker can be forked: {}.\n".format(error.strerror).encode())
-    os._exit(71)
-
-
 def _kill_and_wait(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     except (ProcessLookupError, ChildProcessError):
         pass
-
-
-def _become_worker(
-    ends: Ends, mode: str, progress: memoryview, memory: memoryview, slots: memoryview
-) -> None:
-    """In the forked child, drop what is the supervisor's, and serve cells. Does not return.
-
-    ``ends`` are the worker's descriptors of control, calls, stdout and stderr.
-    """
-    status = 70
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
-        offer_to_kernel()
-        become((os.open(os.devnull, os.O_RDONLY), *ends[2:], *ends[:2]))
-        from . import worker
-
-        control, calls = socket.socket(fileno=3), socket.socket(fileno=4)
-        status = worker.main(control, calls, mode, progress, memory, slots)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(status)
 
 
 def _now() -> float:

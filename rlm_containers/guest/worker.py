@@ -226,7 +226,8 @@ class Worker:
         import resource  # noqa: F401
         import site  # noqa: F401
 
-        from . import branches, branching, figures, heirs, spawning, tools  # noqa: F401
+        # `branches` and `burial` are the supervisor's. Their byte code is wanted too.
+        from . import branches, branching, burial, figures, heirs, spawning, tools  # noqa: F401
         from .state import checkpoint  # noqa: F401
 
         code = ""
