@@ -172,8 +172,8 @@ class CellRunner:
         except BaseException as error:
             self._own_code.begin()
             self._hooks.hold()
-            self._interrupts.progress[PHASE] = ANSWERING
-            if getpid() == pid:
+            if getpid() == pid:  # not in a child: the cell goes on
+                self._interrupts.progress[PHASE] = ANSWERING
                 # So that a traceback is seen whatever the cell did.
                 self._streams.restore()
             status = self._print(error)

@@ -24,6 +24,25 @@ def test_a_forked_child_that_raises(box: Sandbox) -> None:
     assert printed(box, "print(here)") == "parent\n"
 
 
+def test_a_forked_child_that_does_not_get_on_as_it_raises(box: Sandbox) -> None:
+    # Code after a cell is interrupted after two seconds; the cell itself goes on here.
+    result = execute(
+        box,
+        """
+        import os, time
+        class Slow(Exception):
+            def __str__(self):
+                time.sleep(6)
+                os._exit(0)
+        child = os.fork()
+        if child == 0:
+            raise Slow
+        print(os.waitpid(child, 0) == (child, 0))
+        """,
+    )
+    assert (result.status, result.stdout) == ("ok", "True\n")
+
+
 def test_multiprocessing(box: Sandbox) -> None:
     # One that forks and one that starts an interpreter, which has to find the cell's function.
     assert printed(
