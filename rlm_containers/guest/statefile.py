@@ -121,7 +121,7 @@ class StateFile:
             checkpoint = self.checkpoint
             variables = self._namespace.variables()
             checkpoint.replacing = lambda inode: self._note_file(number, inode)
-            report = checkpoint.save(variables, interrupts, self._settings)
+            report = checkpoint.save(variables, interrupts, self._settings, number)
         except Exception as error:
             # A cell can break any module that saving needs. Go on without a checkpoint.
             report = unwritten(error_text(error))

@@ -61,8 +61,8 @@ which counts up from 1, and may have ``"announce": true``, which asks for ``begu
     expression at the end.
 ``load``
     Bind a variable to the contents of a file. ``name``. ``file``: its path in the workspace.
-    ``kind``: ``"text"`` in UTF-8, ``"json"`` or ``"pickle"``. ``size`` in bytes and ``checksum``, a
-    CRC-32, of the file. ``superseded``: the file that the variable was loaded from
+    ``kind``: ``"text"`` in UTF-8, ``"json"`` or ``"marshal"``. ``size`` in bytes and ``checksum``,
+    a CRC-32, of the file. ``superseded``: the file that the variable was loaded from
     before, or null. ``keep``: whether cells cannot change the variable (``history`` only).
 ``tools``
     Replace the functions of the host by ``tools``, as in ``start``.

@@ -373,7 +373,9 @@ class Worker:
         """Bind a variable to the contents of a file that the host put into the workspace."""
         loaded = self.state_file.checkpoint.loaded
         name, file = request["name"], request["file"]
-        value = loaded.load(request["kind"], file, request["size"], request["checksum"])
+        value = loaded.load(
+            request["kind"], file, request["size"], request["checksum"], request.get("id")
+        )
         if request.get("keep"):
             self.namespace.history_is_kept = True
             self.namespace.history = value

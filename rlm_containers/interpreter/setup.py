@@ -29,7 +29,7 @@ class KeptVariable:
     Attributes:
         name: the variable's name.
         file: the file in the workspace that holds its value.
-        kind: how the file is read: ``"text"``, ``"json"`` or ``"pickle"``.
+        kind: how the file is read: ``"text"``, ``"json"`` or ``"marshal"``.
         size: its bytes.
         checksum: its CRC-32.
     """

@@ -85,6 +85,7 @@ class Checkpoint:
         variables: Iterable[tuple[str, Any]],
         interrupts: Interrupts,
         settings: Settings | None = None,
+        number: int | None = None,
     ) -> dict[str, Any]:
         """Write a new ``state.dill``, unless it would be the same as the last.
 
@@ -94,6 +95,7 @@ class Checkpoint:
             variables: the names and values.
             interrupts: allowed while a variable is saved.
             settings: what cells have set beside their variables.
+            number: the request that the variables are as of.
 
         Returns:
             ``{"unsaved": [[name, type, reason], …], "error": str | None}``. With an error, such as
@@ -103,14 +105,14 @@ class Checkpoint:
         try:
             with no_collection():
                 try:
-                    unsaved = self._write(variables, interrupts, settings)
+                    unsaved = self._write(variables, interrupts, settings, number)
                 except OSError as error:
                     # A new file is worth more than the previous one.
                     if error.errno not in _DISK_FULL or not self.files.drop_previous():
                         raise
                     self._blobs.sweep(self.files.needed)
                     self._chunks.sweep(self.files.needed)
-                    unsaved = self._write(variables, interrupts, settings)
+                    unsaved = self._write(variables, interrupts, settings, number)
         except OSError as error:
             self._written = None
             return {"unsaved": [], "error": str(error)}
@@ -134,10 +136,11 @@ class Checkpoint:
         variables: list[tuple[str, Any]],
         interrupts: Interrupts,
         settings: Settings | None,
+        number: int | None,
     ) -> list[list[str]]:
         slow, self._slow = self._slow, {}
         self._blobs.begin(interrupts.advance)
-        self.loaded.begin(value for _, value in variables)
+        self.loaded.begin((value for _, value in variables), number)
         self._references.begin(variables)
         refused = self._refused_again(variables, slow, interrupts)
         file = NewFile(self.files.path + wire.UNFINISHED, self._chunks)

@@ -112,7 +112,7 @@ class References:
             for record in writer.records
             if record.longest >= BLOB_SIZE and record.longest != self.searched[record.name]
         ]
-        documents = [document.ids for document in self._loaded.documents.values()]
+        documents = [document.ids for document in self._loaded.known_to_cells()]
         if not suspects and not documents:
             return False
         memo = writer.pickler.memo.copy()

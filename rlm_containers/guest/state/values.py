@@ -37,7 +37,7 @@ from .. import wire
 from .disk import flush_file, flush_path, open_regular, remove
 
 #: What a checkpoint has in place of a value: ``("text", file, size, checksum)``, ``("json" or
-#: "pickle", file, size, checksum, path)``, or ``("str" or "bytes", file, size, checksum)`` for a
+#: "marshal", file, size, checksum, path)``, or ``("str" or "bytes", file, size, checksum)`` for a
 #: long string. Only plain types, since it is in a pickle.
 Reference = tuple[Any, ...]
 
@@ -76,15 +76,19 @@ class LoadedFiles:
         self.removed: set[str] = set()  # superseded files that are gone
         self.stamps: dict[str, tuple[int, int]] = {}  # size and checksum, by file
         self.parsed: dict[Reference, Any] = {}  # values of one restore
+        self.number: int | None = None  # the request whose checkpoint is under way
 
-    def load(self, kind: str, file: str, size: int, checksum: int) -> Any:
+    def load(
+        self, kind: str, file: str, size: int, checksum: int, number: int | None = None
+    ) -> Any:
         """Return the value in a file of the workspace that the host has made.
 
         Args:
-            kind: ``"text"``, ``"json"`` or ``"pickle"``.
+            kind: ``"text"``, ``"json"`` or ``"marshal"``.
             file: its path in the workspace.
             size: its size in bytes, as the host has written it.
             checksum: its CRC-32, likewise. It is not compared now.
+            number: the request that loads it, if nothing else is done in that.
 
         Raises:
             OSError: it cannot be read, or is not a regular file.
@@ -94,16 +98,16 @@ class LoadedFiles:
             if len(contents) != size:
                 raise ValueError("{} has changed since it was written".format(file))
             value = _decode(kind, contents)
-        self._add(value, kind, file)
+        self._add(value, kind, file, number)
         self.stamps[file] = (size, checksum)
         return value
 
-    def _add(self, value: Any, kind: str, file: str) -> None:
+    def _add(self, value: Any, kind: str, file: str, number: int | None = None) -> None:
         """Note that ``value`` was loaded from ``file``."""
         if kind == "text":
             self.texts[id(value)] = (value, file)
         else:
-            self.documents[id(value)] = _Document(value, kind, file)
+            self.documents[id(value)] = _Document(value, kind, file, number)
 
     def file_of(self, value: Any) -> str | None:
         """Return the file that a value was loaded from, if any."""
@@ -112,12 +116,30 @@ class LoadedFiles:
             return self.texts[key][1]
         return self.documents[key].file if key in self.documents else None
 
-    def begin(self, values: Iterable[Any]) -> None:
-        """Prepare a checkpoint: forget values that have changed or that no variable holds."""
+    def begin(self, values: Iterable[Any], number: int | None = None) -> None:
+        """Prepare a checkpoint: forget values that have changed or that no variable holds.
+
+        Args:
+            values: those that variables hold.
+            number: the request that the checkpoint is of.
+        """
+        self.number = number
         self.forget_others(values)
         for key, document in list(self.documents.items()):
-            if not document.is_unchanged():
+            if not (self._is_new(document) or document.is_unchanged()):
                 del self.documents[key]
+
+    def _is_new(self, document: _Document) -> bool:
+        """Return whether no cell has run since it was loaded.
+
+        Then it is as it was, and no other variable has a piece of it. To find that out takes most
+        of the time of a checkpoint.
+        """
+        return self.number is not None and document.number == self.number
+
+    def known_to_cells(self) -> list[_Document]:
+        """Return the documents that variables may hold pieces of."""
+        return [document for document in self.documents.values() if not self._is_new(document)]
 
     def forget_others(self, values: Iterable[Any]) -> None:
         """Forget all values but these."""
@@ -154,7 +176,10 @@ class LoadedFiles:
         if key in self.texts:
             file = self.texts[key][1]
             return ("text", file, *self.stamps[file])
-        for document in self.documents.values():
+        document = self.documents.get(key)
+        if document is not None:
+            return (document.kind, document.file, *self.stamps[document.file], ())
+        for document in self.known_to_cells():
             path = document.path_to(value)
             if path is not None:
                 return (document.kind, document.file, *self.stamps[document.file], path)
@@ -182,12 +207,20 @@ class LoadedFiles:
 
 
 class _Document:
-    """A dict or list that was loaded from a file. ``kind`` says how that is read."""
+    """A dict or list that was loaded from a file.
 
-    def __init__(self, value: Any, kind: str, file: str) -> None:
+    Args:
+        value: it.
+        kind: how the file is read.
+        file: its path in the workspace.
+        number: the request that has loaded it, and did nothing else.
+    """
+
+    def __init__(self, value: Any, kind: str, file: str, number: int | None) -> None:
         self.value = value
         self.kind = kind
         self.file = file
+        self.number = number
         self.digest = _digest(value)
         self.paths: dict[int, tuple[Any, ...]] | None = None
 
@@ -206,9 +239,7 @@ class _Document:
             return False
 
     def path_to(self, value: Any) -> tuple[Any, ...] | None:
-        """Return the keys and indexes that lead to a container in it, else ``None``."""
-        if value is self.value:
-            return ()
+        """Return the keys and indexes that lead to a container below it, else ``None``."""
         key = id(value)
         place = bisect.bisect_left(self.ids, key)
         if place == len(self.ids) or self.ids[place] != key:
@@ -252,9 +283,11 @@ def no_collection() -> Iterator[None]:
 
 
 def _decode(kind: str, contents: bytes | mmap.mmap) -> Any:
-    """Return the value in a file. A pickle is the host's, whom this process trusts."""
+    """Return the value in a file. It is the host's, whom this process trusts."""
     with no_collection():
-        if kind == "pickle":
+        if kind == "marshal":
+            return marshal.loads(contents)
+        if kind == "pickle":  # of an earlier version
             return pickle.loads(contents)
         text = str(contents, "utf-8", "surrogatepass")
         return text if kind == "text" else json.loads(text)
