@@ -5,8 +5,13 @@ More kinds of values: ``tests/behaviour/values.py``.
 
 from __future__ import annotations
 
+import pickle
+import zlib
+from pathlib import Path
+
 import pytest
 
+from rlm_containers.guest.state.values import LoadedFiles
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
 #: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
@@ -273,3 +278,10 @@ def test_a_kill_around_the_rename(boxes: Boxes, moment: str) -> None:
         assert (result.stdout, "n" in result.older) == ("1\n", True)
     else:
         assert (result.stdout, result.lost, result.older) == ("2\n", (), ())
+
+
+def test_a_document_that_an_earlier_version_has_pickled(tmp_path: Path) -> None:
+    contents = pickle.dumps({"rows": [{"n": 1}]}, 4)
+    (tmp_path / "data.pickle").write_bytes(contents)
+    reference = ("pickle", "data.pickle", len(contents), zlib.crc32(contents), ("rows", 0))
+    assert LoadedFiles(str(tmp_path)).fetch(reference) == {"n": 1}

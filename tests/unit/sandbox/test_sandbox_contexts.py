@@ -205,6 +205,25 @@ def test_pieces_of_a_context_stay_pieces_of_it(box: Sandbox) -> None:
     run(box, "assert some[1] is data[10] and first is data[0]['tags'] and some[0]['tags'] is first")
 
 
+def test_two_documents_and_a_variable_with_pieces_of_one(box: Sandbox) -> None:
+    box.load("data", [{"n": number} for number in range(100)])
+    run(box, "some = data[5:8]\ndata[6]['n'] = 'changed'")
+    box.load("other", [{"n": number} for number in range(100)])
+    for _ in range(2):
+        revive(box)
+        run(box, "assert some[1] is data[6] and some[1]['n'] == 'changed' and other[6]['n'] == 6")
+
+
+def test_a_cell_that_changes_a_document_after_it_was_saved(box: Sandbox) -> None:
+    box.load("data", [{"n": number} for number in range(100)])
+    settle(box)
+    run(box, "row = data.pop()")
+    settle(box)
+    run(box, "data.append(row)")
+    revive(box)
+    run(box, "assert data[99] is row and len(data) == 100")
+
+
 def test_a_file_that_a_cell_removed_or_changed_costs_that_variable_only(boxes: Boxes) -> None:
     box = boxes()
     box.load("gone", "g" * 300_000)
