@@ -3,7 +3,7 @@
 For each command the supervisor forks a *keeper*, which starts the command and adopts what that
 leaves behind: it is a subreaper, see ``PR_SET_CHILD_SUBREAPER`` in prctl(2). So whatever a command
 has started descends from its keeper, daemons too, and nothing of a cell does. A keeper ends with
-the last of its processes.
+the last of its processes, or is killed with all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from . import wire
 from .account import limit_files, name_user
 from .descriptors import become
 from .memory import MemoryWatch, offer_to_kernel
-from .processes import kill_below, subreaper
+from .processes import kill_trees, subreaper
 
 #: The directory in which commands start. A name of this module's, so that tests without a
 #: container can set it.
@@ -119,7 +119,7 @@ class Commands:
 
     def kill_all(self) -> None:
         """Kill all commands and what they have left."""
-        _kill_below(self.keepers())
+        _kill(self.keepers())
 
     # Start and end
 
@@ -173,7 +173,7 @@ class Commands:
         return int.from_bytes(data, "big")
 
     def _kill(self, command: _Command) -> None:
-        _kill_below({command.keeper} if command.report >= 0 else set())
+        _kill({command.keeper})
         status = self._status(command)
         self._end(command, int(signal.SIGKILL) if status is None else status)
 
@@ -283,9 +283,10 @@ class Commands:
         return -1
 
 
-def _kill_below(keepers: set[int]) -> None:
+def _kill(keepers: set[int]) -> None:
+    """Kill keepers and all that is below them. One that was spared might not have begun yet."""
     try:
-        kill_below(keepers)
+        kill_trees(keepers)
     except OSError:
         pass  # there is no /proc; what is left ends with the container
 

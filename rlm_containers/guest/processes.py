@@ -99,14 +99,10 @@ def sweep_newer(since: float, spared: Container[int], heirs: Mapping[int, int]) 
     _kill(lambda table: {pid for pid in table if is_newer(pid, table)})
 
 
-def kill_below(roots: Iterable[int]) -> None:
-    """Kill what descends from these processes, but not the processes themselves."""
+def kill_trees(roots: Iterable[int]) -> None:
+    """Kill these processes and what descends from them."""
     roots = set(roots)
-
-    def below(table: _Table) -> set[int]:
-        return {pid for pid in table if any(_descends(pid, root, table) for root in roots)} - roots
-
-    _kill(below)
+    _kill(lambda table: {pid for pid in table if any(_descends(pid, r, table) for r in roots)})
 
 
 def _kill(choose: Callable[[_Table], set[int]]) -> None:
@@ -125,7 +121,7 @@ def _kill(choose: Callable[[_Table], set[int]]) -> None:
     # A signal takes effect later, and the next cell must not find them alive.
     deadline = time.monotonic() + _KILL_TIMEOUT
     for pid in stopped:
-        while _lives(pid) and time.monotonic() < deadline:
+        while not _has_ended(_stat(pid)) and time.monotonic() < deadline:
             time.sleep(0.001)
 
 
@@ -135,7 +131,7 @@ def _table() -> _Table:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             fields = _stat(int(entry))
-            if len(fields) > 19 and fields[0] not in (b"Z", b"X"):
+            if len(fields) > 19 and not _has_ended(fields):
                 numbers = (int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
                 table[int(entry)] = numbers
     return table
@@ -175,8 +171,9 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _lives(pid: int) -> bool:
-    return _stat(pid)[:1] not in ([], [b"Z"], [b"X"])
+def _has_ended(fields: list[bytes]) -> bool:
+    """Return whether a process has ended: a zombie that has threads only lacks its first one."""
+    return fields[:1] in ([], [b"X"]) or (fields[0] == b"Z" and int(fields[17]) < 2)
 
 
 def _signal(pid: int, number: int) -> None:

@@ -58,7 +58,7 @@ def lives(box: Sandbox, pid: bytes | str) -> bool:
 
 
 def ends(box: Sandbox, pid: bytes) -> bool:
-    """Whether a killed process is gone, or will be: until its keeper waits for it, it is a zombie."""
+    """Whether a killed process is gone, or will be: until somebody waits for it, it is a zombie."""
     return eventually(lambda: not lives(box, pid))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from tests.support import eventually
 from tests.unit.guests import Guest, await_end
 
 
-def start(guest: Guest, number: int, *argv: str, **more: Any) -> None:
-    """Start a command."""
+def requested(*argv: str, **more: Any) -> bytes:
+    """What tells the guest to start a command."""
     request = {
         "argv": argv,
         "cwd": None,
@@ -28,7 +29,12 @@ def start(guest: Guest, number: int, *argv: str, **more: Any) -> None:
         "input": False,
         **more,
     }
-    tell(guest, wire.RUN, number, json.dumps(request).encode())
+    return json.dumps(request).encode()
+
+
+def start(guest: Guest, number: int, *argv: str, **more: Any) -> None:
+    """Start a command."""
+    tell(guest, wire.RUN, number, requested(*argv, **more))
 
 
 def tell(guest: Guest, kind: int, number: int, payload: bytes = b"") -> None:
@@ -122,6 +128,33 @@ def test_a_kill_is_always_answered(ready: Guest) -> None:
     for kind in (wire.KILL, wire.TAKEN, wire.INPUT):
         tell(ready, kind, 3, b"\0\0\0\1")
     assert finished(ready, 3)[0] == {"signal": 9}
+
+
+def test_a_kill_that_comes_before_the_command_has_begun(ready: Guest) -> None:
+    # All these variables take its keeper longer than the supervisor takes to look for it.
+    env = {f"V{number}": "" for number in range(10_000)}
+    request = requested("sleep", "1000", env=env)
+    number = (8).to_bytes(4, "big")
+    ready.write(wire.encode(wire.RUN, number + request) + wire.encode(wire.KILL, number))
+    assert finished(ready, 8)[0] == {"signal": 9}
+    assert eventually(lambda: len(children(ready.pid)) == 1)  # the worker
+
+
+def test_a_kill_of_one_whose_first_thread_has_ended(ready: Guest) -> None:
+    code = (
+        "import ctypes, os, threading, time\n"
+        "def go_on():\n"
+        "    while open('/proc/self/stat').read().rpartition(')')[2].split()[0] != 'Z': pass\n"
+        "    os.write(1, b'%d' % os.getpid())\n"
+        "    time.sleep(1000)\n"
+        "threading.Thread(target=go_on).start()\n"
+        "ctypes.CDLL(None).pthread_exit(None)"
+    )
+    start(ready, 9, sys.executable, "-c", code)
+    running = int(ready.frame()[1][4:])
+    tell(ready, wire.KILL, 9)
+    assert finished(ready, 9)[0] == {"signal": 9}
+    assert await_end(running)
 
 
 def test_a_keeper_that_is_killed(ready: Guest) -> None:
