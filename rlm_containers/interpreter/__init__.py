@@ -7,16 +7,9 @@ from rlm_containers.interpreter.deadlines import Deadlines
 from rlm_containers.interpreter.direct import DirectSocket
 from rlm_containers.interpreter.files import FileCall, FileCalls
 from rlm_containers.interpreter.interpreter import Interpreter
+from rlm_containers.interpreter.items import KILLED, Closed, Event, Message
 from rlm_containers.interpreter.output import Reply
-from rlm_containers.interpreter.pipe import (
-    KILLED,
-    Closed,
-    Event,
-    FloodError,
-    Frame,
-    Message,
-    Pipe,
-)
+from rlm_containers.interpreter.pipe import FloodError, Pipe
 from rlm_containers.interpreter.reader import is_reader_thread
 from rlm_containers.interpreter.results import (
     Artifact,
@@ -39,6 +32,7 @@ from rlm_containers.interpreter.untrusted import (
     parse_cost,
     printable,
 )
+from rlm_containers.interpreter.writer import Frame
 
 __all__ = [
     "KILLED",

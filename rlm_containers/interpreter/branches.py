@@ -18,19 +18,13 @@ from rlm_containers.guest import wire
 from rlm_containers.interpreter.clock import CellClock
 from rlm_containers.interpreter.deadlines import Deadlines, Request
 from rlm_containers.interpreter.interpreter import Interpreter
+from rlm_containers.interpreter.items import ITEMS, Event, Item, parsed
 from rlm_containers.interpreter.output import Reply
-from rlm_containers.interpreter.pipe import (
-    ITEMS,
-    Event,
-    FloodError,
-    Frame,
-    Item,
-    Pipe,
-    parsed,
-)
+from rlm_containers.interpreter.pipe import FloodError, Pipe
 from rlm_containers.interpreter.queue import BoundedQueue, Woken
 from rlm_containers.interpreter.reports import death
 from rlm_containers.interpreter.results import OutputCallback
+from rlm_containers.interpreter.writer import Frame
 
 #: The most that waits here of one branch: a message, what the supervisor sends besides, and what it
 #: drains.
@@ -78,7 +72,7 @@ class BranchPipe:
 
     def message(self, content: dict[str, Any]) -> Frame:
         text = json.dumps(content).encode("ascii")
-        return self._pipe.frame(wire.BRANCH, self._addressed(wire.MESSAGE, text))
+        return Frame.of(wire.BRANCH, self._addressed(wire.MESSAGE, text))
 
     def write(self, frame: Frame) -> None:
         self._pipe.write(frame)

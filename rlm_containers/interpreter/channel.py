@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from rlm_containers.interpreter.pipe import Frame, Item
+from rlm_containers.interpreter.items import Item
+from rlm_containers.interpreter.writer import Frame
 
 
 class Channel(Protocol):

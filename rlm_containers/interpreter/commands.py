@@ -16,8 +16,9 @@ from typing import Any, Self
 
 from rlm_containers.errors import OptionError, SandboxLostError
 from rlm_containers.guest import wire
+from rlm_containers.interpreter.items import Closed
 from rlm_containers.interpreter.output import Excerpt
-from rlm_containers.interpreter.pipe import Closed, FloodError, Pipe
+from rlm_containers.interpreter.pipe import FloodError, Pipe
 from rlm_containers.interpreter.reports import memory_death
 from rlm_containers.interpreter.results import (
     CommandCallback,

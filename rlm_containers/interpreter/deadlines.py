@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rlm_containers.errors import SandboxLostError
 from rlm_containers.interpreter.clock import CellClock
 from rlm_containers.interpreter.output import Reply
-from rlm_containers.interpreter.pipe import Frame
+from rlm_containers.interpreter.writer import Frame
 
 #: Why something is stopped: a cell reached its limit, its files have grown too much, the user
 #: interrupted it, the checkpoint before the request does not end, or a worker does not become

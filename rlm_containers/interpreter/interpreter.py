@@ -17,8 +17,8 @@ from rlm_containers.interpreter.deadlines import (
     Growth,
     Request,
 )
+from rlm_containers.interpreter.items import KILLED, Closed, Event, Item, Message, Output
 from rlm_containers.interpreter.output import Reply
-from rlm_containers.interpreter.pipe import KILLED, Closed, Event, Item, Message, Output
 from rlm_containers.interpreter.reports import WorkerReports, listed
 from rlm_containers.interpreter.results import OutputCallback, UnsavedVariable
 from rlm_containers.interpreter.setup import WorkerSetup

@@ -9,37 +9,24 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import select
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-from rlm_containers.errors import SandboxBusyError, SandboxError, SandboxLostError, describe
+from rlm_containers.errors import SandboxError, describe
 from rlm_containers.guest import wire
 from rlm_containers.interpreter.direct import DirectSocket
+from rlm_containers.interpreter.items import ITEMS, Closed, Event, Item, Message, parsed
 from rlm_containers.interpreter.queue import BoundedQueue, Woken
 from rlm_containers.interpreter.reader import Next, Turns, hold_reader
+from rlm_containers.interpreter.streams import Streams, read_chunk
 from rlm_containers.interpreter.threads import start_thread
-from rlm_containers.interpreter.untrusted import UntrustedJSON
+from rlm_containers.interpreter.writer import Frame, FrameWriter
 from runtimes import ContainerProcess
-
-#: The exit status of a client whose container was killed by SIGKILL.
-KILLED = 128 + 9
 
 #: Seconds for the client to end after its pipe was closed.
 _END_TIMEOUT = 10.0
-
-#: Bytes to keep of the container's standard error, where the engine's client writes too.
-_STDERR_KEPT = 16_384
-
-#: Seconds for the other side to read what is written. It normally reads at once.
-_WRITE_TIMEOUT = 60.0
-
-#: Milliseconds between two checks whether a blocked write is still wanted.
-_WRITE_CHECK = 100
 
 #: Seconds between two looks at the reader by whoever waits for it. It may have died.
 _READER_CHECK = 1.0
@@ -50,12 +37,6 @@ _MAX_WAITING = 64 * 1024 * 1024
 
 #: Frames that are handled before other containers have their turn.
 _TURN = 64
-
-#: Bytes that an item takes besides its contents.
-_ITEM_OVERHEAD = 500
-
-#: Parts of a message. Reports of variables have four for each variable.
-_MAX_PARTS = 200_000
 
 #: Payloads of at least so many bytes are not copied. Output is always shorter.
 _WHOLE = 1024 * 1024 + 1
@@ -78,71 +59,12 @@ _LIMITS = {
 #: The frames about commands.
 _OF_COMMANDS = (wire.RUN_OUT, wire.RUN_ERR, wire.TAKEN, wire.ENDED)
 
-
-@dataclass(frozen=True)
-class Message:
-    """A JSON object from the worker."""
-
-    content: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Event:
-    """A JSON object from the supervisor."""
-
-    content: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Output:
-    """A piece of a standard stream. ``stream`` is a frame kind of :mod:`guest.wire`."""
-
-    stream: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Closed:
-    """The end: nothing more will come.
-
-    Attributes:
-        exit_code: the client's exit status, or ``None`` if it had to be killed.
-        stderr: the end of what was written to standard error.
-        reason: why the host closed the pipe; empty if the container ended by itself.
-    """
-
-    exit_code: int | None
-    stderr: str
-    reason: str = ""
-
-
-Item = Message | Event | Output | Closed
-
-
 #: Takes the kind and the payload of a frame.
 FrameCallback = Callable[[int, bytes], None]
 
 
 class FloodError(Exception):
     """The container sends more than anyone can answer."""
-
-
-@dataclass(eq=False)
-class Frame:
-    """A frame to be written.
-
-    Attributes:
-        data: all of its bytes.
-        written: how many of them each write took.
-    """
-
-    data: memoryview
-    written: list[int] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        """How many bytes were written."""
-        return sum(self.written)
 
 
 class Pipe:
@@ -185,19 +107,8 @@ class Pipe:
         self.on_saved: Callable[[], None] = lambda: None
         self.on_closed: Callable[[], None] = lambda: None
         self._items: BoundedQueue[Item] = BoundedQueue(_MAX_WAITING, self._resume)
-        self._stderr = bytearray()
-        self._frame = Frame(memoryview(b""))  # the last one
-        # A signal handler may hang up while the code below it writes: the first lock lets it in,
-        # and the second one tells that code's state.
-        self._write_lock = threading.RLock()
-        self._writing = threading.Lock()
-        self._hung_up = False
+        self._streams = Streams(process, direct)
         self._end_by = math.inf  # when a guest that was hung up on must have ended
-        self._reason = ""
-        self._direct = direct
-        self._is_direct = False  # whether the guest has connected
-        self._is_shut = False  # whether nothing can be written any more
-        self._ask_status: Callable[[], int | None] | None = None  # once the client is left
         # The last of the two to be done closes the descriptors. Before, their numbers could become
         # those of another container's while the reader still reads them.
         self._ending = threading.RLock()
@@ -205,10 +116,9 @@ class Pipe:
         self._unfinished = threading.Lock()  # held until all is read and known; to wait for that
         self._unfinished.acquire()
         self._finisher: threading.Thread | None = None
-        # A full pipe must not block the writer without a limit, see send().
-        os.set_blocking(process.stdin, False)
         self._open_ends = {process.stdout, process.stderr}
         self._reader = hold_reader()
+        self._writer = FrameWriter(self._streams, self._reader)
         self._read(process.stderr, self._last_words(process.stderr))
         self._read(process.stdout, self._frames(process.stdout))
 
@@ -220,7 +130,7 @@ class Pipe:
                 last may say more about how it ended.
             guest.wire.FrameError: the payload is too large for one frame.
         """
-        self.write(self.frame(kind, payload))
+        self.write(Frame.of(kind, payload))
 
     def try_send(self, kind: int, payload: bytes = b"") -> bool:
         """Write one frame, unless another is being written. For signal handlers.
@@ -231,23 +141,7 @@ class Pipe:
         Raises:
             SandboxLostError: as for :meth:`send`.
         """
-        if not self._write_lock.acquire(blocking=False):
-            return False
-        try:
-            if self._writing.locked():
-                return False
-            self.send(kind, payload)
-        finally:
-            self._write_lock.release()
-        return True
-
-    def frame(self, kind: int, payload: bytes) -> Frame:
-        """Return a frame to be written.
-
-        Raises:
-            guest.wire.FrameError: the payload is too large for one frame.
-        """
-        return Frame(memoryview(wire.encode(kind, payload)))
+        return self._writer.try_write(Frame.of(kind, payload))
 
     def write(self, frame: Frame, timeout: float | None = None) -> None:
         """Write a frame. If that is interrupted by an exception, the next call completes it.
@@ -261,62 +155,11 @@ class Pipe:
             SandboxBusyError: this thread is in the middle of a write: this is a signal handler, or
                 something like it.
         """
-        with self._write_lock:
-            if self._writing.locked():
-                raise SandboxBusyError(
-                    "This call was made in the middle of another one's message to the container.",
-                    remedy="Make it later: in a thread, or once the other has returned.",
-                    container=self.process.name,
-                )
-            try:
-                with self._writing:
-                    if timeout is None:
-                        # Where others wait to be read, nobody waits.
-                        timeout = 0 if self._reader.is_this_thread() else _WRITE_TIMEOUT
-                    deadline = time.monotonic() + timeout
-                    self._complete(self._frame, deadline)
-                    self._frame = frame
-                    self._complete(frame, deadline)
-            finally:
-                if self._hung_up:
-                    self._close_input()
+        self._writer.write(frame, timeout)
 
     def has_begun(self, frame: Frame) -> bool:
         """Whether a frame was written, or is going to be completed."""
-        return frame is self._frame or bool(frame.written)
-
-    def _complete(self, frame: Frame, deadline: float) -> None:
-        while (count := frame.count) < len(frame.data):
-            if self._is_shut or self._input() < 0:
-                raise self._lost("its pipe is closed")
-            try:
-                # In one step: an exception of a signal handler must not come between a write and
-                # the note of how much it took.
-                frame.written.extend(map(os.write, (self._input(),), (frame.data[count:],)))
-            except BlockingIOError:
-                if self._hung_up:
-                    raise self._lost("it was closed") from None
-                if time.monotonic() > deadline:
-                    # Half a frame is in the pipe, so nothing else can be sent after it.
-                    self._reason = self._reason or "it does not read any more"
-                    self._close_input()
-                    raise self._lost(self._reason) from None
-                writable = select.poll()
-                writable.register(self._input(), select.POLLOUT)
-                writable.poll(_WRITE_CHECK)
-            except OSError:
-                raise self._lost("its pipe is broken") from None
-        frame.data = frame.data[:0]  # it may be large
-
-    def _input(self) -> int:
-        """Return the descriptor to write to."""
-        return self._direct.fileno() if self._direct and self._is_direct else self.process.stdin
-
-    def _close_input(self) -> None:
-        self._is_shut = True
-        if self._direct is not None:
-            self._direct.shut_down()
-        self.process.close_stdin()
+        return self._writer.has_begun(frame)
 
     def send_message(self, **content: Any) -> None:
         """Write one JSON object for the worker."""
@@ -328,7 +171,7 @@ class Pipe:
         Raises:
             guest.wire.FrameError: it is too large for one frame.
         """
-        return self.frame(wire.MESSAGE, json.dumps(content).encode("ascii"))
+        return Frame.of(wire.MESSAGE, json.dumps(content).encode("ascii"))
 
     def receive(self, timeout: float | None = None) -> Item:
         """Return the next item; always :class:`Closed` once the container has ended.
@@ -375,7 +218,7 @@ class Pipe:
         """
         is_read = self._finisher is not None or self._reader.is_alive
         if self.closed is None and (not is_read or time.monotonic() > self._end_by):
-            return Closed(None, "", self._reason or "its reader died")
+            return Closed(None, "", self._writer.reason or "its reader died")
         return self.closed
 
     def wake(self) -> None:
@@ -391,12 +234,8 @@ class Pipe:
 
         Any thread may call this, and a signal handler wherever it strikes.
         """
-        self._reason = self._reason or reason
         self._end_by = min(self._end_by, time.monotonic() + _END_TIMEOUT)
-        self._hung_up = True  # else a write to a guest that does not read would hold the lock
-        with self._write_lock:
-            if not self._writing.locked():  # else this thread closes it when it has written
-                self._close_input()
+        self._writer.hang_up(reason)
 
     def leave_client(self, ask_status: Callable[[], int | None]) -> int:
         """End the engine's client, if the guest is reached without it.
@@ -407,13 +246,7 @@ class Pipe:
         Returns:
             The process that ends with the container; 0 if the client must stay.
         """
-        if self._direct is None or not self._is_direct or not self._direct.peer:
-            return 0
-        self._ask_status = ask_status  # first: the end of the streams means nothing from now on
-        monitor = self.process.leave(self._direct.peer)
-        if not monitor:
-            self._ask_status = None
-        return monitor
+        return self._streams.leave_client(ask_status)
 
     def is_reading_here(self) -> bool:
         """Whether this thread is one for which :meth:`close` waits."""
@@ -426,13 +259,9 @@ class Pipe:
             timeout: seconds until the client is killed.
         """
         self._items.close()
-        self._hung_up = True
-        with self._write_lock:
-            self._close_input()
+        self._writer.close()
         if not self._await_end(timeout):
-            self.process.kill()
-            if self._direct is not None:
-                self._direct.cut()
+            self._streams.kill()
             self._await_end(timeout)
         self._close_descriptors(is_over=True)
 
@@ -452,9 +281,7 @@ class Pipe:
             self._is_over |= is_over
             if not (self._has_read and self._is_over):
                 return
-        self.process.close()
-        if self._direct is not None:
-            self._direct.close()
+        self._streams.close()
 
     # Reading, in turns with other containers
 
@@ -464,7 +291,7 @@ class Pipe:
     def _frames(self, descriptor: int) -> Turns:
         """Handle the frames that come from a descriptor."""
         decoder = wire.FrameDecoder(_LIMITS, _WHOLE)
-        while data := self._receive(descriptor):
+        while data := read_chunk(descriptor):
             for count, (kind, payload) in enumerate(decoder.feed(data), 1):
                 self._dispatch(kind, payload)
                 del payload  # else it would be kept until the next frame
@@ -477,9 +304,8 @@ class Pipe:
 
     def _last_words(self, descriptor: int) -> Turns:
         """Keep the end of standard error."""
-        while data := self._receive(descriptor):
-            self._stderr += data
-            del self._stderr[:-_STDERR_KEPT]
+        while data := read_chunk(descriptor):
+            self._streams.keep_stderr(data)
             data = b""
             yield Next.READ
 
@@ -500,12 +326,7 @@ class Pipe:
             reason = f"its output could not be read ({describe(error)})"
         self._reader.remove(descriptor)
         self._open_ends.discard(descriptor)
-        has_ended = not self._open_ends & {self.process.stdout, self.process.stderr}
-        if has_ended and self._ask_status is not None:
-            self.process.close()  # of a client that was left
-        elif has_ended and self._direct is not None:
-            # The container has ended, or its client has. What it had said before has all arrived.
-            self._direct.cut()
+        self._streams.note_end(self._open_ends)
         if reason or not self._open_ends:
             self._end(reason)
 
@@ -523,13 +344,6 @@ class Pipe:
     def _resume(self) -> None:
         for descriptor in tuple(self._open_ends):
             self._reader.resume(descriptor)
-
-    def _receive(self, descriptor: int) -> bytes:
-        """Read. Return nothing at the end."""
-        try:
-            return os.read(descriptor, wire.CHUNK)
-        except (BlockingIOError, ConnectionError):
-            return b""
 
     def _dispatch(self, kind: int, payload: bytes | bytearray) -> None:
         if kind == wire.CALL:
@@ -556,11 +370,7 @@ class Pipe:
 
     def _connect(self) -> None:
         """Read and write what follows by the direct connection."""
-        direct = self._direct
-        if direct is None or self._is_direct or not direct.accept() or direct.errors is None:
-            raise ValueError("it says that it has connected, and has not")
-        self._is_direct = True
-        connection, errors = direct.fileno(), direct.errors.fileno()
+        connection, errors = self._streams.connect()
         self._open_ends |= {connection, errors}
         self._read(connection, self._frames(connection))
         self._read(errors, self._last_words(errors))
@@ -573,12 +383,13 @@ class Pipe:
         Args:
             reason: why it cannot be read any more; empty if there is nothing left to read.
         """
-        exit_code, ask = None, None if self._hung_up or reason else self._ask_status
+        ask = None if self._writer.is_hung_up or reason else self._streams.ask_status
+        exit_code = None
         try:
             # Either the container has ended, or the position of the next frame is not known.
             self.hang_up(reason)
             if reason:
-                self._discard()
+                self._streams.discard(_END_TIMEOUT)
             exit_code = self.process.wait(_END_TIMEOUT)
             if ask is not None:
                 exit_code = ask()
@@ -587,53 +398,8 @@ class Pipe:
             reason = reason or f"its end could not be awaited ({describe(error)})"
             self.process.kill()
         finally:
-            stderr = self._stderr.decode("utf-8", "replace")
-            self.closed = Closed(exit_code, stderr, reason or self._reason)
+            self.closed = Closed(exit_code, self._streams.stderr, reason or self._writer.reason)
             self.on_closed()
             self._items.put(self.closed, 0)
             self._close_descriptors(has_read=True)
             self._unfinished.release()
-
-    def _discard(self) -> None:
-        """Read to the end: a guest that is blocked in a write does not see that its pipe closed."""
-        deadline = time.monotonic() + _END_TIMEOUT
-        poll = select.poll()
-        open_ends = {self.process.stdout}
-        if self._direct is not None and self._is_direct:
-            open_ends.add(self._direct.fileno())
-        for descriptor in open_ends:
-            poll.register(descriptor, select.POLLIN)
-        while open_ends and (left := deadline - time.monotonic()) > 0:
-            for descriptor, _ in poll.poll(1000 * left):
-                if not self._receive(descriptor):
-                    poll.unregister(descriptor)
-                    open_ends.discard(descriptor)
-
-    def _lost(self, how: str) -> SandboxLostError:
-        stderr = self._stderr.decode("utf-8", "replace").strip()
-        why = self._reason or how
-        return SandboxLostError(
-            f"The container cannot be reached: {why}." + (f" It said: {stderr}" if stderr else ""),
-            remedy="Make a new Sandbox.",
-            container=self.process.name,
-        )
-
-
-#: The kinds of frames that are items.
-ITEMS = (wire.STDOUT, wire.STDERR, wire.MESSAGE, wire.EVENT)
-
-
-def parsed(kind: int, payload: bytes | bytearray) -> tuple[Item, int]:
-    """Return the item in a frame of one of :data:`ITEMS`, and the bytes that it takes in memory.
-
-    Raises:
-        ValueError: it is not what such a frame has.
-    """
-    if kind in (wire.STDOUT, wire.STDERR):
-        return Output(kind, bytes(payload)), _ITEM_OVERHEAD + len(payload)
-    text = UntrustedJSON(payload, _MAX_PARTS)
-    content = text.load()
-    if not isinstance(content, dict):
-        raise ValueError("it is no object")
-    item = Message(content) if kind == wire.MESSAGE else Event(content)
-    return item, _ITEM_OVERHEAD + text.size

@@ -19,7 +19,7 @@ from rlm_containers.interpreter import (
     Pipe,
     WorkerSetup,
 )
-from rlm_containers.interpreter.pipe import Item
+from rlm_containers.interpreter.items import Item
 from runtimes.command import EngineCommand
 from tests.support import TIMEOUT, eventually, interpreter_of
 from tests.unit.hostile import CELL, GREETING, LINGER, PRELUDE, READY, execute, result, script

@@ -17,14 +17,8 @@ import pytest
 from rlm_containers.errors import SandboxBusyError, SandboxLostError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter.direct import DirectSocket
-from rlm_containers.interpreter.pipe import (
-    Closed,
-    Event,
-    Item,
-    Message,
-    Output,
-    Pipe,
-)
+from rlm_containers.interpreter.items import Closed, Event, Item, Message, Output
+from rlm_containers.interpreter.pipe import Pipe
 from runtimes import ContainerProcess
 from runtimes.command import EngineCommand
 from tests.support import TIMEOUT, eventually
@@ -189,7 +183,7 @@ def test_sending_to_a_program_that_has_ended(open_: Open) -> None:
 def test_sending_to_a_program_that_does_not_read(
     open_: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlm_containers.interpreter.pipe._WRITE_TIMEOUT", 0.1)
+    monkeypatch.setattr("rlm_containers.interpreter.writer._WRITE_TIMEOUT", 0.1)
     pipe = open_("import time\nwhile True: time.sleep(1000)")
     with pytest.raises(SandboxLostError, match="does not read"):
         pipe.send_message(text="x" * 10_000_000)
@@ -389,7 +383,7 @@ def test_a_write_in_the_middle_of_a_write_is_refused(open_: Open) -> None:
         pipe.hang_up()
 
     def strike() -> None:
-        assert eventually(pipe._writing.locked)
+        assert eventually(pipe._writer._writing.locked)
         os.kill(os.getpid(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, handle)

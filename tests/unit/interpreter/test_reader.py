@@ -15,7 +15,8 @@ from rlm_containers.container.bundle import Bundle
 from rlm_containers.errors import SandboxBusyError, SandboxClosedError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter import pipe as pipes
-from rlm_containers.interpreter.pipe import Closed, Message, Output, Pipe
+from rlm_containers.interpreter.items import Closed, Message, Output
+from rlm_containers.interpreter.pipe import Pipe
 from runtimes.command import EngineCommand
 from tests.support import TIMEOUT, eventually
 from tests.unit.guests import LocalRuntime
