@@ -25,8 +25,9 @@ from runtimes.errors import (
     ImageNotFoundError,
     UnsupportedByEngineError,
 )
-from runtimes.pod import PodProcess, read_objects, removal
+from runtimes.pod import PodProcess, removal
 from runtimes.pods import CONTAINER, MANAGED, MANAGER, NETWORK, job
+from runtimes.podwatch import read_objects
 from runtimes.spec import ContainerSpec, Placement
 from runtimes.timelimit import TimeLimit, within_limit
 
