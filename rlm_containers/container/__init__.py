@@ -1,7 +1,8 @@
 """Starts the containers of sandboxes, and removes what is left of them."""
 
 from rlm_containers.container.container import Container, new_name
-from rlm_containers.container.launch import HOST_ALIAS, SandboxImage
+from rlm_containers.container.image import SandboxImage
+from rlm_containers.container.launch import HOST_ALIAS
 from rlm_containers.container.pool import (
     IDLE_TIMEOUT,
     TOLD_LATER,

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Literal
 
 from rlm_containers.container.bytecode import ByteCode
-from rlm_containers.container.launch import Launch, SandboxImage
+from rlm_containers.container.image import SandboxImage
+from rlm_containers.container.launch import Launch
 from rlm_containers.container.limits import Limits
 from rlm_containers.container.network import NetworkLease
 from rlm_containers.container.reaper import Reaper

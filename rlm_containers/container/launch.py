@@ -14,6 +14,7 @@ from typing import Literal
 from rlm_containers import images
 from rlm_containers.container.bundle import PYTHON_OPTIONS, TOO_OLD, Bundle, guest_bundle
 from rlm_containers.container.bytecode import ByteCode
+from rlm_containers.container.image import SandboxImage
 from rlm_containers.container.limits import Limits
 from rlm_containers.errors import (
     ContainersError,
@@ -28,7 +29,7 @@ from rlm_containers.errors import (
 from rlm_containers.guest import wire
 from rlm_containers.interpreter import KILLED, Closed, DirectSocket, Event, Frame, Pipe, printable
 from rlm_containers.options import SandboxOptions
-from rlm_containers.state import Owner, Workspace
+from rlm_containers.state import Workspace
 from runtimes import (
     ContainerSpec,
     GpuRequest,
@@ -83,67 +84,6 @@ _looked_at: set[str] = set()
 
 # What Python 2 says to the first of PYTHON_OPTIONS.
 _UNKNOWN_OPTION = "Unknown option: -I"
-
-
-class SandboxImage:
-    """The image of one sandbox: the one in its options, or one that is built on top of it.
-
-    Args:
-        options: the sandbox's. Those that add to the image are checked as far as possible without
-            an engine.
-
-    Attributes:
-        name: the image in the options.
-        recipe: a hash of what is built on top of it; empty if nothing is.
-
-    Raises:
-        OptionError: one of the options that add to the image is wrong.
-    """
-
-    def __init__(self, options: SandboxOptions) -> None:
-        self.name = options.image
-        self._has_volume = options.workspace == "volume"
-        self._recipe: images.Recipe | None = None
-        if (
-            options.packages
-            or options.requirements
-            or options.system_packages
-            or options.dockerfile
-        ):
-            self._recipe = images.recipe_of(options)
-        self.recipe = self._recipe.key if self._recipe else ""
-
-    def get(self, runtime: Runtime, *, missing: bool = False) -> str:
-        """Build the image if the options add something to it.
-
-        Args:
-            runtime: the engine.
-            missing: whether the engine has said that it lacks the image. Then look for it again,
-                and pull or build it. Otherwise the engine is asked only about derived
-                images that this process has not seen yet.
-
-        Returns:
-            The name of the image to start.
-
-        Raises:
-            ImageNotFoundError: the image, or its base image, is neither here nor in a registry.
-            ImageBuildError: the build failed.
-            OptionError: the host's settings for pip cannot be used in a build.
-        """
-        recipe = self._recipe
-        if self._has_volume and (text := runtime.volume_instructions(wire.WORKSPACE)):
-            recipe = images.with_instructions(recipe, text)
-        if recipe is None:
-            if missing:
-                images.ImageCache().fetch(runtime, self.name)
-            return self.name
-        return images.derive_image(
-            runtime,
-            self.name,
-            recipe,
-            container_labels=Owner.current().labels(),
-            again=missing,
-        )
 
 
 @dataclass(frozen=True)

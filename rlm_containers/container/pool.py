@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 
 from rlm_containers.container.container import Container, new_name
-from rlm_containers.container.launch import SandboxImage
+from rlm_containers.container.image import SandboxImage
 from rlm_containers.errors import (
     SandboxClosedError,
     SandboxError,
