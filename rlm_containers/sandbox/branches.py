@@ -19,7 +19,8 @@ from rlm_containers.lm import AsyncFunctions, LMBroker
 from rlm_containers.options import SandboxOptions
 from rlm_containers.sandbox.awaiting import AwaitedCell, in_thread
 from rlm_containers.sandbox.cells import cell_content, run_cell
-from rlm_containers.sandbox.lifecycle import Lifecycle, Running
+from rlm_containers.sandbox.lifecycle import Lifecycle
+from rlm_containers.sandbox.running import Running
 from rlm_containers.sandbox.turn import Turn
 
 #: What is in the way of branches, by the guest's words, and what to do about it. ``{}`` stands for

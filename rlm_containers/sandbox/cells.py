@@ -10,7 +10,7 @@ from rlm_containers.errors import OptionError
 from rlm_containers.interpreter import CellResult, Interpreter, OutputCallback
 from rlm_containers.lm import LMBroker
 from rlm_containers.sandbox.files import find_artifacts
-from rlm_containers.sandbox.lifecycle import Running
+from rlm_containers.sandbox.running import Running
 
 
 def cell_content(code: str, name: str | None, *, display: bool) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from rlm_containers.errors import (
 )
 from rlm_containers.guest import wire
 from rlm_containers.interpreter import UnsavedVariable
-from rlm_containers.sandbox.lifecycle import SETTLE_TIMEOUT, Lifecycle, Running
+from rlm_containers.sandbox.lifecycle import Lifecycle
+from rlm_containers.sandbox.running import SETTLE_TIMEOUT, Running
 from rlm_containers.sandbox.variables import Variables
 from rlm_containers.state import Snapshot
 from runtimes.text import get_logger

@@ -355,7 +355,7 @@ class Endless:
 def test_a_variable_whose_saving_never_ends_is_given_up(
     any_box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlm_containers.sandbox.lifecycle.SETTLE_TIMEOUT", 0.5)
+    monkeypatch.setattr("rlm_containers.sandbox.running.SETTLE_TIMEOUT", 0.5)
     box = any_box
     run(box, ENDLESS + "a = 1\nendless = Endless()\nz = 2")
     id_ = box.snapshot()
