@@ -2,7 +2,8 @@
 
 from rlm_containers.interpreter.branches import BranchInterpreter, BranchPipe, BranchTable
 from rlm_containers.interpreter.clock import CellClock
-from rlm_containers.interpreter.commands import Command, CommandRequest, Commands
+from rlm_containers.interpreter.command_request import CommandRequest
+from rlm_containers.interpreter.commands import Command, Commands
 from rlm_containers.interpreter.deadlines import Deadlines
 from rlm_containers.interpreter.direct import DirectSocket
 from rlm_containers.interpreter.files import FileCall, FileCalls

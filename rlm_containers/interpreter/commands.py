@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
-import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
-from rlm_containers.errors import OptionError, SandboxLostError
+from rlm_containers.errors import SandboxLostError
 from rlm_containers.guest import wire
+from rlm_containers.interpreter.command_request import CommandRequest
 from rlm_containers.interpreter.items import Closed
 from rlm_containers.interpreter.output import Excerpt
 from rlm_containers.interpreter.pipe import FloodError, Pipe
@@ -29,7 +28,6 @@ from rlm_containers.interpreter.results import (
 )
 from rlm_containers.interpreter.setup import WorkerSetup
 from rlm_containers.interpreter.untrusted import UntrustedJSON
-from runtimes.text import brief
 
 #: The most commands of one sandbox that run at once. Others wait.
 AT_ONCE = 64
@@ -39,9 +37,6 @@ _TIMEOUT_CODE = 124
 
 #: The most of a command's output that waits here: what the guest may send, and what it drains.
 _MOST_WAITING = wire.WINDOW + 2 * (wire.DRAINED + 64 * (1024 + wire.FRAME_COST))
-
-#: Bytes of the JSON that starts a command: beside it is the number.
-_LONGEST = wire.MAX_FRAME - 4
 
 #: Bytes of input in one frame.
 _INPUT_CHUNK = 256 * 1024
@@ -53,88 +48,6 @@ _PARTS = 20
 _CHECK = 1.0
 
 _STREAMS: dict[int, StreamName] = {wire.RUN_OUT: "stdout", wire.RUN_ERR: "stderr"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class CommandRequest:
-    """What to run.
-
-    Attributes:
-        arguments: the program and its arguments.
-        cwd: where it starts, relative to the workspace; ``None`` for the workspace.
-        env: environment variables, besides the sandbox's.
-        input: its standard input; ``None`` for none.
-        timeout: seconds that it may take; ``None`` for no limit.
-    """
-
-    arguments: tuple[str, ...]
-    cwd: str | None = None
-    env: Mapping[str, str]
-    input: bytes | None = None
-    timeout: float | None = None
-
-    @classmethod
-    def checked(
-        cls,
-        command: object,
-        *,
-        cwd: object,
-        env: Mapping[str, str] | None,
-        input: object,  # noqa: A002 - as subprocess.run() has it
-        timeout: object,
-    ) -> Self:
-        """Check the arguments of :meth:`Sandbox.command`.
-
-        Raises:
-            OptionError: one of them is wrong.
-        """
-        if isinstance(command, str):
-            arguments: tuple[str, ...] = ("sh", "-c", _text("command", command))
-        elif isinstance(command, Sequence) and not isinstance(command, bytes | bytearray):
-            arguments = tuple(_text("an argument", argument) for argument in command)
-        else:
-            raise OptionError(
-                f"command must be a string or a sequence of strings, not {type(command).__name__}."
-            )
-        if not arguments or not arguments[0]:
-            raise OptionError("command names no program.")
-        variables = {}
-        for name, value in dict(env or {}).items():
-            key = _text("the name of a variable", name)
-            if not key or "=" in key:
-                raise OptionError(f"{brief(key)} is not the name of a variable.")
-            variables[key] = _text(f"the variable {brief(key)}", value)
-        if isinstance(input, str):
-            input = input.encode("utf-8", "surrogateescape")  # noqa: A001
-        elif input is not None and not isinstance(input, bytes | bytearray | memoryview):
-            raise OptionError(f"input must be bytes or a string, not {type(input).__name__}.")
-        if timeout is not None and (
-            isinstance(timeout, bool)
-            or not isinstance(timeout, int | float)
-            or not 0 < timeout < math.inf
-        ):
-            raise OptionError(f"timeout must be a number of seconds above 0, not {timeout!r}.")
-        return cls(
-            arguments=arguments,
-            cwd=None if cwd is None else _text("cwd", cwd),
-            env=variables,
-            input=None if input is None else bytes(input),
-            timeout=timeout,
-        )
-
-
-def _text(what: str, value: object) -> str:
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str):
-        raise OptionError(f"{what} must be a string, not {type(value).__name__}.")
-    if "\0" in value:
-        raise OptionError(f"{what} has a null character in it.")
-    try:
-        value.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise OptionError(f"{what} cannot be encoded: {error.reason}.") from None
-    return value
 
 
 @dataclass(frozen=True)
@@ -246,7 +159,7 @@ class Commands:
         """
         with self.admitted(command) as number:
             run = _Run(self, command, number, request, on_output, self._max_output)
-            return run.result()
+            return run.result(request.message(self._setup, self.container))
 
     def kill_all(self, reason: str) -> bool:
         """Kill all commands of the user that run. Any thread may call this.
@@ -268,30 +181,6 @@ class Commands:
     def container(self) -> str:
         """The container's name."""
         return self._pipe.process.name
-
-    def encoded(self, request: CommandRequest) -> bytes:
-        """Return what tells the guest to start a command.
-
-        Raises:
-            OptionError: it is too large.
-        """
-        content = {
-            "argv": request.arguments,
-            "cwd": request.cwd,
-            "env": {**self._setup.env, **request.env},
-            "file_limit": self._setup.file_limit,
-            "core_files": self._setup.core_files,
-            "input": request.input is not None,
-        }
-        text = json.dumps(content).encode("ascii")
-        if len(text) > _LONGEST:
-            raise OptionError(
-                f"The command is too large to be sent: {len(text):,} bytes are more than the "
-                f"{_LONGEST:,} that fit into one message.",
-                remedy="Put long data into a file, or give it as input.",
-                container=self.container,
-            )
-        return text
 
     def send(self, command: Command, kind: int, number: int, payload: bytes = b"") -> None:
         """Send a frame about a command.
@@ -407,16 +296,19 @@ class _Run:
         self._timed_out = False
         self._kill_sent_at: float | None = None
 
-    def result(self) -> CommandResult:
-        """Start the command, and wait for its end."""
+    def result(self, message: bytes) -> CommandResult:
+        """Start the command, and wait for its end.
+
+        Args:
+            message: tells the guest to start it.
+        """
         start = time.monotonic()
         limit = self._request.timeout
         deadline = math.inf if limit is None else start + limit
         if self._command.killed:
             return self._made({"signal": 9}, 0.0)
-        text = self._commands.encoded(self._request)
         try:
-            self._commands.send(self._command, wire.RUN, self._number, text)
+            self._commands.send(self._command, wire.RUN, self._number, message)
             self._send_input()
             ended = self._wait(deadline)
         except BaseException:
