@@ -4,6 +4,7 @@ from rlm_containers.interpreter.branches import BranchInterpreter, BranchPipe, B
 from rlm_containers.interpreter.clock import CellClock
 from rlm_containers.interpreter.command_request import CommandRequest
 from rlm_containers.interpreter.commands import Command, Commands
+from rlm_containers.interpreter.conversation import Conversation
 from rlm_containers.interpreter.deadlines import Deadlines
 from rlm_containers.interpreter.direct import DirectSocket
 from rlm_containers.interpreter.files import FileCall, FileCalls
@@ -50,6 +51,7 @@ __all__ = [
     "CommandRequest",
     "CommandResult",
     "Commands",
+    "Conversation",
     "Deadlines",
     "DirectSocket",
     "Event",

@@ -16,13 +16,14 @@ from typing import Any
 from rlm_containers.errors import BranchError, SandboxError, SandboxLostError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter.clock import CellClock
-from rlm_containers.interpreter.deadlines import Deadlines, Request
+from rlm_containers.interpreter.conversation import Conversation
+from rlm_containers.interpreter.deadlines import Deadlines
 from rlm_containers.interpreter.interpreter import Interpreter
 from rlm_containers.interpreter.items import ITEMS, Event, Item, parsed
-from rlm_containers.interpreter.output import Reply
 from rlm_containers.interpreter.pipe import FloodError, Pipe
 from rlm_containers.interpreter.queue import BoundedQueue, Woken
 from rlm_containers.interpreter.reports import death
+from rlm_containers.interpreter.request import Request
 from rlm_containers.interpreter.results import OutputCallback
 from rlm_containers.interpreter.writer import Frame
 
@@ -146,24 +147,24 @@ class BranchPipe:
         return self.number.to_bytes(4, "big") + bytes((kind,)) + payload
 
 
-class BranchInterpreter(Interpreter):
-    """The interpreter of a branch. If its process dies, no other takes its place.
+class BranchConversation(Conversation):
+    """The requests to a branch. If its process dies, no other takes its place.
 
     Args:
         pipe: leads to it.
-        parent: the interpreter that it is a copy of.
+        parent: that with the interpreter that it is a copy of.
         clock: counts the time of its cells.
 
     Attributes:
         end: how it has ended, in words; empty while it has not.
     """
 
-    def __init__(self, pipe: BranchPipe, parent: Interpreter, clock: CellClock) -> None:
+    def __init__(self, pipe: BranchPipe, parent: Conversation, clock: CellClock) -> None:
         limits = parent.deadlines
         super().__init__(
             pipe,
-            parent._setup,
-            parent._max_output,
+            parent.setup,
+            parent.max_output,
             deadlines=Deadlines(
                 clock,
                 limits.cell_timeout,
@@ -172,24 +173,25 @@ class BranchInterpreter(Interpreter):
                 kill_timeout=limits.kill_timeout,
             ),
             abandon=parent.give_up,
-            memory_loss=parent._memory_loss,
+            memory_loss=parent.memory_loss,
         )
         self.end = ""
         self._branch = pipe
-        self._cells = parent._cells
         self.reports.locals = dict(parent.reports.locals)
 
-    def request(self, op: str, on_output: OutputCallback | None, **content: Any) -> Reply:
-        """See :meth:`Interpreter.request`.
+    def run(
+        self, op: str, limit: float | None, on_output: OutputCallback | None = None, **content: Any
+    ) -> Request:
+        """See :meth:`Conversation.run`.
 
         Raises:
             BranchError: the branch had ended, or the host has ended it.
         """
         self.check()
-        reply = super().request(op, on_output, **content)
-        if self.end and (self._branch.reason or reply.status == "ok"):
+        request = super().run(op, limit, on_output, **content)
+        if self.end and (self._branch.reason or request.reply.status == "ok"):
             self.check()
-        return reply
+        return request
 
     def check(self) -> None:
         """Check that the branch has not ended.
@@ -206,8 +208,8 @@ class BranchInterpreter(Interpreter):
             )
 
     def stop_growth(self, fact: str, remedy: str, *, far: bool, since: float) -> bool:
-        """See :meth:`Interpreter.stop_growth`."""
-        if self.is_busy:
+        """See :meth:`Conversation.stop_growth`."""
+        if self.request is not None:
             return super().stop_growth(fact, remedy, far=far, since=since)
         if far and not self._branch.gone.is_set():
             self.end = "the files of the workspace had grown too much, perhaps by its doing"
@@ -227,6 +229,31 @@ class BranchInterpreter(Interpreter):
         reply.notices.append(
             f"The Python process of this branch {how}. The branch has ended, the others go on."
         )
+
+
+class BranchInterpreter(Interpreter):
+    """The interpreter of a branch.
+
+    Args:
+        pipe: leads to it.
+        parent: the interpreter that it is a copy of.
+        clock: counts the time of its cells.
+    """
+
+    _conversation: BranchConversation
+
+    def __init__(self, pipe: BranchPipe, parent: Interpreter, clock: CellClock) -> None:
+        super().__init__(BranchConversation(pipe, parent._conversation, clock))
+        self._cells = parent._cells
+
+    @property
+    def end(self) -> str:
+        """How it has ended, in words; empty while it has not."""
+        return self._conversation.end
+
+    def check(self) -> None:
+        """See :meth:`BranchConversation.check`."""
+        self._conversation.check()
 
 
 class BranchTable:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rlm_containers.errors import SandboxLostError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter.untrusted import UntrustedJSON
 
@@ -56,6 +58,29 @@ class Closed:
     exit_code: int | None
     stderr: str
     reason: str = ""
+
+    def error(self, container: str, memory_loss: Callable[[], str | None]) -> SandboxLostError:
+        """Return the error that says how the container ended.
+
+        Args:
+            container: its name.
+            memory_loss: says how it was killed for its memory, see :meth:`Launch.memory_loss`.
+        """
+        status = "" if self.exit_code is None else f" with status {self.exit_code}"
+        why = self.reason or f"its program ended{status}"
+        remedy = "Make a new Sandbox. Was it removed by someone, or its engine stopped?"
+        if self.exit_code == KILLED and not self.reason:
+            loss = memory_loss()
+            if loss:
+                why, remedy = loss, "Make a new Sandbox."
+            elif loss is None:
+                why += ", perhaps killed for its memory"
+        stderr = self.stderr.strip()
+        return SandboxLostError(
+            f"The container is gone: {why}." + (f" It said: {stderr}" if stderr else ""),
+            remedy=remedy,
+            container=container,
+        )
 
 
 Item = Message | Event | Output | Closed

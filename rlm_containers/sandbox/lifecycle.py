@@ -26,6 +26,7 @@ from rlm_containers.interpreter import (
     BranchTable,
     CellClock,
     Commands,
+    Conversation,
     Deadlines,
     FileCalls,
     Interpreter,
@@ -227,7 +228,7 @@ class Lifecycle:
                 replication=self._replicate(workspace, interpreter, container.pipe),
                 python_version=container.python_version,
             )
-            interpreter.revive = self._revive
+            interpreter.on_loss(self._revive)
             self._check_wanted()
             if pool is not None:
                 pool.refill()
@@ -271,7 +272,7 @@ class Lifecycle:
         setup.core_files = sets_core_limit(options.run_args)
         if setup.has_model and (route := container.host_route) is not None:
             setup.proxy = gateway.open_proxy(route, HOST_ALIAS)
-        return Interpreter(
+        conversation = Conversation(
             pipe,
             setup,
             options.max_output,
@@ -279,6 +280,7 @@ class Lifecycle:
             abandon=container.abandon,
             memory_loss=container.launch.memory_loss,
         )
+        return Interpreter(conversation)
 
     def _open_workspace(
         self, container: Container, commands: Commands, limit: TimeLimit, *, filled: bool

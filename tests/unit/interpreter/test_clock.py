@@ -233,7 +233,7 @@ WALL_CLOCK = {"time", "time_ns", "localtime", "gmtime", "ctime", "now", "today",
 
 
 #: Uses per file to search the engine's journal for how containers have ended.
-JOURNAL = {"launch.py": 1, "container.py": 1, "interpreter.py": 2, "docker.py": 2}
+JOURNAL = {"launch.py": 1, "container.py": 1, "conversation.py": 2, "docker.py": 2}
 
 #: Uses per file for dates that users see.
 DATES = {

@@ -13,6 +13,7 @@ from rlm_containers.errors import SandboxLostError, SandboxStartError
 from rlm_containers.guest import wire
 from rlm_containers.interpreter import (
     CellClock,
+    Conversation,
     Deadlines,
     Event,
     Interpreter,
@@ -166,11 +167,13 @@ def open_() -> Iterator[Open]:
         assert isinstance(pipe.receive(TIMEOUT), Event)  # the greeting
         made.append(
             Interpreter(
-                pipe,
-                WorkerSetup(),
-                1000,
-                deadlines=Deadlines(CellClock(1.0), None, TIMEOUT, **limits),
-                abandon=pipe.process.kill,
+                Conversation(
+                    pipe,
+                    WorkerSetup(),
+                    1000,
+                    deadlines=Deadlines(CellClock(1.0), None, TIMEOUT, **limits),
+                    abandon=pipe.process.kill,
+                )
             )
         )
         return made[-1]

@@ -128,7 +128,7 @@ def interrupt_checkpoint(box: Sandbox) -> None:
     """Interrupt the cell that waits for a checkpoint, as soon as both are under way."""
     begun = workspace_of(box) / "begun"
     interpreter = interpreter_of(box)
-    eventually(lambda: begun.exists() and interpreter._request, TIMEOUT)
+    eventually(lambda: begun.exists() and interpreter._conversation.request, TIMEOUT)
     box.interrupt()  # in any case, or the cell would wait without a limit
 
 
@@ -174,7 +174,10 @@ class Sender(threading.Thread):
     def run(self) -> None:
         self.ctrl_c()  # before anything that can fail, or the cell would wait without a limit
         interpreter = interpreter_of(self.box)
-        assert eventually(lambda: interpreter._request and interpreter._request.stop, TIMEOUT)
+        assert eventually(
+            lambda: interpreter._conversation.request and interpreter._conversation.request.stop,
+            TIMEOUT,
+        )
         self.ctrl_c()
 
 
@@ -208,7 +211,7 @@ def test_ctrl_c_while_variables_are_restored_costs_none(
         try:
             pressed.append(eventually((place / "begun").exists, TIMEOUT))
             ctrl_c()
-            request = interpreter._request
+            request = interpreter._conversation.request
             pressed.append(eventually(lambda: request and request.interrupted, TIMEOUT))
         finally:  # or a failure here would make the cell wait without a limit
             (place / "go on").touch()
