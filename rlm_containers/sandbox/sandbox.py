@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import _thread
-import atexit
 import contextlib
 import dataclasses
 import os
-import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NoReturn, Self, Unpack, overload
@@ -44,6 +40,7 @@ from rlm_containers.sandbox.awaiting import AwaitedCall, AwaitedCell, call_in_th
 from rlm_containers.sandbox.branches import Branches, checked_count
 from rlm_containers.sandbox.cells import cell_content, run_cell
 from rlm_containers.sandbox.files import MAX_SIZE, Files
+from rlm_containers.sandbox.forgotten import note_closed, note_open
 from rlm_containers.sandbox.lifecycle import Lifecycle
 from rlm_containers.sandbox.snapshots import Snapshots
 from rlm_containers.sandbox.tools import HostTools, ToolFunction
@@ -52,47 +49,6 @@ from rlm_containers.sandbox.turn import Turn
 from rlm_containers.sandbox.values import Context
 from rlm_containers.sandbox.variables import Variables
 from rlm_containers.state import Snapshot, Workspace
-from runtimes.text import get_logger
-
-logger = get_logger("rlm_containers")
-
-#: Those that are open: what ends them holds no reference to the sandbox itself.
-_open: set[Turn] = set()
-
-
-@atexit.register
-def _close_all() -> None:
-    """At the end of this process, close what was not closed."""
-    for turn in list(_open):
-        try:
-            turn.close()
-        except Exception as error:
-            logger.warning("%s", error)
-
-
-def _collect(turn: Turn, life: Lifecycle) -> None:
-    """Close a sandbox that the garbage collector has found, which nobody has closed.
-
-    The collector runs in any thread at any moment, also in one that holds locks. So close it in
-    another thread, which is started without the locks of :mod:`threading`.
-    """
-    if turn not in _open or life.is_of_parent:
-        return
-    _thread.start_new_thread(start_thread, (_close_forgotten, "rlm-collect", turn))
-    warnings.warn(
-        f"The sandbox {life.name} was not closed. Use it in a `with` block, or call close().",
-        ResourceWarning,
-        stacklevel=2,
-    )
-
-
-def _close_forgotten(turn: Turn) -> None:
-    try:
-        turn.close()
-    except Exception as error:
-        logger.warning("%s", error)
-    finally:
-        _open.discard(turn)
 
 
 class Sandbox:
@@ -255,8 +211,7 @@ class Sandbox:
                 raise self._life.not_running()
             if self._life.is_running:
                 return self
-            _open.add(self._turn)
-            weakref.finalize(self, _collect, self._turn, self._life).atexit = False
+            note_open(self, self._turn, self._life)
             try:
                 with host_errors(
                     SandboxStartError, "The sandbox could not be started", container=self.name
@@ -300,7 +255,7 @@ class Sandbox:
         """
         if self._life.is_of_parent:
             return  # it stays its parent's
-        _open.discard(self._turn)
+        note_closed(self._turn)
         self._life.refuse()
         if self._life.is_served_here():
             # A __del__ or a logging handler, in a thread that closing waits for.
