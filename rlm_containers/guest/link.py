@@ -212,6 +212,10 @@ class Link:
     def kill_group(self) -> None:
         """Kill the process and what its cells started in its session, which it leads."""
         self.signal_group(signal.SIGKILL)
+        try:
+            os.kill(self.pid, signal.SIGKILL)  # one that was just forked does not lead it yet
+        except (ProcessLookupError, PermissionError):
+            pass
 
     def interrupt(self, step: int, *, to_children: bool = False) -> None:
         """Send SIGINT. Write the step that it is meant for to the shared memory.
