@@ -358,6 +358,7 @@ def test_closing_kills_a_program_that_does_not_end(open_: Open) -> None:
 
 
 def test_no_descriptor_and_no_thread_is_left(open_: Open) -> None:
+    assert eventually(lambda: not ours())  # of the test before
     before = os.listdir("/proc/self/fd")
     for _ in range(3):
         pipe = open_("frame()")
