@@ -364,7 +364,7 @@ class Conversation:
             return
         if request.deaths > _DEATHS:
             raise SandboxLostError(
-                "The Python process of this session died "
+                "The Python process of this sandbox died "
                 f"{request.deaths} times before it was ready.",
                 remedy="Make a new Sandbox.",
                 container=self._container,

@@ -242,7 +242,7 @@ class WorkerReports:
         how = death(event)
         logger.info("%s: the worker %s", self._container, how)
         reply.notices.append(
-            f"The Python process of this session {how}. A new one goes on with the variables "
+            f"The Python process of this sandbox {how}. A new one goes on with the variables "
             "as they were after the last cell that ended."
         )
         words = self.changes.note_death(event.get("saved"))

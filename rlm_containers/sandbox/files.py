@@ -225,7 +225,7 @@ def write_file(life: Lifecycle, path: str | PurePosixPath, chunks: Iterable[byte
 def _check_name(life: Lifecycle, parts: tuple[str, ...]) -> None:
     if parts[0] in wire.RESERVED:
         raise WorkspaceError(
-            f"{parts[0]!r} belongs to the session's saved state.",
+            f"{parts[0]!r} belongs to the saved state.",
             remedy="Use another name.",
             container=life.name,
         )

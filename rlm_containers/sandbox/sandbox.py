@@ -637,7 +637,7 @@ class Sandbox:
     def list_files(self) -> tuple[WorkspaceFile, ...]:
         """List the regular files in the workspace, in all its directories, sorted by name.
 
-        Contexts are among them; the session's saved state is not.
+        Contexts are among them; the saved state is not.
 
         Raises:
             WorkspaceError: a directory cannot be read, or there are more than 200,000 files, or

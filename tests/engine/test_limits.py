@@ -153,7 +153,7 @@ def test_a_cell_that_takes_too_much_memory(limited: Sandbox) -> None:
     printed(limited, "kept = ['kept']")
     result = limited.execute(f"print('last words')\nnew = 1\n{HOG}\nprint('never')")
     assert (result.status, result.stdout, result.lost) == ("died", "last words\n", ())
-    assert "The Python process of this session was killed for its memory" in result.stderr
+    assert "The Python process of this sandbox was killed for its memory" in result.stderr
     assert "128 MiB" in result.stderr
     assert (result.locals["kept"], "new" in result.locals) == ("['kept']", False)
     assert printed(limited, "print(kept)") == "['kept']\n"

@@ -109,7 +109,7 @@ def test_a_cell_that_ignores_its_interrupt_is_killed(box: Sandbox, code: str) ->
     assert result.stderr.startswith(
         AT_THE_LIMIT
         + "It did not end within 0.4 s after its interrupt and was killed.\n"
-        + "The Python process of this session was killed by SIGKILL."
+        + "The Python process of this sandbox was killed by SIGKILL."
     )
     assert "had not been saved" not in result.stderr
     assert run(box, "print(kept, 'changed' in globals())").stdout == "kept False\n"

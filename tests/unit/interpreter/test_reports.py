@@ -120,7 +120,7 @@ def test_invalid_reports_of_a_death(boxes: Boxes, how: dict[str, object]) -> Non
     code += "cell = hear()\nsay(op='result', id=cell['id'], status='ok')\n"
     found = execute(boxes, code)
     assert found.status in ("died", "ok")
-    assert "The Python process of this session" in found.stderr
+    assert "The Python process of this sandbox" in found.stderr
     assert len(found.stderr) < 5000
 
 

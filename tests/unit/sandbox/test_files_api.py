@@ -168,7 +168,7 @@ def test_the_saved_state_stays(box: Sandbox, name: str) -> None:
         lambda: box.files.move(name, "y"),
     ]
     for call in calls:
-        with pytest.raises(WorkspaceError, match="belongs to the session's saved state"):
+        with pytest.raises(WorkspaceError, match="belongs to the saved state"):
             call()
 
 
