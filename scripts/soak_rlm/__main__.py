@@ -23,7 +23,7 @@ from pathlib import Path
 from rlm_containers import ContainersError, Sandbox
 from rlm_containers.errors import SandboxClosedError, SandboxLostError
 from rlm_containers.state import LABEL, workspaces_directory
-from soak_rlm.cells import BEGIN, FAULTS, LOOK, PASSING, TO_CLOSE, WORK, Kind, Model
+from soak_rlm.cells import BEGIN, FAULTS, LOOK, PASSING, THREAD, TO_CLOSE, WORK, Kind, Model
 from soak_rlm.cluster import ClusterSoak
 from soak_rlm.failures import Failures
 from soak_rlm.pool import Handovers
@@ -115,6 +115,9 @@ class Figures:
 
 #: Seconds for a cell. Endless ones take that long; on a busy machine others need half of it.
 _CELL_TIMEOUT = 20.0
+
+#: The share of sandboxes with a thread.
+_WITH_THREAD = 0.1
 
 #: Seconds to wait for what must end by itself.
 _END = 30.0
@@ -242,7 +245,7 @@ class Soak:
             cell_timeout=_CELL_TIMEOUT,
         )
         with box:
-            for code in BEGIN:
+            for code in (*BEGIN, *((THREAD,) if chance.random() < _WITH_THREAD else ())):
                 assert box.execute(code).status == "ok"
             for count in range(1, cells + 1):
                 faulty = chance.random() < self.options.faults

@@ -63,6 +63,12 @@ BEGIN = (
     "ready = True",
 )
 
+#: Starts a thread and binds nothing. No heir can go on beside it.
+THREAD = (
+    "__import__('threading').Thread("
+    "target=__import__('time').sleep, args=(9999,), daemon=True).start()"
+)
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -96,7 +102,8 @@ def _count(box: Sandbox, model: Model, chance: random.Random, engine: Engine) ->
 
 
 def _long(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
-    length = chance.choice((10, 1000, 300_000, 2_000_000))
+    lengths = (10, 1000, 300_000, 2_000_000, 300_000_000)
+    (length,) = chance.choices(lengths, (6, 6, 6, 6, 1))
     result = box.execute(f"long = 'x' * {length}")
     if result.status == "ok":
         model.becomes(long=length)
@@ -105,7 +112,7 @@ def _long(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> 
 
 def _large(box: Sandbox, model: Model, chance: random.Random, engine: Engine) -> CellResult:
     """Make or drop a state that heirs save."""
-    size = chance.choice((0, 50_000, 200_000))
+    (size,) = chance.choices((0, 50_000, 200_000, 1_000_000), (6, 6, 6, 1))
     result = box.execute(f"large = [[n] for n in range({size})]")
     if result.status == "ok":
         model.becomes(large=size, mark=size - 1 if size else None)

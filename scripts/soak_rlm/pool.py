@@ -58,6 +58,7 @@ class Handovers:
         self.faults: dict[str, int] = {}
         self.failures = failures
         self._lock = threading.Lock()
+        self._broken: set[str] = set()
 
     def run(self, pool: ThreadPoolExecutor) -> None:
         """Hand over all sandboxes, and kill some hosts and an engine."""
@@ -105,10 +106,13 @@ class Handovers:
 
     def fault(self, pool: SandboxPool, chance: random.Random) -> None:
         """Break a container that waits."""
-        waiting = list(pool._pool._waiting)
-        if not waiting:
-            return
-        container = chance.choice(waiting)
+        with self._lock:
+            # Two that stop all processes of one container would stop each other.
+            waiting = [one for one in list(pool._pool._waiting) if one.name not in self._broken]
+            if not waiting:
+                return
+            container = chance.choice(waiting)
+            self._broken.add(container.name)
         kind = chance.choice(("removed", "shim killed", "stopped"))
         if kind == "removed":
             self.engine.run("rm", "--force", container.name, check=False)
