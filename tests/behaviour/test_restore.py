@@ -8,6 +8,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from tests.behaviour.class_values import CLASSES
+from tests.behaviour.instance_values import INSTANCES
 from tests.behaviour.object_values import OBJECTS
 from tests.behaviour.values import Value, assert_seen, define
 from tests.support import printed
@@ -36,7 +37,9 @@ def test_what_was_restored_is_saved_as_well_as_what_was_made(fresh: Sandbox) -> 
     assert_seen(fresh)
 
 
-@pytest.mark.parametrize("values", [CLASSES, OBJECTS], ids=["classes", "objects"])
+@pytest.mark.parametrize(
+    "values", [CLASSES, INSTANCES, OBJECTS], ids=["classes", "instances", "objects"]
+)
 def test_what_pickle_alone_would_lose(fresh: Sandbox, values: tuple[Value, ...]) -> None:
     assert fresh.python_version is not None
     major, minor = fresh.python_version.split(".")[:2]

@@ -25,29 +25,66 @@ _OWN = frozenset(
     ("__dict__", "__weakref__", "__module__", "__slots__", "__orig_bases__", "_abc_impl")
 )
 
+#: Names that mean something else if they are set later: a class has them from ``type``.
+_OF_TYPES = frozenset(
+    (
+        "__base__",
+        "__bases__",
+        "__basicsize__",
+        "__class__",
+        "__dictoffset__",
+        "__flags__",
+        "__itemsize__",
+        "__mro__",
+        "__name__",
+        "__text_signature__",
+        "__weakrefoffset__",
+    )
+)
+
+_METHODS = frozenset((types.FunctionType, classmethod, staticmethod, property))
+_SIMPLE = _METHODS | frozenset((bool, float, int, str, type(None)))
+
 #: ``(function, arguments, state, None, None, state_setter)``, or the first two of them.
 Reduction = tuple[Any, ...]
 
 
 def reduce_class(cls: type) -> Reduction:
     """Return how to save a class by value."""
+    body: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     attributes = {}
     slots = []
     for name, value in vars(cls).items():
         if isinstance(value, types.MemberDescriptorType) and value.__objclass__ is cls:
             slots.append(name)
+        elif name in _OF_TYPES:
+            body[name] = value
         elif name not in _OWN:
             attributes[name] = value
-    body: dict[str, Any] = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     if "__slots__" in vars(cls):
         # Python's own names of them: it has mangled private ones.
         body["__slots__"] = slots + [n for n in ("__dict__", "__weakref__") if n in vars(cls)]
         attributes["__slots__"] = vars(cls)["__slots__"]
     if "__orig_bases__" in vars(cls):  # typing.Generic needs it at once
         body["__orig_bases__"] = vars(cls)["__orig_bases__"]
-    state = (attributes, _virtual_subclasses(cls), _virtual_bases(cls))
+    state: tuple[Any, ...] = (attributes, _virtual_subclasses(cls), _virtual_bases(cls))
+    if not all(type(value) in _SIMPLE for value in attributes.values()):
+        # It may hold objects of the class, and to load these may call its methods.
+        methods = {name: value for name, value in attributes.items() if type(value) in _METHODS}
+        state = (Methods(cls, methods), *state) if methods else state
     made = (type(cls), cls.__name__, cls.__bases__, body)
     return make_class, made, state, None, None, fill_class
+
+
+class Methods:
+    """The methods of a class, which are there before its other attributes are loaded."""
+
+    def __init__(self, cls: type, methods: dict[str, Any]) -> None:
+        self._cls = cls
+        self._methods = methods
+
+    def __reduce__(self) -> Any:
+        return fill_methods, (self._cls, self._methods)
 
 
 def is_certain(cls: type) -> bool:
@@ -170,6 +207,7 @@ def _no_hooks(bases: tuple[type, ...]) -> Iterator[None]:
 
 
 _DO_NOTHING: Any = classmethod(lambda cls, **keywords: None)
+_SAY_NOTHING: Any = classmethod(lambda cls, other: NotImplemented)
 
 
 # What state files call
@@ -184,16 +222,29 @@ def make_class(meta: type, name: str, bases: tuple[type, ...], body: dict[str, A
     return cls
 
 
-def fill_class(cls: type, state: tuple[dict[str, Any], tuple[type, ...], tuple[type, ...]]) -> None:
-    """Give a class its attributes, and register it and its virtual subclasses."""
-    attributes, subclasses, bases = state
+def fill_methods(cls: type, methods: dict[str, Any]) -> None:
+    """Give a class its methods."""
     set_attribute: Callable[[type, str, Any], None] = _built_in(type(cls), "__setattr__")
+    for name, value in methods.items():
+        set_attribute(cls, name, value)
+
+
+def fill_class(cls: type, state: tuple[Any, ...]) -> None:
+    """Give a class its attributes, and register it and its virtual subclasses."""
+    *_, attributes, subclasses, bases = state
+    set_attribute: Callable[[type, str, Any], None] = _built_in(type(cls), "__setattr__")
+    if subclasses:
+        # This asks whether they are subclasses already, which the class may answer by itself.
+        set_attribute(cls, "__subclasshook__", _SAY_NOTHING)
+        for subclass in subclasses:
+            _abc._abc_register(cls, subclass)
+        type.__delattr__(cls, "__subclasshook__")
     for name, value in attributes.items():
+        if type(value) in _METHODS and name in vars(cls):
+            type.__delattr__(cls, name)  # it has its methods already: keep the order
         set_attribute(cls, name, value)
         if type(value) is property and hasattr(value, "__set_name__"):
             value.__set_name__(cls, name)  # for messages, from 3.13 on
-    for subclass in subclasses:
-        _abc._abc_register(cls, subclass)
     for base in bases:
         _abc._abc_register(base, cls)
 

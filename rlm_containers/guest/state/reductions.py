@@ -171,7 +171,11 @@ class Reductions:
             return NotImplemented
         if _get_module(cls) == "builtins":
             place = _UNNAMED_TYPES.get(cls)
-            return NotImplemented if place is None else (constructors.named, place)
+            if place is not None:
+                return constructors.named, place
+            # exec() makes such classes, too, in a namespace without a name.
+            if type(_get_dict(cls).get("__module__")) is not str:
+                return NotImplemented
         if not cls.__flags__ & _HEAP_TYPE:
             return NotImplemented
         self.doubtful = self.doubtful or not classes.is_certain(cls)
@@ -317,6 +321,7 @@ _HANDLERS: dict[type, Handler | None] = {
     property: _reduce_property,
     classmethod: _reduce_wrapped,
     staticmethod: _reduce_wrapped,
+    classes.Methods: None,
     type(threading.Lock()): _reduce_lock,
     type(threading.RLock()): _reduce_reentrant_lock,
     **dict.fromkeys(_TYPE_VARIABLES, _reduce_type_variable),
