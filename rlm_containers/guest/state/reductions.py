@@ -24,7 +24,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from . import arrays, classes, constructors, exceptions
+from . import arrays, classes, constructors, exceptions, instances
 from .modules import Modules
 
 Handler = Callable[[Any], Any]
@@ -156,8 +156,10 @@ class Reductions:
         if _get_module(kind) == "dataclasses" and name.startswith("_"):
             return _reduce_sentinel
         if "dill" in sys.modules:  # a cell may have told dill how to save its own types
-            return _by_dill(kind, of_cells=True)
-        return None
+            told = _by_dill(kind, of_cells=True)
+            if told is not None:
+                return told
+        return instances.find_handler(kind)
 
     def _doubting(self, handler: Handler | None) -> Handler:
         def doubt(obj: Any) -> Any:
@@ -322,6 +324,7 @@ _HANDLERS: dict[type, Handler | None] = {
     classmethod: _reduce_wrapped,
     staticmethod: _reduce_wrapped,
     classes.Methods: None,
+    instances.Early: None,
     type(threading.Lock()): _reduce_lock,
     type(threading.RLock()): _reduce_reentrant_lock,
     **dict.fromkeys(_TYPE_VARIABLES, _reduce_type_variable),
