@@ -224,7 +224,9 @@ def _restore_numpy(state: Any) -> None:
 
 
 def _restore_decimal(context: Any) -> None:
-    _load("decimal").setcontext(context)
+    current = _load("decimal").getcontext()  # which variables may hold
+    for name in ("prec", "rounding", "Emin", "Emax", "capitals", "clamp", "flags", "traps"):
+        setattr(current, name, getattr(context, name))
 
 
 def _restore_locale(value: str) -> None:

@@ -342,4 +342,61 @@ INSTANCES = (
         Its title.
         """,
     ),
+    Value(
+        "weak references and what is called at the end",
+        """
+        import gc, tempfile, weakref
+        class Thing:
+            def __init__(self, parent=None):
+                self.parent = parent and weakref.ref(parent)
+                self.children = []
+                if parent: parent.children.append(self)
+        class Shared(type):
+            made = weakref.WeakValueDictionary()
+            def __call__(cls):
+                one = cls.made.get(cls) or super().__call__()
+                cls.made[cls] = one
+                return one
+        class Config(metaclass=Shared): pass
+        thing, other, root, config, ended = Thing(), Thing(), Thing(), Config(), []
+        Thing(Thing(root))
+        several, by_name = weakref.WeakSet([thing, other]), weakref.WeakValueDictionary(t=thing, o=other)
+        by_thing, method = weakref.WeakKeyDictionary({thing: 1, other: 2}), weakref.WeakMethod(root.__init__)
+        watching = weakref.ref(thing, lambda _: ended.append('reference'))
+        finalizer = weakref.finalize(thing, ended.append, 'finalizer')
+        gone, shown = weakref.ref(Thing()), weakref.proxy(root)
+        """,
+        """
+        print(set(several) == {thing, other}, by_name['t'] is thing, by_thing[thing], watching() is thing)
+        print(method().__self__ is root, root.children[0].children[0].parent().parent() is root)
+        print(gone() is None, shown.parent is None, Config() is config, finalizer.alive)
+        del thing; gc.collect()
+        print(len(several), list(by_name), len(by_thing), watching(), sorted(ended))
+        """,
+        """
+        True True 1 True
+        True True
+        True True True True
+        1 ['o'] 1 None ['finalizer', 'reference']
+        """,
+    ),
+    Value(
+        "objects that a library goes on using",
+        """
+        import decimal, os, random, sys
+        from random import choice, randint, seed
+        environment, path, modules, context = os.environ, sys.path, sys.modules, decimal.getcontext()
+        """,
+        """
+        random.seed(3); first = random.randint(0, 10 ** 9)
+        seed(3); print(randint(0, 10 ** 9) == first, choice.__self__ is random.seed.__self__)
+        print(environment is os.environ, path is sys.path, modules is sys.modules)
+        context.prec = 4; print(decimal.Decimal(1) / 3); context.prec = 28
+        """,
+        """
+        True True
+        True True True
+        0.3333
+        """,
+    ),
 )

@@ -155,6 +155,26 @@ OBJECTS = (
         since=(3, 11),
     ),
     Value(
+        "files that are closed, and processes that have ended",
+        """
+        import subprocess
+        with open('written', 'x') as closed_text: closed_text.write('kept')
+        with open('written', 'rb', buffering=0) as closed_raw: pass
+        with open('written', 'r+b') as closed_both: pass
+        process = subprocess.Popen(['true']); process.wait()
+        """,
+        """
+        print(closed_text.closed, closed_text.name, closed_text.mode, closed_text.encoding)
+        print(closed_raw.closed, closed_raw.name, closed_raw.mode, open('written').read())
+        print(closed_both.closed, closed_both.mode, type(closed_both).__name__, process.poll())
+        """,
+        """
+        True written x UTF-8
+        True written rb kept
+        True rb+ BufferedRandom 0
+        """,
+    ),
+    Value(
         "locks and what holds one",
         """
         import collections, io, logging, queue, threading

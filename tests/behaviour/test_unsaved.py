@@ -32,6 +32,8 @@ def die(box: Sandbox) -> tuple[set[str], str]:
         ("import sys; frame = sys._getframe()", "frame", "frame"),
         ("import threading; thread = threading.Thread(target=print)", "thread", "Thread"),
         ("opened = open('/dev/null')", "opened", "TextIOWrapper"),
+        ("import subprocess; run = subprocess.Popen(['cat'], stdin=-1)", "run", "Popen"),
+        ("import subprocess; run = subprocess.Popen(['sleep', '600'])", "run", "Popen"),
         ("class C:\n    def __reduce__(self): return self.__reduce__()\nc = C()", "c", "C"),
         ("bag = [1, {'deep': (n for n in 'x')}]", "bag", "list"),
         ("class C:\n    def __reduce__(self): raise ValueError('not me')\nc = C()", "c", "C"),

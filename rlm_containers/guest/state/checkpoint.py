@@ -530,6 +530,8 @@ class Checkpoint:
         """Return the value that a reference stands for."""
         if reference[0] == "module":
             return importlib.import_module(reference[1]).__dict__
+        if reference[0] == "attribute":
+            return getattr(importlib.import_module(reference[1]), reference[2])
         if reference[0] in ("str", "bytes"):
             return self._blobs.fetch(reference)
         return self.loaded.fetch(reference)

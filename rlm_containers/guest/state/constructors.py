@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib
 import marshal
+import os
 import threading
 import types
 from typing import Any
@@ -76,6 +77,18 @@ def make_reentrant_lock(count: int) -> Any:
     for _ in range(count):
         lock.acquire()
     return lock
+
+
+def make_closed_file(name: str, mode: str, encoding: str | None, raw: bool) -> Any:
+    """Make a file that is closed. Nothing is opened by its name."""
+    opened = mode.replace("x", "w")
+    file: Any = open(os.devnull, opened, 0 if raw else -1, encoding)  # noqa: SIM115
+    buffer = getattr(file, "buffer", file)
+    getattr(buffer, "raw", buffer).name = name
+    if buffer is not file:
+        file.mode = mode
+    file.close()
+    return file
 
 
 def named(module: str, name: str) -> Any:

@@ -13,18 +13,15 @@ from __future__ import annotations
 import _collections_abc
 import enum
 import functools
-import io
 import marshal
 import pickle
-import re
 import sys
-import threading
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
-from . import arrays, classes, constructors, exceptions, instances
+from . import arrays, classes, constructors, exceptions, instances, library
 from .modules import Modules
 
 Handler = Callable[[Any], Any]
@@ -78,7 +75,6 @@ _DILLS = frozenset(
         "Context",
         "ProxyType",
         "PyCapsule",
-        "ReferenceType",
         "abstractclassmethod",
         "abstractproperty",
         "abstractstaticmethod",
@@ -91,7 +87,6 @@ _DILLS = frozenset(
         "super",
         "weakcallableproxy",
         "weakproxy",
-        "weakref",
     )
 )
 
@@ -151,10 +146,12 @@ class Reductions:
         if issubclass(kind, BaseException):
             return exceptions.reduce_exception
         name = kind.__name__
-        if name in _DILLS and _get_module(kind) != "__main__":
+        module = _get_module(kind)
+        known = library.find_handler(module, name)
+        if known is not None:
+            return known
+        if name in _DILLS and module != "__main__":
             return _by_dill(kind)
-        if _get_module(kind) == "dataclasses" and name.startswith("_"):
-            return _reduce_sentinel
         if "dill" in sys.modules:  # a cell may have told dill how to save its own types
             told = _by_dill(kind, of_cells=True)
             if told is not None:
@@ -277,41 +274,6 @@ def _reduce_wrapped(method: Any) -> Any:
     return type(method), (method.__func__,)
 
 
-# The library
-
-
-def _reduce_proxy(proxy: types.MappingProxyType[Any, Any]) -> Any:
-    return constructors.make_proxy, (dict(proxy),)
-
-
-def _reduce_lock(lock: Any) -> Any:
-    return constructors.make_lock, (lock.locked(),)
-
-
-def _reduce_reentrant_lock(lock: Any) -> Any:
-    # The threads that may hold it are gone when it is loaded, all but this one.
-    found = _RLOCK_STATE.search(repr(lock))
-    owner, count = map(int, found.groups()) if found else (0, 0)
-    return constructors.make_reentrant_lock, (count if owner == threading.get_ident() else 0,)
-
-
-_RLOCK_STATE = re.compile(r"owner=(\d+) count=(\d+)")
-
-
-def _reduce_sentinel(value: Any) -> Any:
-    """Save a private object of ``dataclasses``, such as ``MISSING``, by its name."""
-    module = sys.modules["dataclasses"]
-    for name, found in vars(module).items():
-        if found is value:
-            return constructors.named, ("dataclasses", name)
-    return NotImplemented
-
-
-def _refuse_file(file: Any) -> Any:
-    """Do not save a file. dill would open it again when it loads it, and so empty it."""
-    raise pickle.PicklingError("an open file cannot be saved")
-
-
 def _reduce_type_variable(variable: Any) -> Any:
     return classes.reduce_type_variable(variable) or NotImplemented
 
@@ -319,25 +281,13 @@ def _reduce_type_variable(variable: Any) -> Any:
 _HANDLERS: dict[type, Handler | None] = {
     types.CellType: _reduce_cell,
     types.MethodType: _reduce_method,
-    types.MappingProxyType: _reduce_proxy,
     property: _reduce_property,
     classmethod: _reduce_wrapped,
     staticmethod: _reduce_wrapped,
     classes.Methods: None,
     instances.Early: None,
-    type(threading.Lock()): _reduce_lock,
-    type(threading.RLock()): _reduce_reentrant_lock,
     **dict.fromkeys(_TYPE_VARIABLES, _reduce_type_variable),
-    **dict.fromkeys(
-        (
-            io.TextIOWrapper,
-            io.BufferedReader,
-            io.BufferedWriter,
-            io.BufferedRandom,
-            io.FileIO,
-        ),
-        _refuse_file,
-    ),
+    **library.HANDLERS,
 }
 
 _CACHE: type = type(functools.lru_cache(print))

@@ -62,6 +62,10 @@ class References:
         self.searched = {name: self.searched.get(name, 0) for name, _ in variables}
         for namespace in (sys.modules["__main__"].__dict__, builtins.__dict__):
             self.found[id(namespace)] = (namespace, ("module", namespace["__name__"]))
+        own = {id(getattr(sys, name)): name for name in ("path", "modules")}
+        for _, value in variables:
+            if id(value) in own:
+                self.found[id(value)] = (value, ("attribute", "sys", own[id(value)]))
         for document in self._loaded.documents.values():
             self._add(document.value)
         for name, value in variables:
