@@ -381,6 +381,49 @@ INSTANCES = (
         """,
     ),
     Value(
+        "caches with what is in them",
+        """
+        import functools
+        calls = []
+        @functools.lru_cache(maxsize=3)
+        def bounded(*arguments, **keywords):
+            calls.append((arguments, keywords))
+            return [arguments]
+        kept = bounded(1), bounded(2, k=3), bounded('x')
+        bounded(1)
+        @functools.lru_cache(maxsize=None, typed=True)
+        def typed(number, **more):
+            calls.append(number)
+            return [number]
+        both = typed(1), typed(1.0), typed(1, more=2)
+        class Squares:
+            @functools.lru_cache
+            def of(self, number):
+                calls.append(number)
+                return number, self
+        squares = Squares()
+        squares.of((1, 2))
+        @functools.lru_cache
+        def fibonacci(n):
+            calls.append(n)
+            return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+        fibonacci(9)
+        calls.clear()
+        """,
+        """
+        print(bounded(2, k=3) is kept[1], typed(1.0) is both[1], typed(1, more=2) is both[2])
+        print(squares.of((1, 2))[1] is squares, fibonacci(9), calls, bounded.__name__)
+        bounded('new'); bounded(1); print(calls, typed.cache_parameters(), fibonacci.__wrapped__ is fibonacci)
+        bounded('x'); fibonacci(10); print(len(calls))
+        """,
+        """
+        True True True
+        True 34 [] bounded
+        [(('new',), {})] {'maxsize': None, 'typed': True} False
+        3
+        """,
+    ),
+    Value(
         "objects that a library goes on using",
         """
         import decimal, os, random, sys

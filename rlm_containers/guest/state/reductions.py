@@ -21,7 +21,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from . import arrays, classes, constructors, exceptions, instances, library
+from . import arrays, caches, classes, constructors, exceptions, instances, library
 from .modules import Modules
 
 Handler = Callable[[Any], Any]
@@ -192,10 +192,7 @@ class Reductions:
     def _reduce_cache(self, cache: Any) -> Any:
         if self._is_named(cache):
             return NotImplemented
-        parameters = cache.cache_parameters()
-        state = {name: value for name, value in vars(cache).items() if name != "cache_parameters"}
-        arguments = (cache.__wrapped__, parameters["maxsize"], parameters["typed"])
-        return constructors.make_cache, arguments, state
+        return caches.reduce_cache(cache)
 
     def _is_named(self, obj: Any) -> bool:
         """Return whether an object can be found by its name in a module that can be imported."""
