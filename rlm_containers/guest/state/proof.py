@@ -167,7 +167,7 @@ def _serve(
             source.file = io.BytesIO(trial.raw)
             try:
                 unpickler.load()
-                reason = None
+                reason = _difference(unpickler.memo.copy(), known, record.objects)
             except BaseException as error:
                 reason = "it could not be loaded again: {}".format(error_text(error))
                 # After an error in the middle of a list, its stack is not usable any more.
@@ -176,6 +176,47 @@ def _serve(
             os.write(writer, json.dumps(reason).encode("ascii") + b"\n")
     finally:
         os._exit(0)
+
+
+def _difference(made: dict[int, Any], saved: list[Any], first: int) -> str | None:
+    """Return why a loaded record is not what was saved, as far as dicts and sets show it.
+
+    Keys whose hash has changed fall together with others, or are not found any more.
+
+    Args:
+        made: the objects in the unpickler's memo, by their numbers.
+        saved: those in the pickler's memo.
+        first: the number of the record's first object.
+    """
+    for number, obj in made.items():
+        if first <= number < len(saved):
+            for base in (dict, set, frozenset):
+                before = saved[number]
+                if not issubclass(type(obj), base) or not issubclass(type(before), base):
+                    continue
+                # What has plain keys may be a state that a __setstate__() has taken apart.
+                if _PLAIN.issuperset(map(type, base.__iter__(before))):
+                    continue
+                if _findable(base, obj) != _findable(base, before):
+                    return _REHASHED
+    return None
+
+
+_REHASHED = "it was not the same when it was loaded again: a dict or set did not find its elements"
+
+
+def _findable(base: Any, elements: Any) -> tuple[int, int]:
+    """Return how many elements a dict or set has, and how many of them it finds."""
+    if base is dict:
+        # A set takes over the hashes that the dict has noted, and compares these first. A dict
+        # finds a key with another hash too, if it happens to look in the right place.
+        base, elements = set, set(dict.copy(elements))
+    found = sum(base.__contains__(elements, key) for key in list(base.__iter__(elements)))
+    return base.__len__(elements), found
+
+
+#: Types whose objects have the same hash for ever.
+_PLAIN = frozenset((str, bytes, int, float, bool, type(None)))
 
 
 def _referred(raw: bytes, count: int) -> Iterable[int]:

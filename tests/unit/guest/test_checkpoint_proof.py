@@ -42,7 +42,7 @@ def loads(box: Sandbox) -> int:
         ("def __setstate__(self, state): import os; os._exit(3)", "status 3"),
         ("def __setstate__(self, state): import os; os.abort()", "status -6"),
         ("def __setstate__(self, state): raise SystemExit", "SystemExit"),
-        ("def __hash__(self): return hash(self.index)", "AttributeError"),
+        ("def __hash__(self): return hash(self.shared[0])", "AttributeError"),
     ],
 )
 def test_what_is_saved_and_does_not_load(boxes: Boxes, method: str, reason: str) -> None:
@@ -65,6 +65,34 @@ def test_what_is_saved_and_does_not_load(boxes: Boxes, method: str, reason: str)
     assert reason in unsaved(box)["only_here"]
     revive(box, "only_here")
     run(box, "assert other['shared'] is shared == ['s']")
+
+
+def test_keys_whose_hashes_have_changed_are_not_lost_unnamed(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        class Key:
+            def __init__(self, number): self.number = number
+            def __hash__(self): return hash(self.number)
+            def __eq__(self, other): return self.number == other.number
+        class Late:
+            def __init__(self): self.peers = {}
+            def __hash__(self): return hash(getattr(self, "name", None))
+            def __getstate__(self): return self.__dict__
+            def __setstate__(self, state): self.__dict__.update(state)
+        first = Key(1)
+        merging, whole = {first: "a", Key(2): "b"}, {Key(3), first}
+        first.number = 2
+        late = Late(); late.peers[late] = 1; late.peers.clear(); late.name = "x"; late.peers[late] = 1
+        """,
+    )
+    assert set(unsaved(box)) == {"merging", "whole", "late"}
+    assert "did not find its elements" in unsaved(box)["merging"]
+    run(box, "whole = {Key(3), Key(4)}; late.peers = {}")
+    assert set(unsaved(box)) == {"merging"}
+    revive(box, "merging")
+    run(box, "assert Key(4) in whole and late.name == 'x'")
 
 
 def test_an_object_is_loaded_once_as_long_as_it_stays_the_same(boxes: Boxes) -> None:
