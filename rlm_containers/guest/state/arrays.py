@@ -14,34 +14,53 @@ from typing import Any
 
 def reduce_array(array: Any) -> Any:
     """Return how to save an array: a view by what it shows, if others refer to that as well."""
-    base = array.base
-    # What as_strided() returns has an object in between.
-    while type(base).__name__ == "DummyArray" or (
-        type(base) is type(array) and base.base is not None
-    ):
-        base = base.base
-    if type(base) is memoryview:
-        base = base.obj
+    base = _base(array)
     # It is held by the array, by this variable, and by the call.
     if base is None or sys.getrefcount(base) <= 3:
         return NotImplemented
-    if type(base) is type(array):
+    arguments = _place(array, base)
+    return NotImplemented if arguments is None else (make_view, arguments)
+
+
+def _place(array: Any, base: Any) -> tuple[Any, ...] | None:
+    """Return what :func:`make_view` makes an equal view of."""
+    if type(base) is _numpy().ndarray:
         if not base.flags.forc or (array.dtype.hasobject and array.dtype != base.dtype):
-            return NotImplemented
+            return None
         start = base.__array_interface__["data"][0]
-    elif type(base) is bytearray:
+    elif type(base) is bytearray or _is_array_of_library(base):
         start = _numpy().frombuffer(base, "u1").__array_interface__["data"][0]
     else:
-        return NotImplemented
+        return None
     offset = array.__array_interface__["data"][0] - start
-    arguments = (base, array.shape, array.dtype, offset, array.strides, array.flags.writeable)
-    return make_view, arguments
+    return base, array.shape, array.dtype, offset, array.strides, array.flags.writeable
+
+
+def _base(array: Any) -> Any:
+    """Return what an array shows, if that is another object's."""
+    base = array.base
+    passed = (type(array), _numpy().ndarray)
+    # What as_strided() returns has an object in between.
+    while type(base).__name__ == "DummyArray" or (type(base) in passed and base.base is not None):
+        base = base.base
+    return base.obj if type(base) is memoryview else base
+
+
+def _is_array_of_library(base: Any) -> bool:
+    return type(base) is getattr(sys.modules.get("array"), "array", None)
 
 
 def reduce_subclass(array: Any) -> Any:
-    """Return how to save an array of a subclass that has attributes."""
+    """Return how to save an array of a subclass that has attributes, or shares its memory."""
     attributes = getattr(array, "__dict__", None)
     ndarray = _numpy().ndarray
+    base = _base(array)
+    # It is held by the array, by this variable, and by the call.
+    if type(base) is ndarray and sys.getrefcount(base) > 3:
+        place = _place(array, base)
+        if place is not None:
+            made = (type(array), *place)
+            return make_subclass_view, made, attributes or None, None, None, fill_attributes
     if not attributes or type(array).__reduce__ is not ndarray.__reduce__:
         return NotImplemented
     function, arguments, state = array.__reduce__()
@@ -89,4 +108,14 @@ def fill_subclass(array: Any, state: tuple[Any, dict[str, Any]]) -> None:
     """Give an array its contents, and its attributes."""
     own, attributes = state
     array.__setstate__(own)
+    array.__dict__.update(attributes)
+
+
+def make_subclass_view(cls: type, *place: Any) -> Any:
+    """Make an array of a subclass that shares the memory of a plain one."""
+    return make_view(*place).view(cls)
+
+
+def fill_attributes(array: Any, attributes: dict[str, Any]) -> None:
+    """Give an array its attributes."""
     array.__dict__.update(attributes)

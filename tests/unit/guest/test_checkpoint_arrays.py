@@ -99,3 +99,41 @@ def test_a_subclass_keeps_its_attributes(boxes: Boxes) -> None:
     revive(box)
     run(box, "assert type(named) is Named and named.label == 'mine' and named.sum() == 3")
     run(box, "assert masked.sum() == 1 and masked.mask[1]")
+
+
+def test_arrays_of_subclasses_share_memory_too(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        import array, numpy
+        class Named(numpy.ndarray):
+            def __array_finalize__(self, other): self.label = getattr(other, "label", None)
+        plain = numpy.arange(4.0)
+        masked = numpy.ma.masked_array(plain, mask=[0, 1, 0, 0], fill_value=7)
+        named = plain[1:].view(Named); named.label = "mine"
+        part, matrix = named[:2], numpy.asmatrix(plain.reshape(2, 2))
+        table = numpy.array([(1, 2.5)], dtype=[("i", "i4"), ("f", "f8")])
+        records = table.view(numpy.recarray)
+        alone = numpy.zeros(10 ** 6).view(Named)[:3]
+        numbers = array.array("d", [1, 2]); shown = numpy.frombuffer(numbers)
+        limits = numpy.finfo(float)
+        """,
+    )
+    settle(box)
+    assert (workspace_of(box) / "state.dill").stat().st_size < 15_000
+    revive(box)
+    run(box, "x = 1")
+    revive(box)
+    run(
+        box,
+        """
+        plain[:2] = 50, -1
+        assert masked.data[0] == 50 and masked.mask[1] and masked.sum() == 55
+        assert masked.fill_value == 7 and type(masked) is numpy.ma.MaskedArray
+        assert named[0] == part[0] == matrix[0, 1] == -1 and matrix[0, 0] == 50
+        assert named.label == part.label == "mine" and type(part) is Named
+        table["i"][0] = 9; assert records.i[0] == 9 and len(alone) == 3
+        numbers[0] = 7; assert shown[0] == 7 and limits.eps > 0
+        """,
+    )
