@@ -137,11 +137,13 @@ OBJECTS = (
         made.offset = 5
         import registered as again
         print(twice(1), again is registered, registered.note(1), by_path.__file__[-10:])
+        print(by_path.__spec__.name, by_path.__loader__ is by_path.__spec__.loader, made.__spec__)
         """,
         """
         ["before", "after"] True True
         True True Made by hand. True
         7 True [1] by_path.py
+        by_path True None
         """,
     ),
     Value(
@@ -149,9 +151,22 @@ OBJECTS = (
         """
         noted = ValueError('v'); noted.add_note('look here')
         group = ExceptionGroup('several', [noted, KeyError(1)])
+        class Coded(ExceptionGroup):
+            def __new__(cls, message, errors, code):
+                self = super().__new__(cls, message, errors)
+                self.code = code
+                return self
+            def derive(self, errors): return Coded(self.message, errors, self.code)
+        coded = Coded('with a code', [noted, Coded('inner', [KeyError(2)], 6)], 5)
         """,
-        "print(noted.__notes__, group.message, group.exceptions[0] is noted)",
-        "['look here'] several True",
+        """
+        print(noted.__notes__, group.message, group.exceptions[0] is noted)
+        print(coded.code, coded.exceptions[0] is noted, coded.split(KeyError)[0].code)
+        """,
+        """
+        ['look here'] several True
+        5 True 5
+        """,
         since=(3, 11),
     ),
     Value(

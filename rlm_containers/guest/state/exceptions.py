@@ -37,6 +37,8 @@ def reduce_exception(error: BaseException) -> Any:
         return reduction[0], reduction[1], state, None, None, fill_exception
     base: Any = next(base for base in cls.__mro__ if base.__module__ == "builtins")
     arguments = base.__reduce__(error)[1]
+    if hasattr(base, "exceptions"):  # a group, whose args are those of its class
+        arguments = (error.message, error.exceptions)  # type: ignore[attr-defined]
     attributes = {}
     for klass in base.__mro__:
         for name, value in vars(klass).items():

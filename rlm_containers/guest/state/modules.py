@@ -13,6 +13,8 @@ from typing import Any
 
 #: Attributes that a module gets from the import system.
 _OWN = frozenset(("__builtins__", "__cached__", "__loader__", "__spec__"))
+#: Of these, what a module keeps that was loaded from a file.
+_OF_FILES = frozenset(("__loader__", "__spec__"))
 
 
 class Modules:
@@ -81,7 +83,10 @@ class Modules:
         if type(module) is not types.ModuleType:
             return NotImplemented
         self._owners[id(module.__dict__)] = module
-        state = {key: value for key, value in vars(module).items() if key not in _OWN}
+        loader = getattr(module, "__loader__", None)
+        is_file = type(loader) is importlib.machinery.SourceFileLoader
+        left_out = _OWN - _OF_FILES if is_file else _OWN
+        state = {key: value for key, value in vars(module).items() if key not in left_out}
         return make_module, (name, is_known), state, None, None, fill_module
 
 
