@@ -96,6 +96,15 @@ class OwnCode:
         assert self._of_cells is not None
         self._of_cells = (limit, *self._of_cells[1:])
 
+    def tracers(self) -> list[str]:
+        """Return the names of the tracers and profilers that cells have set."""
+        if self._of_cells is None:
+            return []
+        _, trace, profile = self._of_cells
+        return ["sys.settrace()"] * (trace is not None) + ["sys.setprofile()"] * (
+            profile is not None
+        )
+
     def begin(self) -> None:
         """Set the recursion limit of this package; stop tracers and profilers."""
         if self._of_cells is None:

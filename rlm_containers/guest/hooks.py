@@ -10,7 +10,14 @@ import functools
 import gc
 import os
 import sys
-from _signal import SIG_DFL, SIG_IGN, SIGCHLD, getsignal, raise_signal  # type: ignore[import-not-found]
+from _signal import (  # type: ignore[import-not-found]
+    SIG_DFL,
+    SIG_IGN,
+    SIGCHLD,
+    SIGURG,
+    getsignal,
+    raise_signal,
+)
 from _signal import signal as set_handler
 from _thread import _count as count_threads
 from types import FrameType
@@ -27,6 +34,7 @@ class CellHooks:
 
     Attributes:
         runs_at_fork: whether a fork calls functions of cells.
+        collects: whether garbage is collected while cells run.
     """
 
     def __init__(self) -> None:
@@ -36,6 +44,8 @@ class CellHooks:
         self._held: dict[int, Any] = {}
         self._late: dict[int, None] = {}  # in the order in which they came
         self._collects = False
+        self.collects = True
+        self._stops_collecting = False
         self._watch_forks()
 
     def handlers(self) -> dict[int, Any]:
@@ -48,6 +58,10 @@ class CellHooks:
 
     def hold(self) -> None:
         """From the end of a cell on, let no handler run, and no finalizer of garbage."""
+        if self._stops_collecting:
+            self._stops_collecting = False
+            gc.disable()
+        self.collects = self._collects or gc.isenabled()
         # With threads of cells this would keep their garbage, and they run code at any time.
         if gc.isenabled() and count_threads() == 0:
             gc.disable()
@@ -71,6 +85,27 @@ class CellHooks:
         self._late.clear()
         for number in late:
             raise_signal(number)
+
+    def dispositions(self) -> dict[int, int]:
+        """Return the signals that cells have ignored, or let do what they usually do.
+
+        Heirs change those of SIGCHLD and SIGURG.
+        """
+        found = zip(_SIGNALS, map(getsignal, _SIGNALS), self._all)  # noqa: B905 - not in 3.9
+        return {
+            number: int(now)
+            for number, now, first in found
+            if now in (SIG_DFL, SIG_IGN) and now != first and number not in (SIGCHLD, SIGURG)
+        }
+
+    def set_dispositions(self, found: dict[int, int]) -> None:
+        """Ignore signals, or let them do what they usually do."""
+        for number, value in found.items():
+            set_handler(number, value)
+
+    def stop_collecting(self) -> None:
+        """Collect no garbage from the next :meth:`hold` on, until a cell wants it."""
+        self._stops_collecting = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._late[number] = None

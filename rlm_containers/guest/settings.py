@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import types
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -40,16 +41,21 @@ class Settings:
         self._path = path
         self._own_code = own_code
         self._hooks = hooks
+        self._registrations = Registrations(own_code.tracers)
         self._first, _ = self._read()
 
-    def save(self) -> tuple[bytes, list[list[str]]]:
-        """Return the settings that cells have changed, and ``unsaved`` for those left out."""
+    def save(
+        self, is_saved: Callable[[types.ModuleType], bool] = lambda module: False
+    ) -> tuple[bytes, list[list[str]]]:
+        """Return the settings that cells have changed, and ``unsaved`` for those left out.
+
+        Args:
+            is_saved: whether a module is saved with a variable.
+        """
         found, failed = self._read()
         names = [*(_NAMES.get(name, name) for name in failed)]
         names += ["signal handler {}".format(number) for number in self._hooks.handlers()]
-        hooks = {"sys.excepthook": sys.excepthook, "sys.displayhook": sys.displayhook}
-        usual = (sys.__excepthook__, sys.__displayhook__)
-        names += [name for name, hook in hooks.items() if hook not in usual]
+        names += self._registrations.names(is_saved)
         filters = found.get("warnings", [])
         saved = [entry for entry in filters if entry[2].__module__ != "__main__"]
         if len(saved) < len(filters):
@@ -84,6 +90,10 @@ class Settings:
             try:
                 if name == "recursion limit":
                     self._own_code.set_recursion_limit(value)
+                elif name == "gc":
+                    self._hooks.stop_collecting()
+                elif name == "signals":
+                    self._hooks.set_dispositions(value)
                 else:
                     _RESTORERS[name](value)
             except Exception as error:
@@ -95,6 +105,8 @@ class Settings:
         found: dict[str, Any] = {
             "path": self._path(),
             "recursion limit": self._own_code.recursion_limit(),
+            "gc": self._hooks.collects,
+            "signals": self._hooks.dispositions(),
         }
         failed = []
         for name, read in _READERS.items():
@@ -110,29 +122,8 @@ class Settings:
         return found, failed
 
 
-def _loaded(name: str) -> Any:
-    """Return a module of the standard library if it is loaded, and not another of its name."""
-    module = sys.modules.get(name)
-    file = getattr(module, "__file__", None) or ""
-    return module if file.startswith(_LIBRARY) else None
-
-
-def _load(name: str) -> Any:
-    """Import a module of the standard library, also where another one comes before it."""
-    if name not in sys.modules:
-        sys.path.insert(0, _LIBRARY)
-        try:
-            import_module(name)
-        finally:
-            sys.path.remove(_LIBRARY)
-    return sys.modules[name]
-
-
-_LIBRARY = os.path.dirname(os.__file__)
-
-
 def _read_random() -> Any:
-    random = _loaded("random")
+    random = library("random")
     return random and random.getstate()
 
 
@@ -144,7 +135,7 @@ def _read_numpy() -> Any:
 
 
 def _read_decimal() -> Any:
-    decimal = _loaded("decimal")
+    decimal = library("decimal")
     if decimal is None or repr(decimal.getcontext()) == repr(decimal.DefaultContext):
         return None
     return decimal.getcontext()
@@ -178,6 +169,7 @@ _NAMES = {
     "random": "random.getstate()",
     "numpy": "numpy.random.get_state()",
     "decimal": "decimal.getcontext()",
+    **process_settings.NAMES,
 }
 
 
@@ -214,7 +206,7 @@ def _restore_warnings(filters: list[Any]) -> None:
 
 
 def _restore_random(state: Any) -> None:
-    _load("random").setstate(state)
+    load("random").setstate(state)
 
 
 def _restore_numpy(state: Any) -> None:
@@ -224,7 +216,7 @@ def _restore_numpy(state: Any) -> None:
 
 
 def _restore_decimal(context: Any) -> None:
-    current = _load("decimal").getcontext()  # which variables may hold
+    current = load("decimal").getcontext()  # which variables may hold
     for name in ("prec", "rounding", "Emin", "Emax", "capitals", "clamp", "flags", "traps"):
         setattr(current, name, getattr(context, name))
 
@@ -237,7 +229,7 @@ def _restore_locale(value: str) -> None:
 
 def _read_logging() -> dict[str, Any]:
     """Return the loggers that differ from what ``logging`` makes, by name; "" is the root."""
-    logging = _loaded("logging")
+    logging = library("logging")
     if logging is None:
         return {}
     found: dict[str, Any] = {}
@@ -286,7 +278,7 @@ _STREAMS: dict[Any, str] = {1: "stdout", 2: "stderr"}
 
 
 def _restore_logging(state: dict[str, Any]) -> None:
-    logging = _load("logging")
+    logging = load("logging")
     logging.disable(state.pop("disable", 0))
     for name, (level, propagate, disabled, handlers) in state.items():
         logger = logging.getLogger(name or None)
@@ -314,9 +306,10 @@ _READERS: dict[str, Callable[[], Any]] = {
     "numpy": _read_numpy,
     "decimal": _read_decimal,
     "locale": _read_locale,
+    **process_settings.READERS,
 }
 
-_RESTORERS: dict[str, Callable[[Any], None]] = {
+_RESTORERS: dict[str, Callable[[Any], object]] = {
     "path": _restore_path,
     "directory": os.chdir,
     "environ": _restore_environ,
@@ -326,4 +319,5 @@ _RESTORERS: dict[str, Callable[[Any], None]] = {
     "decimal": _restore_decimal,
     "locale": _restore_locale,
     "logging": _restore_logging,
+    **process_settings.RESTORERS,
 }

@@ -99,10 +99,53 @@ def test_a_logging_handler_that_hangs_costs_no_variable(fresh: Sandbox) -> None:
             "log.warning('two'); log.handlers[0].close(); print(open('the.log').read(), end='')",
             "one\ntwo",
         ),
+        (
+            "import gc; gc.set_threshold(500, 6, 7); gc.disable()",
+            "print(gc.get_threshold(), gc.isenabled()); gc.set_threshold(700, 10, 10); gc.enable()",
+            "(500, 6, 7) False",
+        ),
+        ("import os; old_mask = os.umask(0o027)", "print(oct(os.umask(old_mask)))", "0o27"),
+        (
+            "import signal; signal.signal(signal.SIGUSR1, signal.SIG_IGN)",
+            "print(signal.signal(signal.SIGUSR1, signal.SIG_DFL) is signal.SIG_IGN)",
+            "True",
+        ),
+        (
+            "import csv, socket; csv.field_size_limit(10 ** 9); socket.setdefaulttimeout(2.5)",
+            "print(csv.field_size_limit(131072), socket.getdefaulttimeout()); socket.setdefaulttimeout(None)",
+            "1000000000 2.5",
+        ),
+        (
+            "import mimetypes; mimetypes.add_type('text/x-mine', '.mine')",
+            "print(mimetypes.guess_type('a.mine')[0])",
+            "text/x-mine",
+        ),
+        (
+            "import sys; sys.setswitchinterval(0.25); sys.argv = ['a', 'b']; sys.tracebacklimit = 7",
+            "print(sys.getswitchinterval(), sys.argv, sys.tracebacklimit); del sys.tracebacklimit",
+            "0.25 ['a', 'b'] 7",
+        ),
+        (
+            "import tracemalloc; tracemalloc.start(3)",
+            "print(tracemalloc.get_traceback_limit(), tracemalloc.is_tracing()); tracemalloc.stop()",
+            "3 True",
+        ),
+        (
+            "import multiprocessing; multiprocessing.set_start_method('spawn', force=True)",
+            "print(multiprocessing.get_start_method()); multiprocessing.set_start_method(None, force=True)",
+            "spawn",
+        ),
+        (
+            "import logging; logging.addLevelName(15, 'FINE'); logging.captureWarnings(True)\n"
+            "logging.raiseExceptions = False",
+            "print(logging.getLevelName(15), logging.raiseExceptions); logging.captureWarnings(False)",
+            "FINE False",
+        ),
     ],
     ids=[
         "directory", "environment", "recursion limit", "low limit", "random", "decimal", "warnings", "locale",
-        "logging", "log file",
+        "logging", "log file", "garbage", "mask", "ignored signal", "csv and socket", "media types", "sys",
+        "tracemalloc", "multiprocessing", "names of logging",
     ],
 )  # fmt: skip
 def test_what_cells_have_set_is_set_again(
@@ -164,11 +207,71 @@ def test_modules_in_a_directory_that_a_cell_has_put_on_the_path(fresh: Sandbox) 
             {"warnings filter for a class of a cell"},
         ),
         (
+            "import sys, threading\ndef hook(*_): pass\n"
+            "sys.unraisablehook = sys.breakpointhook = hook; threading.settrace(hook)",
+            {"sys.unraisablehook", "sys.breakpointhook", "threading.settrace()"},
+        ),
+        (
+            "import atexit, codecs\n@atexit.register\ndef bye(): pass\n"
+            "atexit.register(print); atexit.unregister(print)\n"
+            "codecs.register_error('mine', lambda error: ('?', error.end))",
+            {"atexit.register", "codecs.register_error"},
+        ),
+        (
+            "import resource; soft, hard = resource.getrlimit(resource.RLIMIT_STACK)\n"
+            "resource.setrlimit(resource.RLIMIT_STACK, (2 ** 22, hard))",
+            {"resource.RLIMIT_STACK"},
+        ),
+        (
+            "import sys; sys.setrecursionlimit(1000)\nimport asyncio\nclass Policy(asyncio.DefaultEventLoopPolicy): pass\n"
+            "asyncio.set_event_loop_policy(Policy())",
+            {"asyncio.set_event_loop_policy()"},
+        ),
+        (
+            "import logging\nclass Mine(logging.Logger): pass\nlogging.setLoggerClass(Mine)\n"
+            "logging.getLogger('filtered').addFilter(lambda record: True)",
+            {"logging.setLoggerClass()", "filters of the logger filtered"},
+        ),
+        (
+            "import copyreg, csv\nclass Mine: pass\ncopyreg.pickle(Mine, lambda mine: (Mine, ()))\n"
+            "csv.register_dialect('mine', delimiter=';')",
+            {"copyreg.pickle(Mine)", "csv.register_dialect('mine')"},
+        ),
+        (
+            "import sys, types\nsys.modules['made_up'] = types.ModuleType('made_up')",
+            {"sys.modules['made_up']"},
+        ),
+        (
+            "import weakref\nclass Mine: pass\nmine, other, ended = Mine(), Mine(), []\n"
+            "weakref.finalize(mine, ended.append, 1); held = weakref.finalize(other, ended.append, 2)",
+            {"weakref.finalize(Mine)"},
+        ),
+        (
+            "import sys\nclass Finder:\n    find_spec = staticmethod(lambda *_: None)\n"
+            "sys.meta_path.append(Finder)",
+            {"sys.meta_path"},
+        ),
+        (
             "import os; os.makedirs('gone'); os.chdir('gone'); os.rmdir('../gone')",
             set(),
         ),
     ],
-    ids=["hook", "signal", "handler", "filter", "directory that is gone"],
+    ids=[
+        "hook",
+        "signal",
+        "handler",
+        "filter",
+        "more hooks",
+        "functions",
+        "limit",
+        "policy",
+        "loggers",
+        "registered types",
+        "module",
+        "finalizer",
+        "finder",
+        "directory that is gone",
+    ],
 )
 def test_what_cannot_be_set_again_is_named(fresh: Sandbox, change: str, names: set[str]) -> None:
     printed(fresh, change)
@@ -176,6 +279,14 @@ def test_what_cannot_be_set_again_is_named(fresh: Sandbox, change: str, names: s
     assert set(kill(fresh)) == names
     printed(fresh, "after = 1")
     assert fresh.unsaved == ()
+
+
+def test_a_module_that_a_variable_holds_is_saved_with_it(fresh: Sandbox) -> None:
+    printed(fresh, "import sys, types\nheld = sys.modules['held_up'] = types.ModuleType('held_up')")
+    assert fresh.unsaved == ()
+    assert kill(fresh) == ()
+    look = "import held_up; print(held_up is held); import sys; del sys.modules['held_up']"
+    assert printed(fresh, look) == "True\n"
 
 
 def test_a_directory_that_is_gone_after_the_death_is_named(fresh: Sandbox) -> None:

@@ -158,7 +158,7 @@ class Checkpoint:
         sources = writer.write_sources()
         set_beside: list[int] = []
         if settings is not None:
-            raw, left_out = self._save_settings(settings, interrupts)
+            raw, left_out = self._save_settings(settings, writer, interrupts)
             set_beside = [sink.length, len(raw)] if raw else []
             sink.write(raw)
             unsaved += left_out
@@ -189,13 +189,13 @@ class Checkpoint:
         return unsaved
 
     def _save_settings(
-        self, settings: Settings, interrupts: Interrupts
+        self, settings: Settings, writer: RecordWriter, interrupts: Interrupts
     ) -> tuple[bytes, list[list[str]]]:
         """Return the settings and what is left out of them; nothing if code of a cell hangs."""
         if not self._settings_hang:
             try:
                 with interrupts:
-                    return settings.save()
+                    return settings.save(writer.pickler.reductions.has_module)
             except KeyboardInterrupt:
                 self._settings_hang = True  # it would cost every cell that time
             except Exception as error:

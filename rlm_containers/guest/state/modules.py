@@ -53,6 +53,8 @@ class Modules:
         for finder in sys.meta_path:
             if type(finder).__module__.startswith("rlm_guest"):
                 continue  # it would change the module
+            if getattr(finder, "__module__", None) == "__main__":
+                continue  # a later process does not have it
             try:
                 found = finder.find_spec(spec.name, path)
             except Exception:
@@ -61,6 +63,10 @@ class Modules:
                 break
         # A namespace package has no origin.
         return found is not None and found.origin == spec.origin and spec.name == name
+
+    def has(self, module: types.ModuleType) -> bool:
+        """Return whether a module was saved with all that is in it."""
+        return id(module.__dict__) in self._owners
 
     def namespace(self, namespace: dict[str, Any]) -> Any:
         """Return what to save for the globals of a function: their module, its name, or they."""

@@ -125,6 +125,10 @@ class Reductions:
         self.doubtful = False
         self.filenames: set[str] = set()
 
+    def has_module(self, module: types.ModuleType) -> bool:
+        """Return whether a module was saved with all that is in it."""
+        return self._modules.has(module)
+
     def find(self, kind: type) -> Handler | None:
         """Find the handler of a type, and remember it."""
         handler = self._choose(kind)
