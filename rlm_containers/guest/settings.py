@@ -14,6 +14,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from . import process_settings
+from .process_settings import library, load
+from .registrations import Registrations
 from .shortforms import error_text
 
 if TYPE_CHECKING:
