@@ -9,8 +9,8 @@ Each variable that can be saved has a record (:mod:`rlm_guest.state.records`), a
 be loaded again counts as saved (:mod:`rlm_guest.state.proof`). :mod:`rlm_guest.state.files`
 describes the rest of the file.
 
-A record does not contain long strings or loaded contexts, but references to the files that have
-them (:mod:`rlm_guest.state.values`).
+A record does not contain long strings (:mod:`rlm_guest.state.blobs`) or loaded contexts
+(:mod:`rlm_guest.state.loaded`), but references to the files that have them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from .. import wire
 from ..interrupts import Interrupts
 from ..settings import Settings
 from ..shortforms import error_text, type_name
+from .blobs import BlobStore, Reference
 from .chunks import ChunkStore, NewFile, WholeFile
 from .disk import open_regular
 from .failures import TOO_LONG, Failure, SlowVariable
 from .files import Sink, StatePair, needed_files, read_index, write_index
+from .loaded import LoadedFiles, no_collection
 from .proof import ProofInterruptedError, Trial, find_failures
 from .records import MissingObjectError, Records, RecordWriter
 from .references import References
-from .values import BlobStore, LoadedFiles, Reference, no_collection
 
 if TYPE_CHECKING:
     from .earlier import EarlierRecords

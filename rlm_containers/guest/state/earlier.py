@@ -18,9 +18,9 @@ from typing import Any
 
 import dill
 
+from .blobs import Reference
 from .files import Source
 from .pickling import as_tuple, foreign_code, is_whole
-from .values import Reference
 
 
 class EarlierRecords:

@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from . import arrays
+from .blobs import Reference
 from .files import Sink, Source
 from .reductions import Reductions
-from .values import Reference
 
 PROTOCOL = 5
 

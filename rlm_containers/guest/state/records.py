@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from .. import sources
 from ..shortforms import type_name
+from .blobs import Reference
 from .files import Sink, Source
 from .pickling import Anything, Missing, Skimmer, StatePickler, StateUnpickler, is_whole
-from .values import Reference
 
 
 class Record(NamedTuple):

@@ -15,8 +15,9 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from .blobs import BLOB_SIZE, BlobStore, Reference
+from .loaded import LoadedFiles
 from .records import Record, RecordWriter
-from .values import BLOB_SIZE, BlobStore, LoadedFiles, Reference
 
 #: The most elements of a list, tuple or dict that are looked at.
 _ELEMENTS = 64

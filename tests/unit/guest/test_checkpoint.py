@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_containers.guest.state.values import LoadedFiles
+from rlm_containers.guest.state.loaded import LoadedFiles
 from tests.unit.sessions import DIE, Boxes, revive, run, settle, workspace_of
 
 #: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
