@@ -179,12 +179,12 @@ OBJECTS = (
         process = subprocess.Popen(['true']); process.wait()
         """,
         """
-        print(closed_text.closed, closed_text.name, closed_text.mode, closed_text.encoding)
+        print(closed_text.closed, closed_text.name, closed_text.mode, closed_text.encoding.lower())
         print(closed_raw.closed, closed_raw.name, closed_raw.mode, open('written').read())
         print(closed_both.closed, closed_both.mode, type(closed_both).__name__, process.poll())
         """,
         """
-        True written x UTF-8
+        True written x utf-8
         True written rb kept
         True rb+ BufferedRandom 0
         """,

@@ -58,7 +58,7 @@ def test_a_daemon_is_killed_between_cells(make_box: MakeBox) -> None:
     box = make_box(workspace_size="32m")
     printed(box, "kept = 1")
     printed(box, PROGRAM)
-    assert eventually(lambda: interpreter_of(box)._growth is not None)
+    assert eventually(lambda: interpreter_of(box)._conversation._growth is not None)
     result = box.execute("print(kept, [p for p in os.listdir('/proc') if p.isdigit()])")
     assert "What cells had left running was killed." in result.notices[0]
     assert result.stdout.startswith("1 ")

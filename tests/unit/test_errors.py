@@ -117,6 +117,7 @@ def test_nothing_public_is_raised_that_is_not_ours() -> None:
         "LinkError",  # of the connection to a pod, for itself
         "ConnectionError",  # of the backend, which reports it as text
         "OSError",  # of the session's lock, for itself
+        "PodEnded",  # of the start of a pod, for Kubernetes' runtime
         "PodmanAnswersError",  # of docker's runtime, for the detection; one of ours
         "UnreadableFileError",  # of the state; one of ours
         "TimeoutError",  # of the pipe, for the interpreter
