@@ -91,7 +91,7 @@ def small_disk(engine: Engine, cache: Path) -> Iterator[Path]:
 
 
 def test_the_last_free_space_is_left_to_the_checkpoint(small_disk: Path, make_box: MakeBox) -> None:
-    box = make_box(workspace_size="1g", heirs="never")  # an heir has the closed files still
+    box = make_box(workspace_size="1g", heirs="never")  # an heir has the variables still
     printed(box, GROW + "kept = [1]")
     # Who does not write is not interrupted, however full others make the disk.
     (small_disk / "other").write_bytes(bytes(120 << 20))
@@ -107,10 +107,10 @@ with open('file', 'wb', 0) as file:
     result = box.execute(f"text = 'x' * 1_000_000\nkept.append(2)\n{slowly}")
     assert result.status == "full"
     assert "MiB, and their disk has only" in result.notices[0]
-    files = {"file", "log"}
-    assert {variable.name for variable in box.unsaved} == files
-    assert set(box.execute("import os\nos._exit(1)").lost) == files
-    assert printed(box, "print(kept, len(text))") == "[1, 2] 1000000\n"
+    assert box.unsaved == ()
+    assert box.execute("import os\nos._exit(1)").lost == ()
+    looked = printed(box, "print(kept, len(text), file.closed, log.closed)")
+    assert looked == "[1, 2] 1000000 True True\n"
 
 
 def test_by_default_half_of_the_disk(small_disk: Path, make_box: MakeBox) -> None:
