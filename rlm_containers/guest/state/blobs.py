@@ -21,7 +21,8 @@ from .disk import flush_file, flush_path, open_regular, remove
 
 #: What a checkpoint has in place of a value: ``("text", file, size, checksum)``, ``("json" or
 #: "marshal", file, size, checksum, path)``, or ``("str" or "bytes", file, size, checksum)`` for a
-#: long string. Only plain types, since it is in a pickle.
+#: long string. ``("module", name)`` and ``("attribute", module, name)`` stand for what is always
+#: there. Only plain types, since it is in a pickle.
 Reference = tuple[Any, ...]
 
 #: Strings of at least this many characters or bytes are long.
