@@ -278,7 +278,10 @@ class Soak:
         looked = box.execute(LOOK)
         assert looked.status == "ok", (kind.name, looked.stderr)
         found = json.loads(looked.stdout)
-        assert model.agrees(found, damaged=damaged), (kind.name, found, model.values, model.before)
+        told = looked.older, looked.lost, looked.notices
+        assert model.agrees(found, damaged=damaged), (
+            kind.name, found, model.values, model.before, told
+        )  # fmt: skip
         return True
 
     def note(self, kind: str, outcome: str, start: float) -> None:
