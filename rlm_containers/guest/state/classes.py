@@ -42,6 +42,14 @@ _OF_TYPES = frozenset(
     )
 )
 
+#: In the flags of a type: it was made by a class statement, or like one. ``Py_TPFLAGS_HEAPTYPE``.
+HEAP_TYPE = 1 << 9
+
+# Running no code of a metaclass:
+get_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
+get_mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
+get_dict: Callable[[type], Any] = type.__dict__["__dict__"].__get__
+
 _METHODS = frozenset((types.FunctionType, classmethod, staticmethod, property))
 _SIMPLE = _METHODS | frozenset((bool, float, int, str, type(None)))
 

@@ -19,6 +19,8 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from .classes import HEAP_TYPE, get_dict, get_module, get_mro
+
 #: Methods by which a class says how its objects are made, and what state they have.
 _MAKING = frozenset(("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"))
 _STATE = frozenset(("__getstate__", "__setstate__"))
@@ -62,23 +64,18 @@ _FORGETFUL = frozenset(("fractions", "ipaddress", "pathlib", "random"))
 
 _DESCRIPTORS = frozenset((property, classmethod, staticmethod))
 
-# Running no code of a metaclass:
-_get_mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
-_get_dict: Callable[[type], Any] = type.__dict__["__dict__"].__get__
-_get_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
-
 
 def find_handler(kind: type) -> Callable[[Any], Any] | None:
     """Return what reduces the objects of a class, or ``None`` if that is pickle's to do."""
     if kind in copyreg.dispatch_table:
         return None
-    mro = _get_mro(kind)
+    mro = get_mro(kind)
     if not _is_python(kind):
         return None
     base = next(cls for cls in mro if not _is_python(cls))
     own = [cls for cls in mro if _is_python(cls)]  # some may come after the base
     if base in _CONTAINERS:
-        told = [cls for cls in own if _get_module(cls) != "collections"]  # which has Counter
+        told = [cls for cls in own if get_module(cls) != "collections"]  # which has Counter
         if not told or _first(told, _MAKING | _STATE) is not None:
             return None
         loses = base is collections.defaultdict or collections.Counter in own
@@ -87,24 +84,24 @@ def find_handler(kind: type) -> Callable[[Any], Any] | None:
         return functools.partial(_reduce_container, base)
     new, making = _first(own, {"__new__"}), _first(own, _MAKING)
     # A library that has both knows how they go together.
-    if making is not None and (new is None or making <= new or _get_module(own[new]) != "__main__"):
-        forgets = making > 0 and _get_module(own[making]).partition(".")[0] in _FORGETFUL
+    if making is not None and (new is None or making <= new or get_module(own[new]) != "__main__"):
+        forgets = making > 0 and get_module(own[making]).partition(".")[0] in _FORGETFUL
         forgets = forgets and _first(own[:making], _STATE) is None
-        is_added_to = _get_module(kind).partition(".")[0] not in _FORGETFUL
+        is_added_to = get_module(kind).partition(".")[0] not in _FORGETFUL
         return _reduce_with_attributes if forgets and is_added_to else None
     if base in _DESCRIPTORS:
         return functools.partial(_reduce_descriptor, base)
-    is_called = (_get_module(base), base.__name__) in _CALLED_BASES
+    is_called = (get_module(base), base.__name__) in _CALLED_BASES
     if not is_called and base not in _PLAIN_BASES:
         return None
-    states = [_get_dict(own[place])[name] for place, name in _defined(own, _STATE)]
+    states = [get_dict(own[place])[name] for place, name in _defined(own, _STATE)]
     # Those of dataclasses with slots, which need the class to be filled.
     runs_code = any(getattr(method, "__module__", "") == "dataclasses" for method in states)
     if states and not runs_code:
         return None if new is None else functools.partial(_reduce_with_state, base)
     runs_code = runs_code or is_called or new is not None or _first(own, _ASKED) is not None
     runs_code = runs_code or (_first(own, {"__setattr__"}) is not None and bool(_slots(kind)))
-    hashes = [_get_dict(own[place])[name] for place, name in _defined(own, {"__hash__"})]
+    hashes = [get_dict(own[place])[name] for place, name in _defined(own, {"__hash__"})]
     if hashes and hashes[0] is not None:
         if not runs_code and not _slots(kind) and kind.__dictoffset__:
             return functools.partial(_reduce_hashed_simple, base)
@@ -114,9 +111,9 @@ def find_handler(kind: type) -> Callable[[Any], Any] | None:
 
 def _is_python(cls: type) -> bool:
     """Return whether a class was made by a class statement, or like one."""
-    if not cls.__flags__ & _HEAP_TYPE:
+    if not cls.__flags__ & HEAP_TYPE:
         return False
-    for value in _get_dict(cls).values():
+    for value in get_dict(cls).values():
         if type(value) in _IN_C and value.__objclass__ is cls:
             return False
         if type(value) is types.BuiltinFunctionType and value.__self__ is cls:
@@ -124,8 +121,6 @@ def _is_python(cls: type) -> bool:
     return True
 
 
-#: In the flags of a type: it is not static. ``Py_TPFLAGS_HEAPTYPE``.
-_HEAP_TYPE = 1 << 9
 _IN_C = (types.WrapperDescriptorType, types.MethodDescriptorType)
 
 
@@ -133,7 +128,7 @@ def _defined(classes: list[type], names: Iterable[str]) -> Iterator[tuple[int, s
     """Yield each of these names that a class defines, and the place of the class."""
     for place, cls in enumerate(classes):
         for name in names:
-            if name in _get_dict(cls):
+            if name in get_dict(cls):
                 yield place, name
 
 
@@ -282,7 +277,7 @@ def fill_with_attributes(obj: Any, state: tuple[Any, Sequence[Any]]) -> None:
 def fill_descriptor(obj: Any, state: tuple[Sequence[Any], tuple[Any, ...]]) -> None:
     """Give a property or the like, of a subclass, its functions and attributes."""
     attributes, functions = state
-    base: Any = next(base for base in _get_mro(type(obj)) if base in _DESCRIPTORS)
+    base: Any = next(base for base in get_mro(type(obj)) if base in _DESCRIPTORS)
     base.__init__(obj, *functions)
     fill_instance(obj, attributes)
 
@@ -291,7 +286,7 @@ def fill_container(obj: Any, state: tuple[tuple[Any, dict[str, Any]], tuple[Any,
     """Give an object of a subclass of a container its attributes and contents."""
     attributes, contents = state
     fill_instance(obj, attributes)
-    base: Any = next(base for base in _get_mro(type(obj)) if base in _CONTAINERS)
+    base: Any = next(base for base in get_mro(type(obj)) if base in _CONTAINERS)
     if base is list:
         list.extend(obj, *contents)
     elif base is set:

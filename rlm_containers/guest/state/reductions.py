@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import arrays, caches, classes, constructors, exceptions, instances, library
+from .classes import HEAP_TYPE, get_dict, get_module, get_mro
 from .modules import Modules
 
 Handler = Callable[[Any], Any]
@@ -96,11 +97,6 @@ _TYPE_VARIABLES = tuple(
     if isinstance(getattr(typing, name, None), type)
 )
 
-# Running no code of a metaclass:
-_get_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
-_get_mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
-_get_dict: Callable[[type], Any] = type.__dict__["__dict__"].__get__
-
 
 class Reductions:
     """Finds the reductions of one pickler.
@@ -143,14 +139,14 @@ class Reductions:
         if issubclass(kind, enum.Enum) and not self._is_named(kind):
             return classes.reduce_member
         if any(
-            base.__name__ == "ndarray" and _get_module(base) == "numpy" for base in _get_mro(kind)
+            base.__name__ == "ndarray" and get_module(base) == "numpy" for base in get_mro(kind)
         ):
-            is_subclass = _get_module(kind) != "numpy" or kind.__name__ != "ndarray"
+            is_subclass = get_module(kind) != "numpy" or kind.__name__ != "ndarray"
             return arrays.reduce_subclass if is_subclass else arrays.reduce_array
         if issubclass(kind, BaseException):
             return exceptions.reduce_exception
         name = kind.__name__
-        module = _get_module(kind)
+        module = get_module(kind)
         known = library.find_handler(module, name)
         if known is not None:
             return known
@@ -172,14 +168,14 @@ class Reductions:
     def _reduce_class(self, cls: type) -> Any:
         if self._is_named(cls):
             return NotImplemented
-        if _get_module(cls) == "builtins":
+        if get_module(cls) == "builtins":
             place = _UNNAMED_TYPES.get(cls)
             if place is not None:
                 return constructors.named, place
             # exec() makes such classes, too, in a namespace without a name.
-            if type(_get_dict(cls).get("__module__")) is not str:
+            if type(get_dict(cls).get("__module__")) is not str:
                 return NotImplemented
-        if not cls.__flags__ & _HEAP_TYPE:
+        if not cls.__flags__ & HEAP_TYPE:
             return NotImplemented
         self.doubtful = self.doubtful or not classes.is_certain(cls)
         return classes.reduce_class(cls)
@@ -226,16 +222,16 @@ class Reductions:
 
 def _is_certain(kind: type) -> bool:
     """Return whether each object of a type can be loaded if it can be saved."""
-    mro = _get_mro(kind)
-    module = _get_module(kind)
+    mro = get_mro(kind)
+    module = get_module(kind)
     if type(module) is str and module.partition(".")[0] in _TRUSTED:
         return BaseException not in mro
     for base in mro[:-1]:
-        attributes = _get_dict(base)
+        attributes = get_dict(base)
         for hook in _HOOKS & attributes.keys():
             if hook != "__hash__" or attributes[hook] is not None:
                 return False
-        if _get_module(base) == "builtins":
+        if get_module(base) == "builtins":
             return False
     return True
 
@@ -292,9 +288,6 @@ _HANDLERS: dict[type, Handler | None] = {
 }
 
 _CACHE: type = type(functools.lru_cache(print))
-
-#: In the flags of a type: it was made by a class statement, or like one. ``Py_TPFLAGS_HEAPTYPE``.
-_HEAP_TYPE = 1 << 9
 
 #: Types that say they are in ``builtins`` and are not.
 _UNNAMED_TYPES: dict[type, tuple[str, str]] = {
