@@ -47,6 +47,9 @@ REMOVE_TIMEOUT = 20.0
 _STATUS_TRIES = 10
 _STATUS_PAUSE = 0.1
 
+#: What podman says, and removes nothing, if a container ends by itself just before it is killed.
+_ENDED_MEANWHILE = "container state improper"
+
 #: How often, and with how many seconds between, to try to remove a network that seems to be in use:
 #: an engine may take a moment to notice that the last container is gone.
 _NETWORK_TRIES = 10
@@ -178,10 +181,11 @@ class ContainerEngine(EngineImages):
     def remove(self, name: str) -> None:
         arguments = self.remove_command(name)[len(self.command.argv) :]
         result = self.command.run(*arguments, timeout=REMOVE_TIMEOUT, check=False)
-        if result.exit_code != 0 and "no such container" not in result.stderr.lower():
-            # --rm may be removing it at this very moment.
-            if "already in progress" in result.stderr or "no container with" in result.stderr:
-                return
+        if _ENDED_MEANWHILE in result.stderr:
+            result = self.command.run(*arguments, timeout=REMOVE_TIMEOUT, check=False)
+        # --rm may be removing it at this very moment.
+        gone = ("no such container", "already in progress", "no container with")
+        if result.exit_code != 0 and not any(words in result.stderr.lower() for words in gone):
             raise self._failure(
                 "remove the container",
                 result,

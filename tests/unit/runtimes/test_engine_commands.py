@@ -115,6 +115,18 @@ def test_removing_a_missing_container_is_no_error(
     assert (call[1], call[-1]) == ("--force", "rlm-1")
 
 
+def test_removing_a_container_that_ends_meanwhile_is_tried_again(
+    fake: tuple[ContainerEngine, FakeCli], tmp_path: Path
+) -> None:
+    runtime, cli = fake
+    flag = tmp_path / "tried"
+    # As podman 4.3.1 says it.
+    said = "sending SIGKILL to container 654162: container state improper: stopped"
+    cli.script("rm", f"[ -e {flag} ] && exit 0; : >{flag}; echo 'Error: {said}' >&2; exit 2")
+    runtime.remove("rlm-1")
+    assert len(cli.called("rm")) == 2
+
+
 def test_removing_a_container_fails(fake: tuple[ContainerEngine, FakeCli]) -> None:
     runtime, cli = fake
     cli.answer("rm", stderr="Error: permission denied\n", exit_code=125)
