@@ -11,6 +11,7 @@ based finder of Python's import system, https://docs.python.org/3/reference/impo
 
 from __future__ import annotations
 
+import builtins
 import marshal
 import os
 import sys
@@ -149,7 +150,13 @@ class _Loader:
         """Leave it to Python to make the module."""
 
     def exec_module(self, module: Any) -> None:
-        exec(self.bundle.code(self._path), module.__dict__)
+        namespace = module.__dict__
+        is_ours = module.__name__.partition(".")[0] == "rlm_guest"
+        if is_ours:
+            namespace["__builtins__"] = _BUILTINS
+        exec(self.bundle.code(self._path), namespace)
+        if is_ours:
+            _take_copies(namespace)
 
     def is_package(self, name: str) -> bool:
         return self._path.endswith("/__init__.py")
@@ -187,6 +194,46 @@ class _Loader:
 
     def _beside(self, resource: str) -> str:
         return self._path.rpartition("/")[0] + "/" + resource
+
+
+#: The built-in functions as the guest's own modules see them.
+_BUILTINS = dict(vars(builtins))
+
+#: Modules that the guest's own share with the cells: what one side sets there, the other must see.
+_SHARED = frozenset(("builtins", "linecache", "sys"))
+
+_copies: dict[str, Any] = {}
+
+
+def _take_copies(namespace: dict[str, Any]) -> None:
+    """Give a module of the guest copies of the modules that it has imported.
+
+    A cell may set ``json.dumps`` or ``os.replace``, which is meant for its own code. The objects in
+    a module are not copied: its functions use what the module itself has.
+    """
+    for name, value in list(namespace.items()):
+        if type(value) is _MODULE and value.__name__.partition(".")[0] != "rlm_guest":
+            namespace[name] = _copy(value)
+
+
+def _copy(module: Any) -> Any:
+    name = module.__name__
+    if name in _SHARED:
+        return module
+    copy = _copies.get(name)
+    if copy is None:
+        copy = _copies[name] = _MODULE(name)
+        vars(copy).update(vars(module))
+        if name == "os":
+            copy.path = _copy(module.path)
+    elif len(vars(copy)) < len(vars(module)):  # a submodule was imported since
+        vars(copy).update(
+            {key: vars(module)[key] for key in vars(module).keys() - vars(copy).keys()}
+        )
+    return copy
+
+
+_MODULE = type(sys)
 
 
 def compiled(payload: bytes) -> dict[str, Compiled]:

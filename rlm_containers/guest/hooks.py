@@ -112,7 +112,8 @@ class CellHooks:
 
     def _watch_forks(self) -> None:
         """Notice if cells have functions called around a fork."""
-        original = os.register_at_fork
+        shared: Any = sys.modules["os"]  # not this module's copy, see rlm_guest.bundle
+        original = shared.register_at_fork
 
         @functools.wraps(original)
         def register_at_fork(**functions: Any) -> None:
@@ -120,7 +121,7 @@ class CellHooks:
                 self.runs_at_fork = True
             original(**functions)
 
-        os.register_at_fork = register_at_fork
+        shared.register_at_fork = register_at_fork
 
 
 def _handlers() -> dict[int, Any]:

@@ -99,6 +99,32 @@ def test_a_cell_that_breaks_its_environment_does_not_end_the_session(
     assert run(box, again).stdout == "True"  # in the same interpreter
 
 
+def test_a_cell_that_replaces_what_libraries_define(boxes: Boxes) -> None:
+    box = boxes()
+    run(
+        box,
+        """
+        import gc, json, os, pickle, select, socket, time
+        def broken(*args, **keywords): raise RuntimeError("broken")
+        def spoil(module, *names):
+            for name in names: setattr(module, name, broken)
+        spoil(gc, "collect", "freeze", "get_objects")
+        spoil(json, "dumps", "loads")
+        spoil(os, "fork", "getcwd", "link", "listdir", "open", "read", "remove", "rename", "replace")
+        spoil(os, "stat", "unlink", "waitpid", "write")
+        spoil(os.path, "dirname", "exists", "isfile", "join", "realpath")
+        spoil(pickle, "dump", "dumps", "load", "loads")
+        spoil(select, "poll", "select")
+        spoil(socket, "send_fds", "recv_fds")
+        spoil(time, "monotonic", "perf_counter", "sleep", "time")
+        n = [1]
+        """,
+    )
+    assert run(box, "n.append(2)\nprint(n)").stdout == "[1, 2]\n"
+    assert box.execute("os.kill(os.getpid(), 9)").status == "died"
+    assert run(box, "print(n, time.time() > 0)").stdout == "[1, 2] True\n"
+
+
 def test_a_child_that_a_cell_forked_does_not_answer(box: Sandbox) -> None:
     code = """
     import os, sys
