@@ -15,7 +15,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from rlm_containers import Sandbox, SandboxPool
-from rlm_containers.errors import ContainersError, SandboxLostError
+from rlm_containers.errors import ContainersError, SandboxLostError, SandboxStartError
 from soak_rlm.failures import Failures
 from tests.engine.test_engine_stops import IMAGE, Daemon, own_daemon
 from tests.engine.test_pool import PLANT, PROGRAM, SEARCH
@@ -85,11 +85,15 @@ class Handovers:
                 with self._lock:
                     self.slowest = max(self.slowest, time.monotonic() - began)
                 self.use(box, number)
-        except SandboxLostError:
-            with self._lock:  # a fault was meant for one that waited, and came too late
-                self.lost += 1
-        except Exception:
-            self.failures.add(f"hand-over {number}: {traceback.format_exc()}")
+        except Exception as error:
+            with self._lock:
+                # The fault was meant for one that waited, and came too late. One that is stopped
+                # then does not become ready.
+                late = isinstance(error, (SandboxLostError, SandboxStartError))
+                late = late and error.container in self._broken
+                self.lost += late
+            if not late:
+                self.failures.add(f"hand-over {number}: {traceback.format_exc()}")
         with self._lock:
             self.count += 1
             if self.count % 100 == 0:
