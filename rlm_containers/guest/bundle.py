@@ -225,7 +225,7 @@ def _copy(module: Any) -> Any:
         copy = _copies[name] = _MODULE(name)
         vars(copy).update(vars(module))
         if name == "os":
-            copy.path = _copy(module.path)
+            vars(copy)["path"] = _copy(module.path)
     elif len(vars(copy)) < len(vars(module)):  # a submodule was imported since
         vars(copy).update(
             {key: vars(module)[key] for key in vars(module).keys() - vars(copy).keys()}

@@ -10,7 +10,8 @@ from typing import Any
 
 from . import lm, wire
 from .interrupts import Interrupts, monotonic
-from .shortforms import short_form, type_name
+from .patches import PREFIX, Patches
+from .shortforms import error_text, short_form, type_name
 from .trivial import bound_names
 
 #: The most characters of all short forms together.
@@ -51,6 +52,7 @@ class Namespace:
         self.module = types.ModuleType("__main__")
         self.values: dict[str, Any] = self.module.__dict__
         self.values["__builtins__"] = builtins
+        self.patches = Patches(self.values)
         self.answer: dict[str, Any] = _new_answer()
         #: False for a plain interpreter, with tools or without.
         self.has_scaffold = True
@@ -138,6 +140,21 @@ class Namespace:
             # Cells may put any key into globals(). Only a str is a variable's name.
             if type(name) is str and name not in others:
                 yield name, value
+
+    def saved(self) -> list[tuple[str, Any]]:
+        """Return all that is saved by name: the variables, and what cells have set in libraries."""
+        return [*self.variables(), *self.patches.items()]
+
+    def set_patches(self) -> list[list[str]]:
+        """Set in libraries what was restored for that. Return ``lost`` for what fails."""
+        lost = []
+        for name in [name for name in self.values if type(name) is str and name.startswith(PREFIX)]:
+            value = self.values.pop(name)
+            try:
+                self.patches.set(name, value)
+            except Exception as error:
+                lost.append([name, type_name(value), error_text(error)])
+        return lost
 
     def names_bound_by(self, tree: Any) -> set[str] | None:
         """Return the names that a cell binds, if it is trivial, else ``None``.

@@ -200,7 +200,7 @@ class Saving:
         if heirs is None or self._hooks.runs_at_fork or self._streams.is_watched:
             return False  # code of a cell's would run
         try:
-            variables = list(self._namespace.variables())
+            variables = self._namespace.saved()
             checkpoint = self._file.checkpoint
             if not heirs.is_better(checkpoint.unwritten(variables), wanted=wanted):
                 return False
@@ -370,7 +370,7 @@ class Saving:
     ) -> dict[str, Any]:
         self._streams.interrupts = interrupts
         number = self.apply_journal(number)
-        names = {name: place for place, (name, _) in enumerate(self._namespace.variables(), 1)}
+        names = {name: place for place, (name, _) in enumerate(self._namespace.saved(), 1)}
         checkpoint = self._file.checkpoint
         checkpoint.find_files()
         checkpoint.attempting = lambda name: note_attempt(names.get(name, 0))
@@ -385,7 +385,7 @@ class Saving:
         return self._journal.apply(self._namespace.values, number, exact=True)
 
     def note_death(self, place: int, reason: str) -> bool:
-        for found, (name, value) in enumerate(self._namespace.variables(), 1):
+        for found, (name, value) in enumerate(self._namespace.saved(), 1):
             if found == place:
                 self._file.checkpoint.note_deadly(name, value, "saving it " + reason)
                 return True

@@ -99,9 +99,11 @@ class StateFile:
         """
         checkpoint = self.open()  # first: cells may have modules by the names of what it imports
         with self._streams.silenced(), search_path.of_cells():
-            return checkpoint.load(
+            report = checkpoint.load(
                 self._namespace.values, self._interrupts, last=last, settings=self._settings
             )
+            report["lost"] += self._namespace.set_patches()
+            return report
 
     def write(self, number: int, interrupts: Interrupts) -> dict[str, Any]:
         """Write the checkpoint of a request. Return what to tell the host.
@@ -119,9 +121,14 @@ class StateFile:
     def _write(self, number: int, interrupts: Interrupts) -> dict[str, Any]:
         try:
             checkpoint = self.checkpoint
-            variables = self._namespace.variables()
             checkpoint.replacing = lambda inode: self._note_file(number, inode)
-            report = checkpoint.save(variables, interrupts, self._settings, number)
+            report = checkpoint.save(
+                self._namespace.saved(),
+                interrupts,
+                self._settings,
+                number,
+                self._namespace.patches.originals(),
+            )
         except Exception as error:
             # A cell can break any module that saving needs. Go on without a checkpoint.
             report = unwritten(error_text(error))

@@ -88,7 +88,7 @@ class _Look:
         special = _SPECIAL.get(type(node))
         if special is not None:
             return special(self, node)
-        return isinstance(node, _NODES) and all(map(self.at, _children(node)))
+        return isinstance(node, _NODES) and all(map(self.at, children(node)))
 
     def _name(self, node: Any) -> bool:
         if type(node.ctx) is _ast.Del:
@@ -149,7 +149,7 @@ _SPECIAL: dict[type, Callable[[_Look, Any], bool]] = {
 }
 
 
-def _children(node: Any) -> list[Any]:
+def children(node: Any) -> list[Any]:
     found = []
     for field in node._fields:
         value = getattr(node, field, None)

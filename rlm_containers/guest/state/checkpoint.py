@@ -16,6 +16,7 @@ A record does not contain long strings (:mod:`rlm_guest.state.blobs`) or loaded 
 from __future__ import annotations
 
 import errno
+import functools
 import importlib
 import sys
 import types
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import wire
 from ..interrupts import Interrupts
+from ..patches import PREFIX
 from ..settings import Settings
 from ..shortforms import error_text, type_name
 from .blobs import BlobStore, Reference
@@ -77,6 +79,8 @@ class Checkpoint:
         # Length and checksum of the last file. Many cells change nothing that has to be saved.
         self._written: tuple[int, int] | None = None
         self._slow: dict[str, SlowVariable] = {}
+        self._originals: list[tuple[Any, Reference]] = []
+        self._patches: set[str] = set()  # the names of what cells have set in libraries
         self._settings_hang = False  # whether reading them did not end
 
     # Saving
@@ -87,6 +91,7 @@ class Checkpoint:
         interrupts: Interrupts,
         settings: Settings | None = None,
         number: int | None = None,
+        originals: Iterable[tuple[Any, Reference]] = (),
     ) -> dict[str, Any]:
         """Write a new ``state.dill``, unless it would be the same as the last.
 
@@ -97,12 +102,15 @@ class Checkpoint:
             interrupts: allowed while a variable is saved.
             settings: what cells have set beside their variables.
             number: the request that the variables are as of.
+            originals: what cells have set something else in the place of, with references to it.
 
         Returns:
             ``{"unsaved": [[name, type, reason], …], "error": str | None}``. With an error, such as
             a full disk, the last file stays.
         """
         variables = sorted(variables, key=self._rank)
+        self._originals = list(originals)
+        self._patches = {name[len(PREFIX) :] for name, _ in variables if name.startswith(PREFIX)}
         try:
             with no_collection():
                 try:
@@ -212,7 +220,7 @@ class Checkpoint:
         interrupts: Interrupts,
     ) -> RecordWriter:
         """Write a record for each variable. Add those that fail to ``refused``, with the reason."""
-        writer = RecordWriter(sink, self._references.found.values())
+        writer = self._writer(sink)
         for name, value in variables:
             if name not in refused:
                 reason = self._attempt(writer, name, value, slow.get(name), interrupts)
@@ -269,7 +277,7 @@ class Checkpoint:
                 refused[name] = last_time.reason + ", and is not tried again at once"
             elif name in failed:
                 failure = failed[name]
-                writer = self._trial()
+                writer = self._writer(Sink(None))
                 reason = self._attempt(writer, name, value, last_time, interrupts)
                 if not reason and writer.fingerprint == failure.fingerprint:
                     reason = failure.reason
@@ -278,9 +286,9 @@ class Checkpoint:
                     self._failed[name] = Failure(reason, failure.fingerprint)
         return refused
 
-    def _trial(self) -> RecordWriter:
-        """Return a writer that writes to nowhere."""
-        return RecordWriter(Sink(None), self._references.found.values())
+    def _writer(self, sink: Sink) -> RecordWriter:
+        references = [*self._references.found.values(), *self._originals]
+        return RecordWriter(sink, references, self._patches)
 
     def _fails(
         self,
@@ -321,7 +329,7 @@ class Checkpoint:
         for name, reason in failures.items():
             refused[name] = reason
             self._proved.pop(name, None)
-            writer = self._trial()
+            writer = self._writer(Sink(None))
             self._attempt(writer, name, values[name], None, interrupts)
             self._failed[name] = Failure(reason, writer.fingerprint)
         return bool(failures)
@@ -532,7 +540,8 @@ class Checkpoint:
         if reference[0] == "module":
             return importlib.import_module(reference[1]).__dict__
         if reference[0] == "attribute":
-            return getattr(importlib.import_module(reference[1]), reference[2])
+            module = importlib.import_module(reference[1])
+            return functools.reduce(getattr, reference[2].split("."), module)
         if reference[0] in ("str", "bytes"):
             return self._blobs.fetch(reference)
         return self.loaded.fetch(reference)

@@ -16,7 +16,7 @@ import pickle
 import sys
 import types
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from . import arrays
@@ -32,17 +32,18 @@ class StatePickler(pickle.Pickler):
 
     Args:
         sink: where the bytes go.
+        patches: names that lead to something else in a later process, such as ``json.dumps``.
 
     Attributes:
         count: the number of objects in the memo.
         reductions: how objects are saved, and whether one was saved in a way that may not load.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, patches: Container[str] = ()) -> None:
         super().__init__(sink, PROTOCOL)
         self._sink = sink
         self.count = 0
-        self.reductions = Reductions()
+        self.reductions = Reductions(patches)
         self._handlers = self.reductions.handlers
         self._find_handler = self.reductions.find
 

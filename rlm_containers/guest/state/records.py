@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from io import BufferedReader
 from typing import Any, NamedTuple
 
@@ -57,16 +57,22 @@ class RecordWriter:
     Args:
         sink: where to.
         references: the objects to save by reference.
+        patches: names that lead to something else in a later process, such as ``json.dumps``.
 
     Attributes:
         records: those written so far.
         pickler: what writes them.
     """
 
-    def __init__(self, sink: Sink, references: Iterable[tuple[Any, Reference]]) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        references: Iterable[tuple[Any, Reference]],
+        patches: Container[str] = (),
+    ) -> None:
         self._sink = sink
         self.records: list[Record] = []
-        self.pickler = StatePickler(sink)
+        self.pickler = StatePickler(sink, patches)
         self.pickler.write_prelude(references)
 
     @property

@@ -18,7 +18,7 @@ import pickle
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 from . import arrays, caches, classes, constructors, exceptions, instances, library
@@ -101,6 +101,10 @@ _TYPE_VARIABLES = tuple(
 class Reductions:
     """Finds the reductions of one pickler.
 
+    Args:
+        patches: names that lead to something else in a later process, such as ``json.dumps``, since
+            cells have set them.
+
     Attributes:
         handlers: by type, the function that returns an object's reduction or ``NotImplemented``;
             ``None`` for a type that pickle saves by itself.
@@ -108,7 +112,8 @@ class Reductions:
         filenames: the files that code and tracebacks are from.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patches: Container[str] = ()) -> None:
+        self._patches = patches
         self._modules = Modules()
         self.handlers: dict[type, Handler | None] = {
             **_HANDLERS,
@@ -197,6 +202,8 @@ class Reductions:
     def _is_named(self, obj: Any) -> bool:
         """Return whether an object can be found by its name in a module that can be imported."""
         module = obj.__module__
+        if "{}.{}".format(module, obj.__qualname__) in self._patches:
+            return False
         if module == "__main__" or not self._modules.can_import(module):
             return False
         found: Any = sys.modules[module]

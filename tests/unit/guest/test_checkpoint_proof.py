@@ -204,7 +204,11 @@ def test_an_object_is_proved_with_what_is_loaded_before_it(boxes: Boxes) -> None
 
 def test_where_no_process_can_be_made_nothing_is_proved(boxes: Boxes) -> None:
     box = boxes()
-    run(box, WITNESS + "import os, rlm_guest.worker as w\nfork = os.fork\ndef fail(): raise OSError(11, 'no more')")
+    run(
+        box,
+        WITNESS
+        + "import os, rlm_guest.worker as w\nfork = os.fork\ndef fail(): raise OSError(11, 'no more')",
+    )
     run(box, "w.os.fork = fail\nwitness = Witness(1)")
     assert unsaved(box) == {}
     run(box, "w.os.fork = fork; del fork, fail, w")
