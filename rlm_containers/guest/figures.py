@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from .imports import change_once_imported
+from .library_settings import note_lists
 
 #: The directory in the workspace for figures that are shown.
 FOLDER = "figures"
@@ -37,7 +38,7 @@ class Figures:
         """Change matplotlib so that it reports here, once a cell imports it."""
         change_once_imported(
             {
-                "matplotlib": _choose_backend,
+                "matplotlib": _prepare,
                 "matplotlib.backend_bases": lambda module: _note_saving(module, self),
             }
         )
@@ -93,6 +94,11 @@ def current() -> Figures:
 
 def _default_format() -> str:
     return str(sys.modules["matplotlib"].rcParams["savefig.format"])
+
+
+def _prepare(matplotlib: Any) -> None:
+    _choose_backend(matplotlib)
+    note_lists(matplotlib)
 
 
 def _choose_backend(matplotlib: Any) -> None:

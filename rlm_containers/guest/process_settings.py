@@ -1,15 +1,20 @@
-"""Settings of the process and of libraries that are plain values: how to read and to set them.
+"""Settings of the process and of Python's own libraries that are plain values.
 
-A reader returns ``None`` for a setting that is as Python, or the library, has it.
+A reader returns ``None`` for a setting that is as Python has it.
 """
 
 from __future__ import annotations
 
+import _thread
+import copyreg
+import encodings.aliases
 import gc
 import os
 import sys
+import types
 from collections.abc import Callable
 from importlib import import_module
+from importlib.machinery import PathFinder
 from typing import Any
 
 
@@ -38,6 +43,12 @@ def _read_umask() -> int:
     mask = os.umask(0o077)  # there is no other way
     os.umask(mask)
     return mask
+
+
+def _read_stack_size() -> int:
+    size = _thread.stack_size()  # which sets it back to 0
+    _thread.stack_size(size)
+    return size
 
 
 def _read_tracemalloc() -> Any:
@@ -107,40 +118,127 @@ def _restore_logging_names(state: tuple[dict[int, str], bool, bool]) -> None:
     logging.raiseExceptions = raises
 
 
-def _read_numpy_forms() -> Any:
-    """Return how numpy prints, and what it does about errors, where that was changed."""
-    numpy: Any = sys.modules.get("numpy")
-    if not hasattr(numpy, "get_printoptions") or not hasattr(numpy, "geterr"):
-        return None
-    errors = {name: value for name, value in numpy.geterr().items() if value != _ERRORS.get(name)}
-    options = {
-        name: value
-        for name, value in numpy.get_printoptions().items()
-        if value != _FORMS.get(name) and type(value) in (bool, int, float, str)
-    }
-    return (options, errors) if options or errors else None
+def _read_calendar() -> Any:
+    calendar = library("calendar")
+    first = calendar and int(calendar.firstweekday())
+    return first or None
 
 
-_ERRORS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
-_FORMS = {
-    "edgeitems": 3,
-    "threshold": 1000,
-    "floatmode": "maxprec",
-    "precision": 8,
-    "suppress": False,
-    "linewidth": 75,
-    "nanstr": "nan",
-    "infstr": "inf",
-    "sign": "-",
-    "legacy": False,
+def _read_namespaces() -> Any:
+    """Return the prefixes of XML that were added."""
+    etree = library("xml.etree.ElementTree")
+    known = etree._namespace_map.items() if etree is not None else ()
+    return {uri: prefix for uri, prefix in known if _NAMESPACES.get(uri) != prefix} or None
+
+
+_NAMESPACES = {
+    "http://www.w3.org/XML/1998/namespace": "xml",
+    "http://www.w3.org/1999/xhtml": "html",
+    "http://www.w3.org/1999/02/22-rdf-syntax-ns#": "rdf",
+    "http://schemas.xmlsoap.org/wsdl/": "wsdl",
+    "http://www.w3.org/2001/XMLSchema": "xs",
+    "http://www.w3.org/2001/XMLSchema-instance": "xsi",
+    "http://purl.org/dc/elements/1.1/": "dc",
 }
 
 
-def _restore_numpy_forms(state: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    numpy = import_module("numpy")
-    options, errors = state
-    numpy.set_printoptions(**options)
-    numpy.seterr(**errors)
+def _restore_namespaces(found: dict[str, str]) -> None:
+    known = load("xml.etree.ElementTree")._namespace_map
+    for uri, prefix in found.items():
+        for other in [other for other in known if known[other] == prefix]:
+            del known[other]
+        known[uri] = prefix
+
+
+def _read_codec_aliases() -> Any:
+    aliases = encodings.aliases.aliases
+    if aliases == _ALIASES:
+        return None
+    return {name: codec for name, codec in aliases.items() if _ALIASES.get(name) != codec}
+
+
+_ALIASES = dict(encodings.aliases.aliases)
+
+
+def _read_gettext() -> Any:
+    gettext = library("gettext")
+    if gettext is None:
+        return None
+    places = {domain: os.fspath(place) for domain, place in gettext._localedirs.items() if place}
+    changed = places or gettext._current_domain != "messages"
+    return (gettext._current_domain, places) if changed else None
+
+
+def _restore_gettext(state: tuple[str, dict[str, str]]) -> None:
+    gettext = load("gettext")
+    domain, places = state
+    gettext.textdomain(domain)
+    for name, place in places.items():
+        gettext.bindtextdomain(name, place)
+
+
+def _read_faulthandler() -> Any:
+    # It is in no file, so library() does not know it.
+    faulthandler = sys.modules.get("faulthandler")
+    return (faulthandler is not None and faulthandler.is_enabled()) or None
+
+
+def _read_tzpath() -> Any:
+    zoneinfo = library("zoneinfo")
+    if zoneinfo is None:
+        return None
+    import sysconfig  # which zoneinfo has read
+
+    usual = os.environ.get("PYTHONTZPATH", sysconfig.get_config_var("TZPATH")) or ""
+    usual_path = [part for part in usual.split(os.pathsep) if os.path.isabs(part)]
+    return None if list(zoneinfo.TZPATH) == usual_path else [*map(str, zoneinfo.TZPATH)]
+
+
+def _read_extension_codes() -> Any:
+    """Return the codes that pickles have in place of names, by module and name."""
+    return dict(copyreg._extension_registry) or None  # type: ignore[attr-defined]
+
+
+def _restore_extension_codes(codes: dict[tuple[str, str], int]) -> None:
+    for (module, name), code in codes.items():
+        copyreg.add_extension(module, name, code)
+
+
+def _read_module_aliases() -> Any:
+    """Return the second names of modules that no import finds, such as cells give them."""
+    for name in sys.modules.keys() - _SEEN:
+        module = sys.modules.get(name)
+        real: Any = getattr(getattr(module, "__spec__", None), "name", None)
+        is_alias = (
+            type(module) is types.ModuleType
+            and type(real) is str
+            and sys.modules.get(real) is module
+            # Libraries make others when they are imported: compiled modules have a short name, too.
+            and "." not in name
+            and name not in (real.rpartition(".")[2], module.__name__)
+            and PathFinder.find_spec(name) is None
+        )
+        if is_alias:
+            _SECOND_NAMES[name] = real
+        else:
+            _SECOND_NAMES.pop(name, None)
+        _SEEN.add(name)
+    found = {
+        name: real
+        for name, real in _SECOND_NAMES.items()
+        if real in sys.modules and sys.modules.get(name) is sys.modules[real]
+    }
+    return found or None
+
+
+#: The names that were looked at, and the aliases among them.
+_SEEN = set(sys.modules)
+_SECOND_NAMES: dict[str, str] = {}
+
+
+def _restore_module_aliases(found: dict[str, str]) -> None:
+    for name, real in found.items():
+        sys.modules.setdefault(name, import_module(real))
 
 
 def _read_traceback_limit() -> Any:
@@ -169,7 +267,19 @@ READERS: dict[str, Callable[[], Any]] = {
     "mimetypes": _read_mimetypes,
     "multiprocessing": _read_multiprocessing,
     "logging names": _read_logging_names,
-    "numpy forms": _read_numpy_forms,
+    "calendar": _read_calendar,
+    "XML namespaces": _read_namespaces,
+    "codec aliases": _read_codec_aliases,
+    "gettext": _read_gettext,
+    "faulthandler": _read_faulthandler,
+    "tzpath": _read_tzpath,
+    "extension codes": _read_extension_codes,
+    "module aliases": _read_module_aliases,
+    "coroutine origins": sys.get_coroutine_origin_tracking_depth,
+    "gc debug": gc.get_debug,
+    "stack size": _read_stack_size,
+    "dlopen flags": sys.getdlopenflags,
+    "priority": lambda: os.getpriority(os.PRIO_PROCESS, 0),
 }
 
 RESTORERS: dict[str, Callable[[Any], object]] = {
@@ -184,7 +294,19 @@ RESTORERS: dict[str, Callable[[Any], object]] = {
     "mimetypes": _restore_mimetypes,
     "multiprocessing": lambda value: load("multiprocessing").set_start_method(value, force=True),
     "logging names": _restore_logging_names,
-    "numpy forms": _restore_numpy_forms,
+    "calendar": lambda value: load("calendar").setfirstweekday(value),
+    "XML namespaces": _restore_namespaces,
+    "codec aliases": encodings.aliases.aliases.update,
+    "gettext": _restore_gettext,
+    "faulthandler": lambda value: load("faulthandler").enable(),
+    "tzpath": lambda value: load("zoneinfo").reset_tzpath(value),
+    "extension codes": _restore_extension_codes,
+    "module aliases": _restore_module_aliases,
+    "coroutine origins": sys.set_coroutine_origin_tracking_depth,
+    "gc debug": gc.set_debug,
+    "stack size": _thread.stack_size,
+    "dlopen flags": sys.setdlopenflags,
+    "priority": lambda value: os.setpriority(os.PRIO_PROCESS, 0, value),
 }
 if hasattr(sys, "set_int_max_str_digits"):
     READERS["int digits"] = sys.get_int_max_str_digits
@@ -201,6 +323,18 @@ NAMES = {
     "csv limit": "csv.field_size_limit()",
     "multiprocessing": "multiprocessing.get_start_method()",
     "logging names": "logging.addLevelName()",
-    "numpy forms": "numpy.get_printoptions()",
+    "calendar": "calendar.firstweekday()",
+    "XML namespaces": "xml.etree.ElementTree.register_namespace()",
+    "codec aliases": "encodings.aliases.aliases",
+    "gettext": "gettext.textdomain()",
+    "faulthandler": "faulthandler.enable()",
+    "tzpath": "zoneinfo.TZPATH",
+    "extension codes": "copyreg.add_extension()",
+    "module aliases": "sys.modules",
+    "coroutine origins": "sys.get_coroutine_origin_tracking_depth()",
+    "gc debug": "gc.get_debug()",
+    "stack size": "threading.stack_size()",
+    "dlopen flags": "sys.getdlopenflags()",
+    "priority": "os.nice()",
     "int digits": "sys.get_int_max_str_digits()",
 }

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import gc
 import importlib
 import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from . import library_settings
 from .process_settings import library
 
 #: Functions that register something, of which nobody can ask what it was; what takes it back.
@@ -21,6 +23,8 @@ _WATCHED = (
     ("codecs", "register", "unregister"),
     ("codecs", "register_error", ""),
     ("sys", "addaudithook", ""),
+    ("faulthandler", "register", "unregister"),
+    ("faulthandler", "enable", "disable"),  # to standard error it is set again
 )
 
 #: Hooks that are called for all code, and their usual values.
@@ -56,7 +60,8 @@ class Registrations:
         Args:
             is_saved: whether a module is saved with a variable.
         """
-        found = [*_hooks(), *self._tracers(), *_of_libraries()]
+        found = [*_hooks(), *self._tracers(), *_of_python(), *_of_libraries()]
+        found += library_settings.unsaved()
         found += (name for name, _ in self._called)
         limits = dict(_resource_limits())
         found += (name for name, limit in limits.items() if limit != self._limits.get(name))
@@ -67,12 +72,15 @@ class Registrations:
         """Note each call of a function that a cell makes."""
         module = importlib.import_module(module_name)
         original = getattr(module, name)
+        called = "{}.{}".format(module_name, name)
 
         @functools.wraps(original)
         def register(*arguments: Any, **keywords: Any) -> Any:
             result = original(*arguments, **keywords)
             if sys._getframe(1).f_globals.get("__name__") == "__main__":
-                self._called.append(("{}.{}".format(module_name, name), arguments[:1]))
+                self._forget(called, arguments[:1])
+                if arguments or keywords:
+                    self._called.append((called, arguments[:1]))
             return result
 
         setattr(module, name, register)
@@ -81,11 +89,19 @@ class Registrations:
         original_undo = getattr(module, undo)
 
         @functools.wraps(original_undo)
-        def unregister(function: Any) -> Any:
-            self._called = [entry for entry in self._called if entry[1] != (function,)]
-            return original_undo(function)
+        def unregister(*arguments: Any) -> Any:
+            self._forget(called, arguments)
+            return original_undo(*arguments)
 
         setattr(module, undo, unregister)
+
+    def _forget(self, called: str, arguments: tuple[Any, ...]) -> None:
+        """Forget the calls of a function with these arguments, or all if there are none."""
+        self._called = [
+            entry
+            for entry in self._called
+            if entry[0] != called or (arguments and entry[1] != arguments)
+        ]
 
     def _unnamed_modules(self, is_saved: Callable[[types.ModuleType], bool]) -> Iterator[str]:
         """Yield the modules that only ``sys.modules`` has, and no import finds again."""
@@ -112,7 +128,7 @@ def _hooks() -> Iterator[str]:
         yield "sys.meta_path"
 
 
-def _of_libraries() -> Iterator[str]:
+def _of_python() -> Iterator[str]:
     for cls, function in list(copyreg.dispatch_table.items()):
         if _is_of_cells(cls) or _is_of_cells(function):
             yield "copyreg.pickle({})".format(cls.__name__)
@@ -142,6 +158,120 @@ def _of_libraries() -> Iterator[str]:
             kind = type(info.weakref())
             if _is_of_cells(info.func) or _is_of_cells(kind):
                 yield "weakref.finalize({})".format(kind.__name__)
+
+    shutil = library("shutil")
+    for action in ("archive", "unpack") if shutil is not None else ():
+        for form in getattr(shutil, "_{}_FORMATS".format(action.upper())).keys() - _FORMATS:
+            yield "shutil.register_{}_format({!r})".format(action, form)
+    sqlite3 = library("sqlite3")
+    for what in ("adapter", "converter") if sqlite3 is not None else ():
+        for key, function in list(getattr(sqlite3, what + "s", {}).items()):
+            known = key[0] if type(key) is tuple else key
+            # Functions of libraries are theirs to register, but for those that Python has.
+            if _is_of_cells(known) or getattr(function, "__module__", "") in _NO_LIBRARY:
+                name = getattr(known, "__name__", known)
+                yield "sqlite3.register_{}({})".format(what, name)
+    if _has_opener():
+        yield "urllib.request.install_opener()"
+    if any(map(_is_of_cells, gc.callbacks)):
+        yield "gc.callbacks"
+    if any(map(_is_of_cells, sys.get_asyncgen_hooks())):
+        yield "sys.set_asyncgen_hooks()"
+    monitoring: Any = getattr(sys, "monitoring", None)
+    for number in range(6) if monitoring is not None else ():
+        tool = monitoring.get_tool(number)
+        if tool is not None:
+            yield "sys.monitoring.use_tool_id({}, {!r})".format(number, tool)
+
+
+#: What ``shutil`` knows by itself.
+_FORMATS = {"tar", "zip", "gztar", "bztar", "xztar", "zstdtar"}
+
+_NO_LIBRARY = ("__main__", "builtins")
+
+
+def _has_opener() -> bool:
+    """Return whether there is another opener than ``urlopen()`` makes when it is first called."""
+    request = library("urllib.request")
+    opener = getattr(request, "_opener", None)
+    if opener is None:
+        return False
+    kinds = {type(handler).__name__ for handler in opener.handlers} - {"ProxyHandler"}
+    agent = "Python-urllib/" + request.__version__
+    if kinds != _HANDLERS or opener.addheaders != [("User-agent", agent)]:
+        return True
+    return not all(_is_usual(request, handler) for handler in opener.handlers)
+
+
+_HANDLERS = {
+    "UnknownHandler",
+    "HTTPHandler",
+    "HTTPDefaultErrorHandler",
+    "HTTPRedirectHandler",
+    "FTPHandler",
+    "FileHandler",
+    "DataHandler",
+    "HTTPSHandler",
+    "HTTPErrorProcessor",
+}
+
+
+def _is_usual(request: Any, handler: Any) -> bool:
+    context = getattr(handler, "_context", None)
+    return (
+        type(handler).__module__ == "urllib.request"
+        and not getattr(handler, "_debuglevel", None)
+        and (context is None or context.verify_mode == context.verify_mode.CERT_REQUIRED)
+        and getattr(handler, "proxies", None) in (None, request.getproxies())
+    )
+
+
+def _of_libraries() -> Iterator[str]:
+    for module_name, class_names, attribute in _NAMESPACES:
+        module = sys.modules.get(module_name)
+        for class_name in class_names if module is not None else ():
+            cls = getattr(module, class_name, None)
+            for name in list(getattr(cls, "_accessors", ())):
+                accessor = cls.__dict__.get(name)
+                if _is_of_cells(getattr(accessor, attribute, None)):
+                    word = "accessor" if module_name == "pandas" else "namespace"
+                    yield "{} {} {!r}".format(module_name, word, name)
+    pandas = sys.modules.get("pandas")
+    if pandas is not None:
+        progress = getattr(getattr(pandas, "DataFrame", None), "progress_apply", None)
+        if getattr(progress, "__module__", "") == "tqdm.std":
+            yield "tqdm.pandas()"
+        types_of_cells = sys.modules.get("pandas.core.dtypes.base")
+        for cls in getattr(getattr(types_of_cells, "_registry", None), "dtypes", ()):
+            if _is_of_cells(cls):
+                yield "pandas extension type {}".format(cls.__name__)
+    for module_name, attribute, what in _MAPPINGS:
+        found: Any = sys.modules.get(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part, None)
+        for name, value in list(found.items()) if type(found) is dict else ():
+            if _is_of_cells(value):
+                yield "matplotlib {} {!r}".format(what, name)
+    core = getattr(getattr(sys.modules.get("loguru"), "logger", None), "_core", None)
+    # The first handler, of number 0, is loguru's own.
+    if core is not None and core.handlers_count and [*core.handlers] != [0]:
+        yield "handlers of loguru"
+    structlog = sys.modules.get("structlog._config")
+    if structlog is not None and structlog._CONFIG.is_configured:
+        yield "structlog.configure()"
+
+
+#: The classes that take names of cells, and where what they make of these has the cell's class.
+_NAMESPACES = (
+    ("pandas", ("DataFrame", "Series", "Index"), "_accessor"),
+    ("polars", ("DataFrame", "LazyFrame", "Series", "Expr"), "_ns"),
+)
+
+#: Where matplotlib keeps classes of cells by name.
+_MAPPINGS = (
+    ("matplotlib.scale", "_scale_mapping", "scale"),
+    ("matplotlib.projections", "projection_registry._all_projection_types", "projection"),
+)
 
 
 def _is_of_cells(obj: Any) -> bool:

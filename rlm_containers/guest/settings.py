@@ -14,7 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import process_settings
+from . import library_settings, process_settings
 from .process_settings import library, load
 from .registrations import Registrations
 from .shortforms import error_text
@@ -161,7 +161,15 @@ def _read_warnings() -> Any:
     return list(warnings.filters)
 
 
-_EARLY = ("path", "directory", "environ")
+_EARLY = (
+    "path",
+    "directory",
+    "environ",
+    "codec aliases",
+    "tzpath",
+    "extension codes",
+    "module aliases",
+)
 
 #: What a setting is called if it cannot be set again.
 _NAMES = {
@@ -173,6 +181,7 @@ _NAMES = {
     "numpy": "numpy.random.get_state()",
     "decimal": "decimal.getcontext()",
     **process_settings.NAMES,
+    **library_settings.NAMES,
 }
 
 
@@ -310,6 +319,7 @@ _READERS: dict[str, Callable[[], Any]] = {
     "decimal": _read_decimal,
     "locale": _read_locale,
     **process_settings.READERS,
+    **library_settings.READERS,
 }
 
 _RESTORERS: dict[str, Callable[[Any], object]] = {
@@ -323,4 +333,5 @@ _RESTORERS: dict[str, Callable[[Any], object]] = {
     "locale": _restore_locale,
     "logging": _restore_logging,
     **process_settings.RESTORERS,
+    **library_settings.RESTORERS,
 }

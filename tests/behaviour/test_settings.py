@@ -141,11 +141,63 @@ def test_a_logging_handler_that_hangs_costs_no_variable(fresh: Sandbox) -> None:
             "print(logging.getLevelName(15), logging.raiseExceptions); logging.captureWarnings(False)",
             "FINE False",
         ),
+        (
+            "import calendar, sys; calendar.setfirstweekday(6); sys.set_coroutine_origin_tracking_depth(3)",
+            "print(calendar.firstweekday(), sys.get_coroutine_origin_tracking_depth())\n"
+            "calendar.setfirstweekday(0); sys.set_coroutine_origin_tracking_depth(0)",
+            "6 3",
+        ),
+        (
+            "import xml.etree.ElementTree as tree; tree.register_namespace('zz', 'http://zz')",
+            "print(tree.tostring(tree.Element('{http://zz}a')))",
+            """b'<zz:a xmlns:zz="http://zz" />'""",
+        ),
+        (
+            "import encodings.aliases; encodings.aliases.aliases['mine'] = 'utf_8'",
+            "print('ü'.encode('mine')); del encodings.aliases.aliases['mine']",
+            "b'\\xc3\\xbc'",
+        ),
+        (
+            "import gettext; gettext.textdomain('mine'); gettext.bindtextdomain('mine', '/x')",
+            "print(gettext.textdomain(), gettext.bindtextdomain('mine')); gettext.textdomain('messages')",
+            "mine /x",
+        ),
+        (
+            "import faulthandler; faulthandler.enable()",
+            "print(faulthandler.is_enabled()); faulthandler.disable()",
+            "True",
+        ),
+        (
+            "import zoneinfo; zoneinfo.reset_tzpath(['/x'])",
+            "print(zoneinfo.TZPATH); zoneinfo.reset_tzpath()",
+            "('/x',)",
+        ),
+        (
+            "import sys, json; sys.modules['mine'] = json\ndef dumps(): import mine; return mine",
+            "print(dumps() is json); del sys.modules['mine']",
+            "True",
+        ),
+        (
+            # A pickle has the code in place of the name.
+            "import copyreg, fractions; copyreg.add_extension('fractions', 'Fraction', 240)\n"
+            "half = fractions.Fraction(1, 2); kinds = [fractions.Fraction]",
+            "print(half, kinds[0] is type(half)); copyreg.remove_extension('fractions', 'Fraction', 240)",
+            "1/2 True",
+        ),
+        (
+            "import gc, os, sys, threading\n"
+            "gc.set_debug(gc.DEBUG_UNCOLLECTABLE); old = threading.stack_size(2 ** 20)\n"
+            "flags = sys.getdlopenflags(); sys.setdlopenflags(flags | os.RTLD_GLOBAL)",
+            "print(gc.get_debug(), threading.stack_size(), sys.getdlopenflags() ^ flags)\n"
+            "gc.set_debug(0); threading.stack_size(old); sys.setdlopenflags(flags)",
+            "4 1048576 256",
+        ),
     ],
     ids=[
         "directory", "environment", "recursion limit", "low limit", "random", "decimal", "warnings", "locale",
         "logging", "log file", "garbage", "mask", "ignored signal", "csv and socket", "media types", "sys",
-        "tracemalloc", "multiprocessing", "names of logging",
+        "tracemalloc", "multiprocessing", "names of logging", "calendar and coroutines", "prefixes of XML",
+        "codecs", "gettext", "faults", "time zones", "second name", "codes of pickles", "more of the process",
     ],
 )  # fmt: skip
 def test_what_cells_have_set_is_set_again(
@@ -252,6 +304,40 @@ def test_modules_in_a_directory_that_a_cell_has_put_on_the_path(fresh: Sandbox) 
             {"sys.meta_path"},
         ),
         (
+            "import shutil; from shutil import register_archive_format as register\n"
+            "register('mine', lambda *_, **__: 'x'); register('other', print)\n"
+            "shutil.unregister_archive_format('other')\n"
+            "shutil.register_unpack_format('mine', ['.mine'], print)",
+            {"shutil.register_archive_format('mine')", "shutil.register_unpack_format('mine')"},
+        ),
+        (
+            "import urllib.request as request; opener = request.build_opener()\n"
+            "opener.addheaders = [('User-agent', 'mine')]; request.install_opener(opener)",
+            {"urllib.request.install_opener()"},
+        ),
+        (
+            "import urllib.request\nwith urllib.request.urlopen('data:,x'): pass",
+            set(),
+        ),
+        (
+            "import sqlite3\nclass Mine: pass\nsqlite3.register_adapter(Mine, lambda mine: 'mine')\n"
+            "sqlite3.register_converter('mine', int)",
+            {"sqlite3.register_adapter(Mine)", "sqlite3.register_converter(MINE)"},
+        ),
+        (
+            "import faulthandler, signal, sys\nfaulthandler.enable(file=sys.__stderr__)\n"
+            "faulthandler.register(signal.SIGUSR2); faulthandler.unregister(signal.SIGUSR2)",
+            {"faulthandler.enable"},
+        ),
+        (
+            "import faulthandler, sys\nfaulthandler.enable(sys.__stderr__); faulthandler.disable()",
+            set(),
+        ),
+        (
+            "import gc; gc.callbacks.append(lambda phase, info: None)",
+            {"gc.callbacks"},
+        ),
+        (
             "import os; os.makedirs('gone'); os.chdir('gone'); os.rmdir('../gone')",
             set(),
         ),
@@ -270,6 +356,13 @@ def test_modules_in_a_directory_that_a_cell_has_put_on_the_path(fresh: Sandbox) 
         "module",
         "finalizer",
         "finder",
+        "formats",
+        "opener",
+        "usual opener",
+        "database types",
+        "faults",
+        "no faults",
+        "garbage",
         "directory that is gone",
     ],
 )
