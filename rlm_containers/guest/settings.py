@@ -256,8 +256,11 @@ def _read_logging() -> dict[str, Any]:
             if saved is not None:
                 handlers.append(saved)
             elif type(handler) not in (logging.NullHandler, logging._StderrHandler):
-                # Those two are libraries' own, which set them when they are imported.
-                others.append(type(handler).__name__)
+                # Those two are libraries' own, which set them when they are imported. So is one
+                # with a formatter of the logger's package.
+                package = type(handler.formatter).__module__.partition(".")[0]
+                if package != name.partition(".")[0]:
+                    others.append(type(handler).__name__)
         level = logging.WARNING if name == "" else logging.NOTSET
         if handlers or (logger.level, logger.propagate, logger.disabled) != (level, True, False):
             found[name] = (logger.level, logger.propagate, logger.disabled, handlers)
