@@ -170,6 +170,64 @@ def _restore_polars(changed: dict[str, Any]) -> None:
     _set_each(lambda key, value: getattr(config, key)(value), changed)
 
 
+def _changed_torch() -> dict[str, Any]:
+    """Return what is set in torch, and the state of its generator if cells have seeded it."""
+    torch: Any = sys.modules.get("torch")
+    if not hasattr(torch, "get_rng_state") or not hasattr(torch, "initial_seed"):
+        return {}
+    found = {
+        "default_dtype": str(torch.get_default_dtype()),
+        "grad_enabled": torch.is_grad_enabled(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "default_device": str(getattr(torch, "get_default_device", lambda: "cpu")()),
+    }
+    changed = {key: value for key, value in found.items() if value != _TORCH[key]}
+    # Unless a cell chooses the seed it is of 64 bits, and random in some versions.
+    if 0 <= torch.initial_seed() < 2**32:
+        changed["rng_state"] = bytes(torch.get_rng_state().tolist())
+    options = vars(torch._tensor_str.PRINT_OPTS)
+    printing = {key: value for key, value in options.items() if value != _TORCH_FORMS.get(key)}
+    if printing:
+        changed["printoptions"] = printing
+    return changed
+
+
+_TORCH = {
+    "default_dtype": "torch.float32",
+    "grad_enabled": True,
+    "deterministic_algorithms": False,
+    "float32_matmul_precision": "highest",
+    "default_device": "cpu",
+}
+_TORCH_FORMS = {
+    "precision": 4,
+    "threshold": 1000,
+    "edgeitems": 3,
+    "linewidth": 80,
+    "sci_mode": None,
+}
+
+
+def _restore_torch(changed: dict[str, Any]) -> None:
+    _set_each(_set_torch, changed)
+
+
+def _set_torch(key: str, value: Any) -> None:
+    torch = import_module("torch")
+    if key == "deterministic_algorithms":
+        torch.use_deterministic_algorithms(value)
+    elif key == "printoptions":
+        torch.set_printoptions(**value)
+    elif key == "default_dtype":
+        torch.set_default_dtype(getattr(torch, value.partition(".")[2]))
+    elif key == "rng_state":
+        state = torch.tensor(list(value), dtype=torch.uint8, device="cpu")
+        torch.default_generator.set_state(state)
+    else:
+        getattr(torch, "set_" + key)(value)
+
+
 def unsaved() -> Iterator[str]:
     """Yield the names of settings that were not plain data when they were read."""
     for names in _LEFT_OUT.values():
@@ -217,6 +275,7 @@ _CHANGED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "numpy forms": (_changed_numpy, "numpy {}"),
     "scikit-learn": (_changed_scikit, "sklearn.set_config({})"),
     "polars": (_changed_polars, "polars.Config.{}"),
+    "torch": (_changed_torch, "torch.set_{}()"),
 }
 
 
@@ -243,6 +302,7 @@ RESTORERS: dict[str, Callable[[Any], object]] = {
     "numpy forms": _restore_numpy,
     "scikit-learn": _restore_scikit,
     "polars": _restore_polars,
+    "torch": _restore_torch,
 }
 
 #: What a setting is called if it cannot be set again.
@@ -252,4 +312,5 @@ NAMES = {
     "numpy forms": "numpy.get_printoptions()",
     "scikit-learn": "sklearn.get_config()",
     "polars": "polars.Config",
+    "torch": "settings of torch",
 }

@@ -62,6 +62,16 @@ def box(made_bundle: Bundle, tmp_path: Path) -> Iterator[Sandbox]:
             "print(state['POLARS_FMT_MAX_ROWS'], state['set_decimal_separator'])",
             "3 ,\n",
         ),
+        (
+            "torch",
+            "import torch; torch.set_default_dtype(torch.float64); _ = torch.set_grad_enabled(False)\n"
+            "torch.set_printoptions(precision=2); _ = torch.manual_seed(7); other = torch.Generator()\n"
+            "_ = other.manual_seed(7); expected = torch.rand(2, generator=other).tolist()[1]\n"
+            "del other; first = torch.rand(1).item()",
+            "print(torch.tensor(1 / 3), torch.get_default_dtype(), torch.is_grad_enabled())\n"
+            "print(torch.rand(1).item() == expected)",
+            "tensor(0.33) torch.float64 False\nTrue\n",
+        ),
     ],
 )  # fmt: skip
 def test_what_cells_have_set_is_set_again(
