@@ -260,13 +260,13 @@ def test_a_kill_around_the_rename(boxes: Boxes, moment: str) -> None:
     kill = "os.kill(os.getpid(), 9)"
     code = f"""
         import os, rlm_guest.worker
-        def watch(guest=rlm_guest.worker.os, real=os.replace):
+        def watch(real=os.replace):
             def replace(source, target):
                 if target.endswith('/state.dill'):
                     {kill if moment == "before" else "real(source, target)"}
                     {kill}
                 real(source, target)
-            guest.replace = replace
+            rlm_guest.worker.os.replace = replace
         watch()
         n = 2
         """

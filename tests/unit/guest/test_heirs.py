@@ -396,12 +396,12 @@ def test_no_heir_goes_on_once_the_worker_has_written(box: Sandbox) -> None:
     code = """
         import os, rlm_guest.worker, threading
         threading.Thread(target=threading.Event().wait, daemon=True).start()
-        def watch(guest=rlm_guest.worker.os, real=os.replace):
+        def watch(real=os.replace):
             def replace(source, target):
                 real(source, target)
                 if target.endswith('/state.dill'):
                     os.kill(os.getpid(), 9)
-            guest.replace = replace
+            rlm_guest.worker.os.replace = replace
         watch()
         x = [3]
         """
