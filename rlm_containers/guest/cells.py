@@ -201,10 +201,10 @@ class CellRunner:
         if bound is not None:
             self._run_trivial(cell, bound)
             return
-        self._namespace.patches.note(code, _ALLOW_AWAIT)
         self._saving.give_to_heir()
         with self._search_path.of_cells(), self._interrupts:
             self._interrupts.check()
+            self._namespace.patches.note(code, _ALLOW_AWAIT)
             self._hooks.release()
             cell.run(self._namespace.values)
             self._hooks.hold()

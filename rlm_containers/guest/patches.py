@@ -22,7 +22,7 @@ PREFIX = "attribute "
 
 #: What a cell has that may set an attribute. To parse all cells would take as long as to compile.
 _SIGNS = re.compile(
-    r"\.\s*\w+\s*(:[^=\n]+)?([-+*/%&|^@]|//|\*\*|<<|>>)?=(?!=)|\b(setattr|patch|vars)\b|__dict__"
+    r"\.\s*\w+\s*(:[^=\n]{1,200})?([-+*/%&|^@]|//|\*\*|<<|>>)?=(?!=)|\b(setattr|patch|vars)\b|__dict__"
 )
 
 #: The most attributes whose modules or classes are looked for.

@@ -70,6 +70,8 @@ def find_handler(kind: type) -> Callable[[Any], Any] | None:
     if kind in copyreg.dispatch_table:
         return None
     mro = get_mro(kind)
+    if any(cls.__name__ == "NDFrame" and get_module(cls) == "pandas.core.generic" for cls in mro):
+        return _reduce_frame
     if not _is_python(kind):
         return None
     base = next(cls for cls in mro if not _is_python(cls))
@@ -192,6 +194,20 @@ def _reduce_with_attributes(obj: Any) -> Any:
     own = reduction[2] if len(reduction) > 2 else None
     state: tuple[Any, ...] = (own, (_attributes(obj)[0], {}))
     return (*reduction[:2], state, None, None, fill_with_attributes)
+
+
+def _reduce_frame(frame: Any) -> Any:
+    """Return how to save a frame or series of pandas with the attributes that a cell has set.
+
+    It leaves them out itself, such as ``frame.name``.
+    """
+    known = {*frame._internal_names_set, *frame._metadata, *frame._accessors}
+    added = {name: value for name, value in vars(frame).items() if name not in known}
+    added = {name: value for name, value in added.items() if name[:1] != "_"}
+    if not added:
+        return NotImplemented
+    reduction = frame.__reduce_ex__(4)
+    return (*reduction[:2], (reduction[2], (added, {})), None, None, fill_with_attributes)
 
 
 def _reduce_with_state(base: type, obj: Any) -> Any:

@@ -87,6 +87,21 @@ def test_what_cells_have_set_is_set_again(
     assert printed(box, look) == expected
 
 
+def test_attributes_of_frames(box: Sandbox) -> None:
+    pytest.importorskip("pandas", reason="pandas is not installed")
+    printed(
+        box,
+        """
+        import pandas as pd
+        frame = pd.DataFrame({"a": [1, 2]}); frame.name = "train"; frame.index.name = "n"
+        column = pd.Series(["x"], name="c"); column.frame = frame; column.str.upper()
+        """,
+    )
+    assert box.execute(DIE).lost == ()
+    look = "print(frame.name, frame.index.name, column.name, column.frame is frame, frame.a.sum())"
+    assert printed(box, look) == "train n c True 3\n"
+
+
 @pytest.mark.parametrize(
     ("library", "change", "names"),
     [
