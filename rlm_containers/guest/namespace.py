@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from . import lm, wire
@@ -61,6 +61,8 @@ class Namespace:
         #: Variables to restore after each cell: tools that the user has given as code.
         self.kept_names: set[str] = set()
         self.kept: dict[str, Any] = {}
+        #: The short forms of the last answer, by name.
+        self._forms: dict[str, str] = {}
         #: The ids of values whose short forms took too long, by name.
         self._slow: dict[str, int] = {}
         #: Whether `history` is the host's compacted history, not another name of `history_0`.
@@ -172,10 +174,17 @@ class Namespace:
             if not name.startswith("_") and self.kept.get(name, _NOTHING) is not value:
                 yield name, value
 
-    def short_forms(self, interrupts: Interrupts) -> dict[str, str]:
+    def short_forms(
+        self, interrupts: Interrupts, bound: Collection[str] | None = None
+    ) -> dict[str, str]:
         """Return the short form of each variable to show, by name.
 
         Every answer contains this, so number, lengths and total are bounded.
+
+        Args:
+            interrupts: allowed while code of the cells runs, such as a ``__repr__``.
+            bound: what has changed since the last answer; ``None`` if that is unknown. The short
+                form of a frame of pandas takes longer than a trivial cell.
         """
         forms: dict[str, str] = {}
         left = _FORMS_BUDGET
@@ -189,6 +198,8 @@ class Namespace:
             form = "<{}>".format(type_name(value))
             if slow.get(name) == id(value):
                 self._slow[name] = id(value)
+            elif bound is not None and name not in bound and name in self._forms:
+                form = self._forms[name]
             elif left > 0 and monotonic() < deadline:
                 received = interrupts.received
                 form = short_form(value, interrupts)
@@ -198,6 +209,7 @@ class Namespace:
                     left = 0
             left -= len(form)
             forms[name] = form
+        self._forms = forms
         return forms
 
 

@@ -398,7 +398,7 @@ class Worker:
             "op": "result",
             "id": number,
             "status": status,
-            "locals": self.namespace.short_forms(self.interrupts),
+            "locals": self.namespace.short_forms(self.interrupts, self.saving.bound),
             "final_answer": self.namespace.final_answer(self.interrupts),
             "saved": progress[SAVED],
         }

@@ -413,3 +413,14 @@ def test_dead_objects_are_not_collected_meanwhile(box: Sandbox) -> None:
     assert run(box, "print(gc.isenabled())").stdout == "True\n"
     settle(box)
     assert box.execute(DIE).lost == ()
+
+
+def test_a_trivial_cell_asks_no_other_variable_for_its_short_form(boxes: Boxes) -> None:
+    box = slow_box(boxes)
+    run(box, "_asked = []\nclass Long:\n    def __repr__(self): _asked.append(1); return 'long'")
+    first = run(box, "long = Long(); x = 1").locals
+    assert (first["long"], first["x"]) == ("long", "1")
+    assert run(box, "x = 22").locals == {**first, "x": "22"}
+    assert run(box, "print(len(_asked))").stdout == "1\n"
+    run(box, "len([].copy())")  # it might change anything
+    assert run(box, "print(len(_asked))").stdout == "2\n"
