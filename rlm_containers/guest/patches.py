@@ -88,7 +88,10 @@ class Patches:
         """
         if not _SIGNS.search(code):
             return
-        tree = compile(code, "<cell>", "exec", flags | ONLY_AST, dont_inherit=True)
+        try:
+            tree = compile(code, "<cell>", "exec", flags | ONLY_AST, dont_inherit=True)
+        except (MemoryError, RecursionError):
+            return  # a tree may be deeper than what is compiled
         for chain, attribute in _targets(tree):
             if chain[0] not in ("self", "cls") and len(self._waiting) < _MOST:
                 self._waiting[chain, attribute] = None

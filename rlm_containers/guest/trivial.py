@@ -154,7 +154,7 @@ def children(node: Any) -> list[Any]:
     for field in node._fields:
         value = getattr(node, field, None)
         if type(value) is list:
-            found += [part for part in value if part is not None]
+            found += [part for part in value if isinstance(part, _ast.AST)]
         elif isinstance(value, _ast.AST):
             found.append(value)
     return found

@@ -107,6 +107,17 @@ def die(box: Sandbox) -> tuple[str, ...]:
             "import string; print(string.more)",
             "4",
         ),
+        (
+            # Names in the tree, and nothing, where other code has nodes.
+            [
+                "import string\ncount = 0\ndef later(*, a, b=1):\n    global count, string\n"
+                "    count += 1; string.more = {**{}, 'n': a}\n    def f():\n"
+                "        nonlocal a; a = 2\n    return f",
+                "_ = later(a=4)",
+            ],
+            "print(string.more, count)",
+            "{'n': 4} 1",
+        ),
         # What is not set, or no longer, is as the library has it.
         (
             ["import string\ndef later(): string.capwords = None"],
@@ -160,3 +171,9 @@ def test_a_branch_has_it(fresh: Sandbox) -> None:
         branch.keep()
     die(fresh)
     assert printed(fresh, "print(string.more)") == "4\n"
+
+
+def test_a_cell_that_is_deeper_than_a_tree_may_be(fresh: Sandbox) -> None:
+    execute(fresh, f"import string; string.more = 4; deep = {'-(' * 80}1{')' * 80}")
+    execute(fresh, f"import sys; sys.setrecursionlimit(90); string.more = {'+'.join('1' * 900)}")
+    assert printed(fresh, "print(deep, string.more)") == "1 900\n"
