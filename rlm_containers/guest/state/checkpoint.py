@@ -21,7 +21,7 @@ import importlib
 import sys
 import types
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from io import BufferedReader
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,6 @@ class Checkpoint:
         # Length and checksum of the last file. Many cells change nothing that has to be saved.
         self._written: tuple[int, int] | None = None
         self._slow: dict[str, SlowVariable] = {}
-        self._originals: list[tuple[Any, Reference]] = []
         self._patches: set[str] = set()  # the names of what cells have set in libraries
         self._settings_hang = False  # whether reading them did not end
 
@@ -91,7 +90,7 @@ class Checkpoint:
         interrupts: Interrupts,
         settings: Settings | None = None,
         number: int | None = None,
-        originals: Iterable[tuple[Any, Reference]] = (),
+        originals: Sequence[tuple[Any, Reference]] = (),
     ) -> dict[str, Any]:
         """Write a new ``state.dill``, unless it would be the same as the last.
 
@@ -109,19 +108,18 @@ class Checkpoint:
             a full disk, the last file stays.
         """
         variables = sorted(variables, key=self._rank)
-        self._originals = list(originals)
         self._patches = {name[len(PREFIX) :] for name, _ in variables if name.startswith(PREFIX)}
         try:
             with no_collection():
                 try:
-                    unsaved = self._write(variables, interrupts, settings, number)
+                    unsaved = self._write(variables, interrupts, settings, number, originals)
                 except OSError as error:
                     # A new file is worth more than the previous one.
                     if error.errno not in _DISK_FULL or not self.files.drop_previous():
                         raise
                     self._blobs.sweep(self.files.needed)
                     self._chunks.sweep(self.files.needed)
-                    unsaved = self._write(variables, interrupts, settings, number)
+                    unsaved = self._write(variables, interrupts, settings, number, originals)
         except OSError as error:
             self._written = None
             return {"unsaved": [], "error": str(error)}
@@ -146,11 +144,12 @@ class Checkpoint:
         interrupts: Interrupts,
         settings: Settings | None,
         number: int | None,
+        originals: Sequence[tuple[Any, Reference]],
     ) -> list[list[str]]:
         slow, self._slow = self._slow, {}
         self._blobs.begin(interrupts.advance)
         self.loaded.begin((value for _, value in variables), number)
-        self._references.begin(variables)
+        self._references.begin(variables, originals)
         refused = self._refused_again(variables, slow, interrupts)
         file = NewFile(self.files.path + wire.UNFINISHED, self._chunks)
         sink = Sink(file, interrupts.advance)
@@ -287,8 +286,7 @@ class Checkpoint:
         return refused
 
     def _writer(self, sink: Sink) -> RecordWriter:
-        references = [*self._references.found.values(), *self._originals]
-        return RecordWriter(sink, references, self._patches)
+        return RecordWriter(sink, self._references.found.values(), self._patches)
 
     def _fails(
         self,

@@ -51,8 +51,16 @@ class References:
         self.files: set[str] = set()
         self.sizes: dict[str, int] = {}
 
-    def begin(self, variables: Sequence[tuple[str, Any]]) -> None:
+    def begin(
+        self,
+        variables: Sequence[tuple[str, Any]],
+        originals: Iterable[tuple[Any, Reference]],
+    ) -> None:
         """Begin a checkpoint: find what is to be saved by reference, as far as it is known.
+
+        Args:
+            variables: the names and values.
+            originals: as for :meth:`rlm_guest.state.checkpoint.Checkpoint.save`.
 
         Raises:
             BlobError: a long string could not be written.
@@ -67,6 +75,7 @@ class References:
         for _, value in variables:
             if id(value) in own:
                 self.found[id(value)] = (value, ("attribute", "sys", own[id(value)]))
+        self.found.update((id(value), (value, reference)) for value, reference in originals)
         for document in self._loaded.documents.values():
             self._add(document.value)
         for name, value in variables:
