@@ -204,7 +204,7 @@ class CellRunner:
         self._saving.give_to_heir()
         with self._search_path.of_cells(), self._interrupts:
             self._interrupts.check()
-            self._namespace.patches.note(code, _ALLOW_AWAIT)
+            self._namespace.patches.note(code, _ALLOW_AWAIT, cell.tree)
             self._hooks.release()
             cell.run(self._namespace.values)
             self._hooks.hold()

@@ -15,6 +15,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from .state.classes import get_dict, get_module
 from .trivial import ONLY_AST, children
 
 #: What the name of such an attribute begins with, among those of the variables.
@@ -79,17 +80,18 @@ class Patches:
         self._waiting: dict[tuple[Chain, str], None] = {}
         self._places: dict[str, _Place] = {}
 
-    def note(self, code: str, flags: int) -> None:
+    def note(self, code: str, flags: int, tree: Any = None) -> None:
         """Look for what a cell sets, before it runs.
 
         Args:
             code: its source, which can be compiled.
             flags: those to compile it with.
+            tree: its syntax tree, if that was made.
         """
         if not _SIGNS.search(code):
             return
         try:
-            tree = compile(code, "<cell>", "exec", flags | ONLY_AST, dont_inherit=True)
+            tree = tree or compile(code, "<cell>", "exec", flags | ONLY_AST, dont_inherit=True)
         except (MemoryError, RecursionError):
             return  # a tree may be deeper than what is compiled
         for chain, attribute in _targets(tree):
@@ -99,13 +101,7 @@ class Patches:
 
     def items(self) -> list[tuple[str, Any]]:
         """Return what is set, as for variables: names, which begin with ``PREFIX``, and values."""
-        self._find(has_run=True)
-        found = []
-        for name, place in self._places.items():
-            value = _own(place.holder).get(place.attribute, _MISSING)
-            if value is not _MISSING and not _is_as_before(place, value):
-                found.append((PREFIX + name, value))
-        return found
+        return [(PREFIX + name, value) for name, _, value in self._changed()]
 
     def originals(self) -> list[tuple[Any, tuple[str, str, str]]]:
         """Return what was there before, with the references by which a later process finds it.
@@ -114,9 +110,17 @@ class Patches:
         """
         return [
             (place.before, ("attribute", place.module, place.path))
-            for place in self._places.values()
+            for _, place, _ in self._changed()
             if type(place.before) in _NAMED
         ]
+
+    def _changed(self) -> Iterator[tuple[str, _Place, Any]]:
+        """Yield what is set now: the name, the place and the value."""
+        self._find(has_run=True)
+        for name, place in self._places.items():
+            value = _own(place.holder).get(place.attribute, _MISSING)
+            if value is not _MISSING and not _is_as_before(place, value):
+                yield name, place, value
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute again.
@@ -168,7 +172,7 @@ def _place(holder: Any, attribute: str, *, has_run: bool) -> _Place | None:
     from .state.modules import Modules  # late: most cells set nothing
 
     if issubclass(type(holder), type):
-        module, path = _get_module(holder), _get_qualname(holder)
+        module, path = get_module(holder), _get_qualname(holder)
     else:
         module, path = _own(holder).get("__name__"), ""
     if type(module) is not str or module.partition(".")[0] in ("__main__", "rlm_guest"):
@@ -177,7 +181,7 @@ def _place(holder: Any, attribute: str, *, has_run: bool) -> _Place | None:
         return None  # it is saved with all that is in it
     found: Any = sys.modules[module]
     for part in path.split(".") if path else ():
-        found = _own(found).get(part) if _holds(found) else None
+        found = _own(found).get(part)
     path = "{}.{}".format(path, attribute) if path else attribute
     if found is not holder or "{}.{}".format(module, path) in _ELSEWHERE:
         return None
@@ -194,7 +198,7 @@ def _is_as_before(place: _Place, value: Any) -> bool:
         return is_of_module and value.__qualname__ == place.path
     if not issubclass(type(value), type):
         return False
-    return (_get_module(value), _get_qualname(value)) == (place.module, place.path)
+    return (get_module(value), _get_qualname(value)) == (place.module, place.path)
 
 
 def _holds(obj: Any) -> bool:
@@ -202,16 +206,14 @@ def _holds(obj: Any) -> bool:
 
 
 def _own(holder: Any) -> Any:
-    """Return the attributes of a module or class, without any code of its own."""
+    """Return the attributes of a module or class, without any code of its own; else none."""
     if issubclass(type(holder), type):
-        return _get_dict(holder)
+        return get_dict(holder)
     if issubclass(type(holder), types.ModuleType):
         return object.__getattribute__(holder, "__dict__")
     return {}
 
 
-_get_dict = type.__dict__["__dict__"].__get__
-_get_module = type.__dict__["__module__"].__get__
 _get_qualname = type.__dict__["__qualname__"].__get__
 
 #: Types whose objects pickle saves by their names.
@@ -224,29 +226,27 @@ def _targets(tree: Any) -> Iterator[tuple[Chain, str]]:
     while waiting:
         node = waiting.pop()
         waiting += children(node)
-        found: tuple[Any, Any] = None, None
+        chain: Chain = ()
+        attribute: str | None = None
         if type(node) is _ast.Attribute and type(node.ctx) is _ast.Store:
-            found = node.value, node.attr
+            chain, attribute = _chain(node.value), node.attr
         elif type(node) is _ast.Subscript and type(node.ctx) is _ast.Store:
-            found = _of_mapping(node.value), _text(node.slice)
+            chain, attribute = _chain(_of_mapping(node.value)), _text(node.slice)
         elif type(node) is _ast.Call:
-            found = _set_by_call(node)
-        chain = found[0] if type(found[0]) is tuple else _chain(found[0])
-        if chain and found[1]:
-            yield chain, found[1]
+            chain, attribute = _set_by_call(node)
+        if chain and attribute:
+            yield chain, attribute
 
 
-def _set_by_call(node: Any) -> tuple[Any, Any]:
+def _set_by_call(node: Any) -> tuple[Chain, str | None]:
     """Return what ``setattr()``, ``mock.patch()`` or ``mock.patch.object()`` sets."""
     function = _chain(node.func)
-    if not function or not node.args:
-        return None, None
     if function == ("setattr",) or function[-2:] == ("patch", "object"):
-        return node.args[0], _text(node.args[1]) if len(node.args) > 1 else None
-    if function[-1] == "patch":
+        return (_chain(node.args[0]), _text(node.args[1])) if len(node.args) > 1 else ((), None)
+    if function[-1:] == ("patch",) and node.args:
         *holder, attribute = (_text(node.args[0]) or "").split(".")
         return tuple(holder), attribute
-    return None, None
+    return (), None
 
 
 def _of_mapping(node: Any) -> Any:

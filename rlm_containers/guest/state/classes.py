@@ -50,6 +50,12 @@ get_module: Callable[[type], Any] = type.__dict__["__module__"].__get__
 get_mro: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 get_dict: Callable[[type], Any] = type.__dict__["__dict__"].__get__
 
+
+def is_subclass_of(cls: type, module: str, name: str) -> bool:
+    """Return whether a class is, or has as a base, one of a library that may not be imported."""
+    return any(base.__name__ == name and get_module(base) == module for base in get_mro(cls))
+
+
 _METHODS = frozenset((types.FunctionType, classmethod, staticmethod, property))
 _SIMPLE = _METHODS | frozenset((bool, float, int, str, type(None)))
 

@@ -19,7 +19,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from .classes import HEAP_TYPE, get_dict, get_module, get_mro
+from .classes import HEAP_TYPE, get_dict, get_module, get_mro, is_subclass_of
 
 #: Methods by which a class says how its objects are made, and what state they have.
 _MAKING = frozenset(("__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"))
@@ -70,7 +70,7 @@ def find_handler(kind: type) -> Callable[[Any], Any] | None:
     if kind in copyreg.dispatch_table:
         return None
     mro = get_mro(kind)
-    if any(cls.__name__ == "NDFrame" and get_module(cls) == "pandas.core.generic" for cls in mro):
+    if is_subclass_of(kind, "pandas.core.generic", "NDFrame"):
         return _reduce_frame
     if not _is_python(kind):
         return None
@@ -190,10 +190,7 @@ class Early:
 
 def _reduce_with_attributes(obj: Any) -> Any:
     """Return how to save an object as its class says, and its attributes, which that leaves out."""
-    reduction = obj.__reduce_ex__(4)
-    own = reduction[2] if len(reduction) > 2 else None
-    state: tuple[Any, ...] = (own, (_attributes(obj)[0], {}))
-    return (*reduction[:2], state, None, None, fill_with_attributes)
+    return _add_attributes(obj, _attributes(obj)[0])
 
 
 def _reduce_frame(frame: Any) -> Any:
@@ -202,12 +199,19 @@ def _reduce_frame(frame: Any) -> Any:
     It leaves them out itself, such as ``frame.name``.
     """
     known = {*frame._internal_names_set, *frame._metadata, *frame._accessors}
-    added = {name: value for name, value in vars(frame).items() if name not in known}
-    added = {name: value for name, value in added.items() if name[:1] != "_"}
-    if not added:
-        return NotImplemented
-    reduction = frame.__reduce_ex__(4)
-    return (*reduction[:2], (reduction[2], (added, {})), None, None, fill_with_attributes)
+    added = {
+        name: value
+        for name, value in vars(frame).items()
+        if name not in known and not name.startswith("_")
+    }
+    return _add_attributes(frame, added) if added else NotImplemented
+
+
+def _add_attributes(obj: Any, attributes: dict[str, Any]) -> Any:
+    """Return how to save an object as its class says, and these attributes."""
+    reduction = obj.__reduce_ex__(4)
+    own = reduction[2] if len(reduction) > 2 else None
+    return (*reduction[:2], (own, (attributes, {})), None, None, fill_with_attributes)
 
 
 def _reduce_with_state(base: type, obj: Any) -> Any:

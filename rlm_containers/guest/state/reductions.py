@@ -22,7 +22,7 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from . import arrays, caches, classes, constructors, exceptions, instances, library
-from .classes import HEAP_TYPE, get_dict, get_module, get_mro
+from .classes import HEAP_TYPE, get_dict, get_module, get_mro, is_subclass_of
 from .modules import Modules
 
 Handler = Callable[[Any], Any]
@@ -143,9 +143,7 @@ class Reductions:
             return self._reduce_class
         if issubclass(kind, enum.Enum) and not self._is_named(kind):
             return classes.reduce_member
-        if any(
-            base.__name__ == "ndarray" and get_module(base) == "numpy" for base in get_mro(kind)
-        ):
+        if is_subclass_of(kind, "numpy", "ndarray"):
             is_subclass = get_module(kind) != "numpy" or kind.__name__ != "ndarray"
             return arrays.reduce_subclass if is_subclass else arrays.reduce_array
         if issubclass(kind, BaseException):
