@@ -32,7 +32,7 @@ def _changed_parameters() -> dict[str, Any]:
     changed = {}
     for key, value in dict.items(matplotlib.rcParams):
         first = _LISTS[key] if key in _LISTS else dict.get(original, key)
-        if value is first or key in _CHOSEN or not _differs(value, first):
+        if key in _CHOSEN or not _differs(value, first):
             continue
         module = type(value).__module__
         if module == "cycler":
@@ -65,9 +65,7 @@ def _changed_options() -> dict[str, Any]:
     return {
         key: value
         for key, value in _flatten(options, "")
-        if key in registered
-        and value is not registered[key].defval
-        and _differs(value, registered[key].defval)
+        if key in registered and _differs(value, registered[key].defval)
     }
 
 
@@ -94,11 +92,7 @@ def _changed_numpy() -> dict[str, Any]:
         "error call": numpy.geterrcall(),
         "buffer size": numpy.getbufsize(),
     }
-    return {
-        key: value
-        for key, value in found.items()
-        if value is not _NUMPY.get(key) and _differs(value, _NUMPY.get(key))
-    }
+    return {key: value for key, value in found.items() if _differs(value, _NUMPY.get(key))}
 
 
 _NUMPY = {
@@ -253,6 +247,8 @@ def _set_each(change: Callable[[str, Any], object], values: Mapping[str, Any]) -
 
 def _differs(value: Any, first: Any) -> bool:
     """Return whether a value is not the first one. Compare no object of a cell."""
+    if value is first:
+        return False
     known = _is_plain(value) or type(value) is type(first)
     return not known or bool(value != first)
 
