@@ -257,6 +257,13 @@ def printed(box: Sandbox, code: str) -> str:
     return result.stdout
 
 
+def die(box: Sandbox, code: str = "") -> tuple[str, ...]:
+    """Have the interpreter die; the names that are lost."""
+    result = box.execute(f"import os\n{code}\nos._exit(1)")
+    assert result.status == "died", result.stderr
+    return result.lost
+
+
 def interpreter_of(box: Sandbox) -> Interpreter:
     """The interpreter of a started sandbox, for tests that set its time limits or look inside.
 

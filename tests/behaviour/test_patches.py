@@ -6,20 +6,13 @@ import pytest
 
 from rlm_containers import Sandbox
 from tests.conftest import MakeBox
-from tests.support import execute, printed
+from tests.support import die, execute, printed
 
 
 @pytest.fixture
 def fresh(make_box: MakeBox) -> Sandbox:
     """A sandbox of its own: what a test sets stays. No heir may keep what the file has not."""
     return make_box(heirs="never")
-
-
-def die(box: Sandbox) -> tuple[str, ...]:
-    """Have the interpreter die. Return the names that are lost."""
-    result = box.execute("import os; os._exit(1)")
-    assert result.status == "died"
-    return result.lost
 
 
 @pytest.mark.parametrize(

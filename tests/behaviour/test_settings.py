@@ -6,17 +6,10 @@ import pytest
 
 from rlm_containers import Sandbox
 from tests.conftest import MakeBox
-from tests.support import execute, printed
+from tests.support import die, execute, printed
 
 #: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
 OPTIONS = {"heirs": "never"}
-
-
-def kill(box: Sandbox) -> tuple[str, ...]:
-    """Have the interpreter die. Return the names that are lost."""
-    result = box.execute("import os; os._exit(1)")
-    assert result.status == "died"
-    return result.lost
 
 
 @pytest.mark.parametrize(
@@ -206,7 +199,7 @@ def test_what_cells_have_set_is_set_again(
 ) -> None:
     printed(fresh, change)
     for _ in range(2):
-        assert kill(fresh) == ()
+        assert die(fresh) == ()
         printed(fresh, "again = 1")
     assert printed(fresh, look) == expected + "\n"
 
@@ -217,7 +210,7 @@ def test_what_the_host_has_given_is_not_saved(make_box: MakeBox) -> None:
     assert box.unsaved == ()
     look = "raw = open('state.dill', 'rb').read(); print(b'by-a-cell' in raw, b'given' in raw)"
     assert printed(box, look) == "True False\n"
-    assert kill(box) == ()
+    assert die(box) == ()
     look = "print(os.environ['TOKEN'], os.environ['MINE'], 'OTHER' in os.environ)"
     assert printed(box, look) == "given-by-the-host by-a-cell False\n"
 
@@ -237,7 +230,7 @@ def test_modules_in_a_directory_that_a_cell_has_put_on_the_path(fresh: Sandbox) 
         thing = Thing()
         """,
     )
-    assert kill(fresh) == ()
+    assert die(fresh) == ()
     assert printed(
         fresh,
         "print(offside.work(), work is offside.work, type(thing) is Thing)\n"
@@ -370,7 +363,7 @@ def test_modules_in_a_directory_that_a_cell_has_put_on_the_path(fresh: Sandbox) 
 def test_what_cannot_be_set_again_is_named(fresh: Sandbox, change: str, names: set[str]) -> None:
     printed(fresh, change)
     assert {variable.name for variable in fresh.unsaved} == names
-    assert set(kill(fresh)) == names
+    assert set(die(fresh)) == names
     printed(fresh, "after = 1")
     assert fresh.unsaved == ()
 
@@ -378,7 +371,7 @@ def test_what_cannot_be_set_again_is_named(fresh: Sandbox, change: str, names: s
 def test_a_module_that_a_variable_holds_is_saved_with_it(fresh: Sandbox) -> None:
     printed(fresh, "import sys, types\nheld = sys.modules['held_up'] = types.ModuleType('held_up')")
     assert fresh.unsaved == ()
-    assert kill(fresh) == ()
+    assert die(fresh) == ()
     look = "import held_up; print(held_up is held); import sys; del sys.modules['held_up']"
     assert printed(fresh, look) == "True\n"
 

@@ -11,7 +11,7 @@ import pytest
 
 from rlm_containers import Sandbox
 from tests.conftest import MakeBox
-from tests.support import Engine, execute, printed, skip_on_cluster, workspace
+from tests.support import Engine, die, execute, printed, skip_on_cluster, workspace
 
 #: These tests are of the file: no heir may keep what is lost, or leave out a checkpoint.
 OPTIONS = {"heirs": "never"}
@@ -29,13 +29,6 @@ def disk_use(box: Sandbox) -> int:
     assert box.unsaved == ()  # waits until the checkpoint is written
     files = (Path(top, name) for top, _, names in os.walk(workspace(box)) for name in names)
     return sum(file.lstat().st_size for file in files)
-
-
-def die(box: Sandbox, code: str = "") -> tuple[str, ...]:
-    """Have the interpreter die; the names that are lost."""
-    result = box.execute(f"import os\n{code}\nos._exit(1)")
-    assert result.status == "died", result.stderr
-    return result.lost
 
 
 def test_the_state_is_on_the_host(fresh: Sandbox) -> None:
